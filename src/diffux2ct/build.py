@@ -1,0 +1,175 @@
+"""From a composed config to live objects: the only file that calls Hydra's instantiate."""
+
+import hashlib
+import json
+import platform
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from diffux2ct.data.dataset import PreparedDataset
+from diffux2ct.errors import UserError
+from diffux2ct.evaluation.distortion import METRICS
+from diffux2ct.reconstructors.base import Reconstructor
+from diffux2ct.training import checkpoint
+from diffux2ct.training.loggers import CsvLogger, Logger, Loggers, TensorBoardLogger, WandbLogger
+from diffux2ct.training.loop import prepare_model
+from diffux2ct.training.settings import TrainerSettings, resolve_device
+from diffux2ct.training.validation import Validator
+
+
+def build_reconstructor(cfg: DictConfig) -> Reconstructor:
+    """The model that ``cfg.model`` names, with its parts, freshly initialised."""
+    return _instantiate(cfg.model)
+
+
+def build_settings(cfg: DictConfig) -> TrainerSettings:
+    """The trainer's settings, checked."""
+    return _instantiate(cfg.trainer)
+
+
+def _instantiate(node: DictConfig) -> Any:
+    try:
+        return instantiate(node, _convert_="all")
+    except HydraException as error:
+        # What our constructors say to the user comes wrapped; unwrap it.
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, UserError):
+            cause = cause.__cause__
+        raise cause or error from error
+
+
+def build_dataset(cfg: DictConfig, split: str, root: str | None = None) -> PreparedDataset:
+    """One split of the prepared folder that ``cfg`` (the dataset node) names; phantoms are made on first use."""
+    folder = Path(root or cfg.root)
+    if root is None:
+        ensure_dataset(cfg)
+    return PreparedDataset(
+        folder,
+        split,
+        size=cfg.size,
+        window=tuple(cfg.window),
+        xray_normalization=cfg.xray_normalization,
+        cache=bool(cfg.get("cache", False)),
+    )
+
+
+def ensure_dataset(cfg: DictConfig) -> None:
+    """Generate the phantoms on first use; other datasets are prepared by a command of their own."""
+    if cfg.get("generate") is None:
+        return
+    from diffux2ct.data.phantom import generate_dataset
+
+    generate_dataset(Path(cfg.root), size=cfg.size, **OmegaConf.to_container(cfg.generate, resolve=True))  # type: ignore
+
+
+def build_validator(cfg: DictConfig) -> Validator | None:
+    """A validator on the held-out ``val`` cases, or None when the folder has none or validation is off."""
+    if not cfg.trainer.val_every:
+        return None
+    ensure_dataset(cfg.dataset)
+    split = Path(cfg.dataset.root) / "split.json"
+    if split.is_file() and not json.loads(split.read_text())["val"]:
+        return None
+    dataset = build_dataset(cfg.dataset, "val")
+    metrics = {name: METRICS[name] for name in cfg.metrics.names}
+    return Validator(dataset, metrics, plain(cfg.sampler), tuple(cfg.dataset.window))
+
+
+def build_optimizer(cfg: DictConfig) -> Callable[[list[nn.Parameter]], torch.optim.Optimizer]:
+    """What makes an optimiser from parameters."""
+    return instantiate(cfg.optim, _convert_="all")
+
+
+def build_loggers(cfg: DictConfig, run_dir: Path) -> Callable[[int], Loggers]:
+    """What opens the loggers once the loop knows the step that it goes on from."""
+
+    def open_loggers(step: int) -> Loggers:
+        loggers: list[Logger] = [CsvLogger(run_dir, step)]
+        if cfg.logger.tensorboard:
+            loggers.append(TensorBoardLogger(run_dir))
+        if cfg.logger.wandb:
+            settings = {"project": cfg.logger.wandb.project, "mode": cfg.logger.wandb.mode}
+            loggers.append(WandbLogger(run_dir, plain(cfg), name=cfg.name, **settings))
+        return Loggers(loggers)
+
+    return open_loggers
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """A config as a plain dict, interpolations resolved."""
+    return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
+
+
+@dataclass
+class LoadedRun:
+    """A checkpoint's model, ready to reconstruct, and where it came from."""
+
+    reconstructor: Reconstructor
+    cfg: DictConfig
+    path: Path
+    step: int
+
+
+def load_run(ckpt: str | Path, device: str = "auto", weights: str = "ema") -> LoadedRun:
+    """Rebuild a model from a run folder or checkpoint file; UserError where that cannot be.
+
+    ``weights``: ``ema`` takes the averaged weights if the run kept them, ``raw`` the last step's.
+    """
+    path = Path(ckpt)
+    state = checkpoint.load(path)
+    path = path / "checkpoints" / "last.pt" if path.is_dir() else path
+    cfg = OmegaConf.create(state["config"])
+    assert isinstance(cfg, DictConfig)
+    model = build_reconstructor(cfg)
+    try:
+        model.load_state_dict(state["model"])
+        if weights == "ema" and state.get("ema"):
+            average = {k.removeprefix("average."): v for k, v in state["ema"].items() if k.startswith("average.")}
+            model.load_state_dict(average, strict=False)
+    except RuntimeError as error:
+        raise UserError(f"{path}: its weights do not fit its own config ({str(error).splitlines()[0]})") from error
+    model = prepare_model(model, resolve_device(device), bool(cfg.trainer.channels_last)).eval()
+    return LoadedRun(model, cfg, path, int(state["step"]))
+
+
+def load_reconstructor(ckpt: str | Path, device: str = "auto") -> tuple[Reconstructor, DictConfig]:
+    """The model of a run and the config it was trained under."""
+    run = load_run(ckpt, device)
+    return run.reconstructor, run.cfg
+
+
+def provenance(cfg: DictConfig) -> dict[str, Any]:
+    """What it takes to repeat a run beside its config: versions, commit, hardware, manifest hash."""
+    packages = ("diffux2ct", "torch", "numpy", "hydra-core", "scikit-image")
+    manifest = Path(cfg.dataset.root) / "manifest.csv"
+    try:
+        command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = None
+    return {
+        "commit": commit,
+        "versions": {name: _version(name) for name in packages},
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+        "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor(),
+        "threads": torch.get_num_threads(),
+        "manifest_sha256": hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else None,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # a source tree on a path, not installed
+        return None

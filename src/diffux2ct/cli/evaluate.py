@@ -1,0 +1,70 @@
+"""``python evaluate.py ckpt=PATH``: reconstruct a split's cases from their X-rays and score them."""
+
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from diffux2ct import build
+from diffux2ct.cli.hydra_app import hydra_app
+from diffux2ct.errors import UserError
+from diffux2ct.evaluation.runner import evaluate
+from diffux2ct.training.settings import resolve_device
+
+
+def run(cfg: DictConfig) -> None:
+    """Evaluate as ``cfg`` says; writes the ``evaluation/`` folder of the run."""
+    if cfg.weights not in ("ema", "raw"):
+        raise UserError(f"weights={cfg.weights}: choose ema or raw")
+    loaded = build.load_run(cfg.ckpt, cfg.device, cfg.weights)
+    trained = loaded.cfg
+    sampling = build.plain(OmegaConf.merge(trained.sampler, cfg.sampler))  # type: ignore[arg-type]
+    dataset = build.build_dataset(trained.dataset, cfg.split, cfg.root)
+    train_set = build.build_dataset(trained.dataset, "train")
+    if cfg.max_cases is not None:
+        dataset = dataset.first(cfg.max_cases)
+    name = Path(cfg.root).name if cfg.root else trained.dataset.name
+    out = Path(cfg.out) if cfg.out else default_folder(loaded.path, name, cfg, sampling)
+    device = resolve_device(cfg.device)
+    torch.manual_seed(cfg.seed)
+    with torch.autocast(device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
+        metrics = evaluate(
+            loaded.reconstructor,
+            dataset,
+            out,
+            sampling=sampling,
+            mean_volume=train_set.mean_volume(),
+            metrics=list(trained.metrics.names),
+            seed=cfg.seed,
+            context={
+                "run": trained.name,
+                "dataset": name,
+                "split": cfg.split,
+                "step": loaded.step,
+                "weights": cfg.weights,
+                "num_train_cases": len(train_set),
+            },
+            device=device,
+            num_report_cases=cfg.num_report_cases,
+            xray_source=cfg.xray_source,
+            batch_size=cfg.batch_size,
+        )
+    print(f"{'':8}{'model':>9}{'floor':>9}   (floor: the mean training volume, {metrics['num_cases']} cases)")
+    for key in trained.metrics.names:
+        print(f"{key:8}{metrics[key]:9.3f}{metrics['floor'][key]:9.3f}")
+    print(f"metrics: {out / 'metrics.json'}\nreport:  {out / 'report.html'}")
+
+
+def default_folder(path: Path, dataset: str, cfg: DictConfig, sampling: dict) -> Path:
+    """``<run>/evaluation/<dataset>-<split>-<sampler>``; controls and raw weights are marked too."""
+    sampler = f"{sampling.get('name', 'direct')}{sampling.get('num_inference_steps', '')}"
+    marks = [dataset, cfg.split, sampler]
+    marks += [cfg.xray_source] if cfg.xray_source != "paired" else []
+    marks += [cfg.weights] if cfg.weights != "ema" else []
+    folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    return folder / "evaluation" / "-".join(marks)
+
+
+def main() -> None:
+    """Console entry."""
+    hydra_app("evaluate", run)

@@ -1,0 +1,166 @@
+"""``python scripts/reconstruct.py ckpt= frontal= lateral= out=``: two X-ray files in, a CT out."""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from diffux2ct import __version__, build
+from diffux2ct.cli.hydra_app import hydra_app
+from diffux2ct.data.dataset import normalize_xray, read_description
+from diffux2ct.data.volume_io import write_nifti
+from diffux2ct.data.xray_io import XrayImage, fit_xray, read_xray
+from diffux2ct.errors import UserError
+from diffux2ct.geometry.hounsfield import denormalize_hu
+from diffux2ct.training.settings import resolve_device
+from diffux2ct.types import VIEWS
+from diffux2ct.viz.slices import display_xray, grey, save_png, upscale
+
+
+def run(cfg: DictConfig) -> None:
+    """Reconstruct as ``cfg`` says; writes reconstruction.nii.gz, xrays_used.png and reconstruct.json to ``cfg.out``."""
+    for key, choices in (("weights", ("ema", "raw")), ("precision", ("fp32", "bf16"))):
+        if cfg[key] not in choices:
+            raise UserError(f"{key}={cfg[key]}: choose {' or '.join(choices)}")
+    ckpt, out, paths = Path(cfg.ckpt), Path(cfg.out), {view: Path(cfg[view]) for view in VIEWS}
+    images = {view: read_xray(path, cfg.head_up) for view, path in paths.items()}
+    hashes = {view: _sha256(path) for view, path in paths.items()}
+    if len(set(hashes.values())) < len(hashes):
+        raise UserError(
+            f"{paths['lateral']}: the same image as frontal={paths['frontal']}; give the other view"
+        )
+    loaded = build.load_run(ckpt, cfg.device, cfg.weights)
+    dataset = loaded.cfg.dataset
+    size, spacing = (
+        (int(dataset.size), _triple(cfg.spacing)) if cfg.spacing is not None else model_grid(dataset)
+    )
+    xrays = prepare_xrays(images, size, dataset.xray_normalization)
+    changed = {key: value for key, value in cfg.sampler.items() if value is not None}
+    sampling = build.plain(OmegaConf.merge(loaded.cfg.sampler, changed))  # type: ignore[arg-type]
+    device = resolve_device(cfg.device)
+    start = time.perf_counter()
+    # The generator stays on the CPU, so that a seed gives the same noise on every device.
+    generator = torch.Generator().manual_seed(cfg.seed)
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
+        on_device = {view: image.to(device) for view, image in xrays.items()}
+        volume = loaded.reconstructor.reconstruct(on_device, generator=generator, **sampling)
+    volume = volume[0, 0].float().cpu()
+    if not torch.isfinite(volume).all():
+        raise UserError(
+            f"{loaded.path}: the reconstruction holds NaN or infinite values; use another checkpoint"
+        )
+    hu = np.asarray(denormalize_hu(volume.clamp(-1, 1), tuple(dataset.window)))
+    record = {
+        "diffux2ct": __version__,
+        "checkpoint": {"path": str(loaded.path), "sha256": _sha256(loaded.path), "step": loaded.step},
+        "run": loaded.cfg.name,
+        "weights": cfg.weights,
+        "xrays": {view: _describe(image, hashes[view]) for view, image in images.items()},
+        "xray_normalization": dataset.xray_normalization,
+        "seed": cfg.seed,
+        "sampler": sampling,
+        "size": size,
+        "spacing": spacing,
+        "window": list(dataset.window),
+        "device": str(device),
+        "precision": cfg.precision,
+        "seconds": round(time.perf_counter() - start, 3),
+    }
+    write_outputs(out, np.round(hu).astype(np.int16), spacing, xrays, record)
+    print(f"reconstruction: {out / 'reconstruction.nii.gz'}\nX-rays as used: {out / 'xrays_used.png'}")
+
+
+def prepare_xrays(images: Mapping[str, XrayImage], size: int, normalization: str) -> dict[str, Tensor]:
+    """Radiographs as the model wants them: [1, 1, size, size] in [-1, 1].
+
+    Raises UserError where a model that was trained on absolute line integrals is given grey levels.
+    """
+    for image in images.values():
+        if normalization == "fixed" and not image.is_line_integral:
+            raise UserError(
+                f"{image.meta['path']}: grey levels, but this model was trained on absolute line integrals "
+                "(xray_normalization=fixed); give a .npy of line integrals, or a model trained with max"
+            )
+    fitted = {view: torch.from_numpy(fit_xray(image, size, size).values) for view, image in images.items()}
+    return {view: normalize_xray(values, normalization)[None, None] for view, values in fitted.items()}
+
+
+def write_outputs(
+    out: Path, hu: np.ndarray, spacing: list[float], xrays: Mapping[str, Tensor], record: Mapping[str, Any]
+) -> None:
+    """Write the three files; each appears whole, and the record, which vouches for the others, last."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file; out= is a folder")
+    partial = out / f".partial-{os.getpid()}"
+    partial.mkdir(parents=True)
+    try:
+        # The isocentre, which both X-rays look at, is the origin of the patient's coordinates.
+        origin = [-(n - 1) / 2 * s for n, s in zip(hu.shape[::-1], spacing, strict=True)]
+        write_nifti(partial / "reconstruction.nii.gz", hu, spacing, origin)
+        pictures = [
+            upscale(grey(display_xray(xrays[view][0, 0].numpy()), (-1.0, 1.0)), 256) for view in VIEWS
+        ]
+        save_png(partial / "xrays_used.png", np.concatenate(pictures, axis=1))
+        (partial / "reconstruct.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        # An older record must not vouch for a newer volume, should we be interrupted in between.
+        (out / "reconstruct.json").unlink(missing_ok=True)
+        for name in ("reconstruction.nii.gz", "xrays_used.png", "reconstruct.json"):
+            os.replace(partial / name, out / name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def model_grid(dataset: DictConfig) -> tuple[int, list[float]]:
+    """Voxels per side and spacing (x, y, z) in mm of what a model makes that was trained on ``dataset``.
+
+    The prepared folder knows best; where it is not at hand, the settings that it was made with tell.
+    """
+    size = dataset.get("size")
+    if dataset.get("spacing") is not None and size is not None:
+        return int(size), _triple(dataset.spacing)
+    made: Any = dataset.get("prepare")
+    if (Path(dataset.root) / "dataset.json").is_file():
+        made = read_description(dataset.root)
+    elif dataset.get("generate") is not None and size is not None:
+        return int(size), _triple(dataset.generate.extent_mm / size)
+    if made is None:
+        raise UserError(f"{dataset.root}: not there, so the voxel spacing is unknown; add spacing=MM")
+    size = int(made["size"] if size is None else size)
+    return size, [s * made["size"] / size for s in _triple(made["spacing"])]
+
+
+def _triple(spacing: Any) -> list[float]:
+    values = [float(v) for v in spacing] if not isinstance(spacing, int | float) else [float(spacing)] * 3
+    if len(values) != 3 or min(values) <= 0:
+        raise UserError(f"spacing={spacing}: give one positive number of mm, or three: [x,y,z]")
+    return values
+
+
+def _describe(image: XrayImage, sha256: str) -> dict[str, Any]:
+    pitch = list(image.pixel_pitch) if image.pixel_pitch else None
+    shape = list(image.values.shape)
+    return image.meta | {
+        "sha256": sha256,
+        "shape": shape,
+        "pixel_pitch": pitch,
+        "line_integrals": image.is_line_integral,
+    }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def main() -> None:
+    """Console entry."""
+    hydra_app("reconstruct", run)

@@ -1,0 +1,84 @@
+"""``python scripts/summarize_model.py``: what a model costs, counted on the meta device."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from diffux2ct import build
+from diffux2ct.cli.hydra_app import hydra_app
+from diffux2ct.reconstructors.base import Reconstructor
+from diffux2ct.types import VIEWS
+
+
+def run(cfg: DictConfig) -> None:
+    """Print the summary of the model that ``cfg`` names, as a table or as JSON (``json=true``)."""
+    summary = summarize(cfg)
+    if cfg.json:
+        print(json.dumps(summary, indent=2))
+        return
+    print(f"model at {cfg.dataset.size}^3, batch {summary['batch_size']}; nothing is allocated")
+    print(f"{'part':34}{'parameters (M)':>16}{'fwd TFLOP':>12}{'saved fp32 (GiB)':>18}")
+    for name, part in summary["parts"].items():
+        print(f"{name:34}{part['parameters'] / 1e6:16.3f}{part['forward_tflop']:12.4f}{part['saved_gib']:18.2f}")
+    print("FLOP = 2 x multiply-accumulate of convolutions and matrix products; saved = kept for backward, in fp32.")
+
+
+def summarize(cfg: DictConfig) -> dict[str, Any]:
+    """Parameters, forward TFLOP and activation memory (GiB, fp32, batch 1) per part and in total."""
+    with torch.device("meta"):
+        model = build.build_reconstructor(cfg)
+        parts = {name: measure(model, call) for name, call in calls(model, cfg.dataset.size).items()}
+    for name, child in model.named_children():
+        if name in parts:
+            parts[name]["parameters"] = sum(p.numel() for p in child.parameters())
+    total = {key: sum(part[key] for part in parts.values()) for key in ("forward_tflop", "saved_gib")}
+    total["parameters"] = sum(p.numel() for p in model.parameters())
+    return {"size": cfg.dataset.size, "batch_size": 1, "parts": {**parts, "total": total}}
+
+
+def calls(model: Reconstructor, size: int) -> dict[str, Callable[[], Any]]:
+    """One forward call per part: conditioning and denoiser of a diffusion model, else the whole model."""
+    xrays = {view: torch.empty(1, 1, size, size) for view in VIEWS}
+    volume = torch.empty(1, 1, size, size, size)
+    conditioning, denoiser = getattr(model, "conditioning", None), getattr(model, "denoiser", None)
+    if not isinstance(conditioning, nn.Module) or not isinstance(denoiser, nn.Module):
+        batch = {"volume": volume, **xrays, "seed": torch.zeros(1, dtype=torch.long)}
+        return {"model": lambda: model(model.objectives()[0].name, batch)}
+    # The conditions are leaves here, so that the denoiser's count holds nothing of the conditioning.
+    features = [h.detach().requires_grad_() for h in conditioning(xrays)]
+    return {
+        "conditioning": lambda: conditioning(xrays),
+        "denoiser": lambda: denoiser(volume, torch.zeros(1), features),
+    }
+
+
+def measure(model: nn.Module, call: Callable[[], Any]) -> dict[str, float]:
+    """Forward FLOP and bytes saved for backward of one call; parameters are not counted as saved."""
+    own = {id(p) for p in model.parameters()}
+    saved: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if id(tensor) not in own:
+            storage = tensor.untyped_storage()
+            saved[storage._cdata] = max(saved.get(storage._cdata, 0), tensor.numel() * tensor.element_size())
+            kept.append(tensor)
+        return tensor
+
+    kept: list[Tensor] = []  # keeps storages alive, so that no address is counted for two of them
+    counter = FlopCounterMode(display=False)
+    with counter, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        call()
+    return {"forward_tflop": counter.get_total_flops() / 1e12, "saved_gib": sum(saved.values()) / 2**30}
+
+
+def main() -> None:
+    """Console entry; ``--json`` is short for ``json=true``."""
+    import sys
+
+    sys.argv = ["json=true" if argument == "--json" else argument for argument in sys.argv]
+    hydra_app("summarize", run)

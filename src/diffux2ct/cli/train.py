@@ -1,0 +1,58 @@
+"""``python train.py``: train any model on any prepared dataset."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from diffux2ct import build
+from diffux2ct.cli.hydra_app import hydra_app
+from diffux2ct.training import checkpoint
+from diffux2ct.training.loop import train
+
+
+def run(cfg: DictConfig) -> None:
+    """Train as ``cfg`` says; writes ``cfg.run_dir``."""
+    cfg = cfg.copy()
+    run_dir = Path(cfg.run_dir + sweep_suffix())
+    cfg.run_dir = str(run_dir)
+    settings = build.build_settings(cfg)
+    config = build.plain(cfg)
+    # Refuse before anything is written.
+    checkpoint.find_resume(run_dir, settings.resume, config)
+    train_set = build.build_dataset(cfg.dataset, "train")
+    validator = build.build_validator(cfg)
+    if int(os.environ.get("RANK", 0)) == 0:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
+        (run_dir / "provenance.json").write_text(json.dumps(build.provenance(cfg), indent=2) + "\n")
+    path = train(
+        lambda: build.build_reconstructor(cfg),
+        train_set,
+        validator,
+        build.build_optimizer(cfg),
+        build.build_loggers(cfg, run_dir),
+        settings,
+        run_dir,
+        config,
+    )
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(f"checkpoint: {path}\nnext: python evaluate.py ckpt={run_dir}")
+
+
+def sweep_suffix() -> str:
+    """In a sweep, what sets this run apart from its sisters, so that each has its own folder."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return ""
+    overrides = [o for o in HydraConfig.get().overrides.task if not re.match(r"(experiment|name|run_dir)=", o)]
+    slug = re.sub(r"[^\w.,-]+", "-", ",".join(overrides)).strip("-,")
+    return f"-{slug}" if slug else ""
+
+
+def main() -> None:
+    """Console entry."""
+    hydra_app("train", run)

@@ -1,0 +1,89 @@
+"""The forward process and what a network's output says of x_0 and of the noise (paper Eq. 1, 7, 8)."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from diffux2ct.diffusion.schedule import make_alphas_cumprod
+from diffux2ct.errors import UserError
+from diffux2ct.types import Volume
+
+PREDICTION_TYPES = ("epsilon", "v", "x0")
+
+
+class DiffusionProcess(nn.Module):
+    """Schedule and parameterisation of a diffusion over volumes in [-1, 1].
+
+    ``prediction_type``: what the network outputs. ``epsilon`` is the paper's; ``v`` (Salimans and Ho 2022) keeps
+    the estimate of x_0 stable at every t; ``x0`` predicts the volume itself. ``eq8``: ``corrected`` divides out
+    sqrt(1 - alphas_cumprod); ``as_printed`` uses the paper's printed (1 - alphas_cumprod), with which a perfect
+    network does not recover x_0 (docs/method.md, errata).
+    """
+
+    alphas_cumprod: Tensor
+
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        schedule: str = "linear",
+        beta_start: float = 1e-4,
+        beta_end: float = 2e-2,
+        zero_terminal_snr: bool = False,
+        prediction_type: str = "epsilon",
+        eq8: str = "corrected",
+    ) -> None:
+        super().__init__()
+        if prediction_type not in PREDICTION_TYPES:
+            raise UserError(f"diffusion.prediction_type={prediction_type}: choose one of {', '.join(PREDICTION_TYPES)}")
+        if prediction_type == "epsilon" and zero_terminal_snr:
+            raise UserError(
+                "diffusion.zero_terminal_snr=true: at the last step the input is pure noise, from which epsilon says "
+                "nothing of the volume; use prediction_type=v or x0"
+            )
+        if eq8 not in ("corrected", "as_printed"):
+            raise UserError(f"diffusion.eq8={eq8}: choose corrected or as_printed")
+        self.num_train_timesteps = num_train_timesteps
+        self.prediction_type = prediction_type
+        self.eq8 = eq8
+        alphas_cumprod = make_alphas_cumprod(num_train_timesteps, schedule, beta_start, beta_end, zero_terminal_snr)
+        self.register_buffer("alphas_cumprod", alphas_cumprod.float(), persistent=False)
+
+    def _roots(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """sqrt(alphas_cumprod_t) and sqrt(1 - alphas_cumprod_t), shaped to multiply volumes."""
+        a = self.alphas_cumprod[t].view(-1, 1, 1, 1, 1)
+        return a.sqrt(), (1 - a).sqrt()
+
+    def add_noise(self, x_0: Volume, noise: Volume, t: Int[Tensor, " b"]) -> Volume:
+        """x_t = sqrt(alphas_cumprod_t) x_0 + sqrt(1 - alphas_cumprod_t) noise, ``t`` in 0 .. T-1."""
+        signal, sigma = self._roots(t)
+        return signal * x_0 + sigma * noise
+
+    def target(self, x_0: Volume, noise: Volume, t: Int[Tensor, " b"]) -> Volume:
+        """What the network should output for this (x_0, noise, t)."""
+        if self.prediction_type == "epsilon":
+            return noise
+        if self.prediction_type == "x0":
+            return x_0
+        signal, sigma = self._roots(t)
+        return signal * noise - sigma * x_0
+
+    def predict_x0(self, output: Volume, x_t: Volume, t: Int[Tensor, " b"]) -> Volume:
+        """The network's estimate of x_0, unclipped (paper Eq. 8 for epsilon)."""
+        if self.prediction_type == "x0":
+            return output
+        signal, sigma = self._roots(t)
+        if self.prediction_type == "v":
+            return signal * x_t - sigma * output
+        if self.eq8 == "as_printed":
+            sigma = sigma**2
+        return (x_t - sigma * output) / signal
+
+    def noise_from_x0(self, x_0: Volume, x_t: Volume, t: Int[Tensor, " b"]) -> Volume:
+        """The noise that would have made ``x_t`` out of ``x_0``."""
+        signal, sigma = self._roots(t)
+        return (x_t - signal * x_0) / sigma
+
+    def snr_weight(self, t: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """min(1, sqrt(alphas_cumprod / (1 - alphas_cumprod))): undoes how Eq. 8 magnifies errors at high noise."""
+        a = self.alphas_cumprod[t]
+        return torch.sqrt(a / (1 - a)).clamp(max=1.0)

@@ -1,0 +1,155 @@
+"""An X-ray view of a volume: source, panel, pixels, and where a point of the volume lands on the panel.
+
+Coordinates are LPS millimetres relative to the isocentre, which is the centre of the volume: x to the
+patient's Left, y to Posterior, z to Superior. Both views share one camera. The frontal source stands in front
+of the patient (y = -SAD) and its rays run toward +y; the lateral source stands at the patient's right
+(x = -SAD) and its rays run toward +x. Panel rows follow +z; panel columns follow +x (frontal) or +y (lateral).
+Nothing is flipped, so pixel (row, column) looks at voxel (z, x) or (z, y).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from diffux2ct.errors import UserError
+from diffux2ct.types import VIEWS
+
+Real = float | int
+Array = TypeVar("Array", torch.Tensor, np.ndarray)
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A cone-beam or parallel-beam camera.
+
+    Args:
+        kind: "cone" or "parallel".
+        sad: source to isocentre, mm; 0 for a parallel beam, which has no source.
+        sid: source to panel, mm; 0 for a parallel beam.
+        rows, cols: pixels of the panel.
+        pitch: mm between pixel centres (along rows' axis z, along columns' axis), on the panel.
+        name: the preset that this is, if any.
+
+    Raises:
+        UserError: a camera that cannot exist.
+    """
+
+    kind: str
+    sad: Real
+    sid: Real
+    rows: int
+    cols: int
+    pitch: tuple[Real, Real]
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("cone", "parallel"):
+            raise UserError(f"camera kind {self.kind!r} is unknown; use cone or parallel")
+        if self.rows < 1 or self.cols < 1 or len(self.pitch) != 2 or not min(self.pitch) > 0:
+            raise UserError(
+                f"camera panel {self.rows}x{self.cols} with pitch {self.pitch} mm; all must be positive"
+            )
+        if self.kind == "cone" and not 0 < self.sad <= self.sid:
+            raise UserError(f"cone camera with sad={self.sad}, sid={self.sid} mm; it needs 0 < sad <= sid")
+
+    def magnification(self, depth: Any) -> Any:
+        """Panel mm per mm at ``depth`` (mm past the isocentre along the beam): SID / (SAD + depth).
+
+        depth: a number, tensor or array; the result is of its kind.
+        """
+        if self.kind == "parallel":
+            return depth * 0.0 + 1.0
+        return self.sid / (self.sad + depth)
+
+    def voxel_to_pixel(self, points_mm: Array, view: str) -> Array:
+        """Where points land on the panel.
+
+        Args:
+            points_mm: [..., 3] (x, y, z) mm relative to the volume's centre; tensor or array.
+            view: "frontal" or "lateral".
+
+        Returns:
+            [..., 2] fractional (row, column); the first pixel's centre is (0, 0). Points may fall outside.
+        """
+        x, y, z = points_mm[..., 0], points_mm[..., 1], points_mm[..., 2]
+        across, depth = (x, y) if checked_view(view) == "frontal" else (y, x)
+        scale = self.magnification(depth)
+        row = z * scale / self.pitch[0] + (self.rows - 1) / 2
+        col = across * scale / self.pitch[1] + (self.cols - 1) / 2
+        stack: Any = torch.stack if isinstance(points_mm, torch.Tensor) else np.stack
+        return stack((row, col), -1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {**asdict(self), "pitch": list(self.pitch)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Camera":
+        """The camera that ``to_dict`` described.
+
+        Raises:
+            UserError: a key is missing or unknown.
+        """
+        known = {field.name for field in fields(cls)}
+        unknown, missing = set(values) - known, known - {"name"} - set(values)
+        if unknown or missing:
+            raise UserError(
+                f"camera description: unknown keys {sorted(unknown)}, missing keys {sorted(missing)}; "
+                f"it needs {', '.join(sorted(known))}"
+            )
+        return cls(**{**values, "pitch": tuple(values["pitch"])})
+
+
+def camera_preset(name: str, size: int | Sequence[int], spacing: Real | Sequence[Real]) -> Camera:
+    """A named camera for a volume.
+
+    - ``lumbar``: C-arm, SAD 1000, SID 1500 mm. The pixel is one voxel magnified to the panel, so at the
+      isocentre plane pixel and voxel indices agree: the central part of a 440 mm panel for 128 voxels of 2 mm.
+    - ``x2ct``: SAD 541, SID 949 mm, 320 x 320 pixels on a 500 mm panel, whatever the volume: X2CT-GAN's LIDC.
+    - ``parallel``: parallel rays, one pixel a voxel: the control that mis-registers nothing.
+
+    Args:
+        name: one of the above.
+        size: voxels per side, or (D, H, W) with H = W.
+        spacing: mm per voxel, or (x, y, z) with x = y: one camera serves both views.
+
+    Raises:
+        UserError: an unknown name, or a volume whose x and y differ.
+    """
+    rows, height, cols = (size, size, size) if isinstance(size, int) else size
+    sx, sy, sz = spacing_xyz(spacing)
+    if name == "x2ct":
+        return Camera("cone", 541.0, 949.0, 320, 320, (500.0 / 320, 500.0 / 320), name)
+    if name not in ("lumbar", "parallel"):
+        raise UserError(f"camera {name!r} is unknown; use lumbar, x2ct or parallel")
+    if height != cols or abs(sx - sy) > 1e-6 * sx:
+        raise UserError(
+            f"camera {name!r} serves both views and needs equal x and y, got {cols}x{height} voxels "
+            f"of {sx:g}x{sy:g} mm; resample to a square grid"
+        )
+    if name == "parallel":
+        return Camera("parallel", 0.0, 0.0, rows, cols, (float(sz), float(sx)), name)
+    return Camera("cone", 1000.0, 1500.0, rows, cols, (sz * 1.5, sx * 1.5), name)
+
+
+def spacing_xyz(spacing: Real | Sequence[Real]) -> tuple[float, float, float]:
+    """Spacing as three numbers (x, y, z) in mm, from one number or three.
+
+    Raises:
+        UserError: it is neither, or not positive.
+    """
+    values = np.asarray(spacing, dtype=np.float64).reshape(-1)
+    values = np.repeat(values, 3) if values.size == 1 else values
+    if values.size != 3 or not values.min() > 0:
+        raise UserError(f"spacing={spacing} mm; give one positive number, or three (x, y, z)")
+    return float(values[0]), float(values[1]), float(values[2])
+
+
+def checked_view(view: str) -> str:
+    """The view itself, or ValueError."""
+    if view not in VIEWS:
+        raise ValueError(f"view {view!r} is unknown; use {' or '.join(VIEWS)}")
+    return view

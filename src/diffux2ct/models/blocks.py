@@ -1,0 +1,149 @@
+"""The small parts that every network here is made of: norm, residual block, resampling, time embedding."""
+
+import math
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+CONV = {2: nn.Conv2d, 3: nn.Conv3d}
+
+
+def num_groups(channels: int, max_groups: int = 32) -> int:
+    """gcd(32, channels), halved until a group holds two channels.
+
+    A group of one channel subtracts each channel's own mean, and with it the whole time embedding that a
+    residual block has just added. Widths of 64 and more (the paper's) keep their 32 groups.
+    """
+    groups = math.gcd(max_groups, channels)
+    while groups > 1 and channels // groups < 2:
+        groups //= 2
+    return groups
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation that stays in bf16 under autocast (which would run it, and save it, in fp32)."""
+
+    def __init__(self, channels: int, max_groups: int = 32):
+        super().__init__(num_groups(channels, max_groups), channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[b, c, ...] -> the same shape, in autocast's dtype where that is on."""
+        device = x.device.type
+        if device == "meta" or not torch.is_autocast_enabled(device):
+            return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+        dtype = torch.get_autocast_dtype(device)
+        x, weight, bias = x.to(dtype), self.weight.to(dtype), self.bias.to(dtype)
+        with torch.autocast(device, enabled=False):
+            return F.group_norm(x, self.num_groups, weight, bias, self.eps)
+
+
+def conv_norm_act(dims: int, in_channels: int, out_channels: int) -> nn.Sequential:
+    """3-wide convolution, group norm, SiLU (the stem and the interleaved convolution)."""
+    conv = CONV[dims](in_channels, out_channels, 3, padding=1)
+    return nn.Sequential(conv, GroupNorm(out_channels), nn.SiLU())
+
+
+class ResBlock(nn.Module):
+    """SR3's residual block in 2D or 3D: GN-SiLU-Conv, + Linear(time), GN-SiLU-Dropout-Conv, 1-wide skip.
+
+    `time_channels=None` leaves the time out (the planes see no diffusion step).
+    """
+
+    def __init__(
+        self,
+        dims: int,
+        in_channels: int,
+        out_channels: int,
+        time_channels: int | None = None,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        conv = CONV[dims]
+        self.norm1 = GroupNorm(in_channels)
+        self.conv1 = conv(in_channels, out_channels, 3, padding=1)
+        self.time = None if time_channels is None else nn.Linear(time_channels, out_channels)
+        self.norm2 = GroupNorm(out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = conv(out_channels, out_channels, 3, padding=1)
+        self.skip = nn.Identity() if in_channels == out_channels else conv(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
+        """[b, in, ...] and the embedded time [b, time_channels] -> [b, out, ...]."""
+        h = self.conv1(F.silu(self.norm1(x)))
+        if self.time is not None:
+            shift = self.time(time)
+            h = h + shift.reshape(*shift.shape, *(1,) * (h.ndim - 2)).to(h.dtype)
+        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        return self.skip(x) + h
+
+
+class ResBlock2d(ResBlock):
+    """`ResBlock` on planes [b, c, r, s]."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, time_channels: int | None = None, dropout: float = 0.0
+    ):
+        super().__init__(2, in_channels, out_channels, time_channels, dropout)
+
+
+class ResBlock3d(ResBlock):
+    """`ResBlock` on volumes [b, c, d, h, w]."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, time_channels: int | None = None, dropout: float = 0.0
+    ):
+        super().__init__(3, in_channels, out_channels, time_channels, dropout)
+
+
+class Downsample(nn.Module):
+    """Convolution of stride 2: halves every side."""
+
+    def __init__(self, dims: int, in_channels: int, out_channels: int):
+        super().__init__()
+        self.conv = CONV[dims](in_channels, out_channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[b, in, n, ...] -> [b, out, n / 2, ...]."""
+        return self.conv(x)
+
+
+class Upsample(nn.Module):
+    """Nearest neighbour x2, then a convolution: doubles every side."""
+
+    def __init__(self, dims: int, in_channels: int, out_channels: int):
+        super().__init__()
+        self.conv = CONV[dims](in_channels, out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[b, in, n, ...] -> [b, out, 2 n, ...]."""
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def timestep_embedding(
+    t: Shaped[Tensor, " b"], channels: int, max_period: float = 10000.0
+) -> Float[Tensor, "b c"]:
+    """Sinusoids of a step (integer or float): `channels` numbers in fp32, cosines first."""
+    half = channels // 2
+    exponents = torch.arange(half, device=t.device, dtype=torch.float32) / half
+    rates = torch.exp(-math.log(max_period) * exponents)
+    angles = t.float()[:, None] * rates
+    return torch.cat((angles.cos(), angles.sin()), dim=1)
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoid(channels), Linear, SiLU, Linear: [b] -> [b, out_channels]."""
+
+    def __init__(self, channels: int, out_channels: int):
+        super().__init__()
+        if channels % 2:
+            raise ValueError(f"the time embedding needs an even width, not {channels}")
+        self.channels = channels
+        self.linear1 = nn.Linear(channels, out_channels)
+        self.linear2 = nn.Linear(out_channels, out_channels)
+
+    def forward(self, t: Shaped[Tensor, " b"]) -> Float[Tensor, "b c"]:
+        """Steps, integer or float -> their embedding."""
+        embedding = timestep_embedding(t, self.channels).to(self.linear1.weight.dtype)
+        return self.linear2(F.silu(self.linear1(embedding)))

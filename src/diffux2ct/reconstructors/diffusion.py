@@ -1,0 +1,102 @@
+"""DiffuX2CT as a reconstructor: conditions once per volume, then the reverse process (paper Sec. 3)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffux2ct.diffusion.losses import DiffusionLoss
+from diffux2ct.diffusion.process import DiffusionProcess
+from diffux2ct.diffusion.samplers import sample
+from diffux2ct.models.conditioning import Conditioning
+from diffux2ct.models.denoiser import UNet3d
+from diffux2ct.reconstructors.base import (
+    Batch,
+    Losses,
+    Objective,
+    Reconstructor,
+    seeded_generator,
+    seeded_integers,
+    seeded_normal,
+    xrays_of,
+)
+from diffux2ct.types import Volume, Xrays
+
+# Salts keep the three draws of one sample independent of each other.
+_NOISE, _TIMESTEP, _PERTURBATION = 1, 2, 3
+
+
+class DiffusionReconstructor(Reconstructor):
+    """A conditional diffusion model over CT volumes.
+
+    ``size``: voxels per side. ``conditioning`` gives 3D features at three scales from the X-rays, ``denoiser``
+    is conditioned on them, ``process`` is the diffusion, ``loss`` the objective.
+    """
+
+    def __init__(
+        self, conditioning: Conditioning, denoiser: UNet3d, process: DiffusionProcess, loss: DiffusionLoss, size: int
+    ) -> None:
+        super().__init__()
+        self.conditioning = conditioning
+        self.denoiser = denoiser
+        self.process = process
+        self.loss = loss
+        self.size = size
+
+    def objectives(self) -> tuple[Objective, ...]:
+        """One objective: noise prediction plus geometry projection (paper Eq. 10)."""
+        return (Objective("diffusion", list(self.parameters()), self._loss),)
+
+    def _loss(self, batch: Batch) -> Losses:
+        """Losses of a batch with ``volume``, the X-rays and one ``seed`` per sample."""
+        x_0, seeds = batch["volume"], batch["seed"]
+        noise = seeded_normal(x_0.shape[1:], seeds, x_0.device, _NOISE)
+        t = seeded_integers(self.process.num_train_timesteps, seeds, x_0.device, _TIMESTEP)
+        conditions = self.conditioning(xrays_of(batch), self._seeded_perturbation(seeds, x_0.device))
+        x_t = self.process.add_noise(x_0, noise, t)
+        return self.loss(self.process, self.denoiser(x_t, t, conditions), x_t, x_0, noise, t)
+
+    def _seeded_perturbation(self, seeds: Tensor, device: torch.device) -> Tensor | None:
+        """The z of Eq. 5, one draw per sample from its own seed; None where the conditioning takes none."""
+        generators = [seeded_generator(seed, device, _PERTURBATION) for seed in seeds.tolist()]
+        draws = [self.conditioning.sample_perturbation(1, generator, device) for generator in generators]
+        return None if draws[0] is None else torch.cat([z for z in draws if z is not None])
+
+    def reconstruct(
+        self,
+        xrays: Xrays,
+        *,
+        generator: torch.Generator | None = None,
+        name: str = "ddim",
+        num_inference_steps: int = 50,
+        eta: float = 0.0,
+        perturbation: str = "random",
+        **_: Any,
+    ) -> Volume:
+        """Sample a volume [B, 1, D, H, W] in [-1, 1] given frontal and lateral X-rays [B, 1, D, *] in [-1, 1].
+
+        ``name``: ``ddpm`` (the paper, ancestral) or ``ddim``. ``perturbation``: the z of Eq. 5 is drawn once per
+        volume and kept over all steps (``random``) or left out (``zero``). The conditions see neither x_t nor t,
+        so they are computed once.
+        """
+        frontal = xrays["frontal"]
+        device, shape = frontal.device, (frontal.shape[0], 1, self.size, self.size, self.size)
+
+        def draw() -> Tensor:
+            # Drawn where the generator lives, so that a seed gives one volume whatever the device.
+            source = generator.device if generator is not None else device
+            return torch.randn(shape, generator=generator, device=source).to(device)
+
+        z = self.conditioning.sample_perturbation(shape[0], generator, device)
+        if z is not None and perturbation == "zero":
+            z = torch.zeros_like(z)
+        conditions = self.conditioning(xrays, z)
+        return sample(
+            lambda x_t, t: self.denoiser(x_t, t, conditions),
+            self.process,
+            draw(),
+            name=name,
+            num_inference_steps=num_inference_steps,
+            eta=eta,
+            draw_noise=draw,
+        )

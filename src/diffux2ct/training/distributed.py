@@ -1,0 +1,94 @@
+"""One process or several: the little that the training loop must know of it."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import Sampler
+
+
+def start() -> tuple[int, int]:
+    """(rank, world size). Joins the process group that torchrun announced; alone it is (0, 1)."""
+    if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
+        return 0, 1
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return dist.get_rank(), dist.get_world_size()
+
+
+def stop() -> None:
+    """Leave the process group, if one was joined."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def agree(flag: bool, device: torch.device) -> bool:
+    """True on all ranks if it is true on any: ranks must leave the loop at the same step."""
+    if not dist.is_initialized():
+        return flag
+    value = torch.tensor(float(flag), device=device)
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return bool(value > 0)
+
+
+def wrap(model: nn.Module, device: torch.device, num_objectives: int) -> nn.Module:
+    """DDP over the model when there are several ranks."""
+    if not dist.is_initialized():
+        return model
+    ids = [device.index] if device.type == "cuda" else None
+    # An adversarial step touches only its own half of the parameters.
+    return DistributedDataParallel(model, device_ids=ids, find_unused_parameters=num_objectives > 1)
+
+
+@contextmanager
+def sync_gradients(model: nn.Module, when: bool) -> Iterator[None]:
+    """Skip DDP's all-reduce on all but the last part of an accumulated batch."""
+    if when or not isinstance(model, DistributedDataParallel):
+        yield
+    else:
+        with model.no_sync():
+            yield
+
+
+class StepSampler(Sampler[list[int]]):
+    """Endless micro-batches of indices, fixed by (seed, step) alone.
+
+    The global batch of step s is positions [s B, (s + 1) B) of an endless chain of shuffled epochs, so a resumed
+    run sees what the undisturbed one would have seen, and the data order does not depend on the number of ranks.
+    Each step yields ``accumulate`` lists: this rank's share, in parts.
+    """
+
+    def __init__(
+        self, length: int, batch_size: int, seed: int, start_step: int, rank: int, world: int, accumulate: int
+    ) -> None:
+        self.length, self.batch_size, self.seed, self.start_step = length, batch_size, seed, start_step
+        self.rank, self.world, self.accumulate = rank, world, accumulate
+        self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
+
+    def _index(self, position: int) -> int:
+        epoch, offset = divmod(position, self.length)
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            self._epoch, self._order = epoch, torch.randperm(self.length, generator=generator)
+        return int(self._order[offset])
+
+    def __iter__(self) -> Iterator[list[int]]:
+        share = self.batch_size // self.world
+        part = share // self.accumulate
+        step = self.start_step
+        while True:
+            indices = [self._index(step * self.batch_size + i) for i in range(self.batch_size)]
+            own = indices[self.rank * share : (self.rank + 1) * share]
+            for k in range(self.accumulate):
+                yield own[k * part : (k + 1) * part]
+            step += 1

@@ -1,0 +1,128 @@
+"""Where a run's numbers and pictures go: CSV always, TensorBoard and Weights & Biases on request."""
+
+import csv
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+
+class Logger(Protocol):
+    """Takes scalars and pictures by step."""
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Log numbers."""
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """Log a picture, uint8 [rows, columns] or [rows, columns, 3]."""
+
+    def close(self) -> None:
+        """Flush and end."""
+
+
+class CsvLogger:
+    """``metrics.csv`` with rows (step, name, value): any metric may join at any step; pictures as PNG."""
+
+    def __init__(self, run_dir: Path, resume_step: int = 0) -> None:
+        self.folder = run_dir
+        path = run_dir / "metrics.csv"
+        kept = []
+        if path.exists() and resume_step > 0:
+            # Rows past the checkpoint will be made again.
+            with open(path, newline="") as file:
+                kept = [row for row in csv.DictReader(file) if row["value"] and int(row["step"]) <= resume_step]
+        partial = path.with_name(".metrics.csv.partial")
+        with open(partial, "w", newline="") as file:
+            writer = csv.DictWriter(file, ["step", "name", "value"])
+            writer.writeheader()
+            writer.writerows(kept)
+        os.replace(partial, path)
+        self.file = open(path, "a", newline="")  # noqa: SIM115 - closed in close()
+        self.writer = csv.writer(self.file)
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Append a row per value."""
+        self.writer.writerows([step, name, f"{value:.8g}"] for name, value in values.items())
+        self.file.flush()
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """Write ``previews/<name>_<step>.png``."""
+        from PIL import Image
+
+        folder = self.folder / "previews"
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(image).save(folder / f"{name}_{step:08d}.png")
+
+    def close(self) -> None:
+        """Close the file."""
+        self.file.close()
+
+
+class TensorBoardLogger:
+    """Event files under ``<run>/tensorboard`` (``pip install 'diffux2ct[tensorboard]'``)."""
+
+    def __init__(self, run_dir: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(run_dir / "tensorboard"))
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Add scalars."""
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """Add an image."""
+        self.writer.add_image(name, image, step, dataformats="HWC" if image.ndim == 3 else "HW")
+
+    def close(self) -> None:
+        """Flush and close."""
+        self.writer.close()
+
+
+class WandbLogger:
+    """A Weights & Biases run; ``mode="offline"`` needs no account and no network."""
+
+    def __init__(self, run_dir: Path, config: dict[str, Any], project: str, name: str, mode: str) -> None:
+        import wandb
+
+        self.wandb = wandb
+        # The id is the run's name, so that a resumed run goes on in the same record.
+        self.run = wandb.init(
+            dir=str(run_dir), config=config, project=project, name=name, id=name, resume="allow", mode=mode
+        )
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Log scalars."""
+        self.run.log(values, step=step)
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """Log an image."""
+        self.run.log({name: self.wandb.Image(image)}, step=step)
+
+    def close(self) -> None:
+        """End the run."""
+        self.run.finish()
+
+
+class Loggers:
+    """Several loggers as one."""
+
+    def __init__(self, loggers: list[Logger]) -> None:
+        self.loggers = loggers
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Log to each."""
+        for logger in self.loggers:
+            logger.scalars(step, values)
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """Log to each."""
+        for logger in self.loggers:
+            logger.image(step, name, image)
+
+    def close(self) -> None:
+        """Close each."""
+        for logger in self.loggers:
+            logger.close()

@@ -1,0 +1,78 @@
+"""What a training run may be told, checked before anything is built."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from diffux2ct.errors import UserError
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """Plain settings of a run. ``batch_size`` is the global batch, over all ranks and accumulated parts.
+
+    ``max_minutes`` ends a run early (time of all its resumed parts); cadences are in steps, 0 turns one off.
+    ``lr_schedule``: ``constant`` (the paper) or ``cosine`` to zero at ``max_steps``.
+    """
+
+    max_steps: int
+    batch_size: int = 2
+    accumulate: int = 1
+    max_minutes: float | None = None
+    precision: str = "bf16"
+    channels_last: bool = True
+    device: str = "auto"
+    num_threads: int | None = None
+    num_workers: int = 0
+    seed: int = 0
+    warmup_steps: int = 0
+    lr_schedule: str = "constant"
+    grad_clip: float | None = 1.0
+    ema_decay: float | None = 0.9999
+    compile: bool = False
+    log_every: int = 50
+    val_every: int = 5000
+    num_val_cases: int = 2
+    checkpoint_every: int = 5000
+    keep_last: int = 2
+    resume: str = "auto"
+
+    def __post_init__(self) -> None:
+        for key in ("max_steps", "batch_size", "accumulate"):
+            if getattr(self, key) < 1:
+                raise UserError(f"trainer.{key}={getattr(self, key)}: must be at least 1")
+        if self.precision not in ("bf16", "fp32"):
+            raise UserError(f"trainer.precision={self.precision}: choose bf16 or fp32")
+        if self.lr_schedule not in ("constant", "cosine"):
+            raise UserError(f"trainer.lr_schedule={self.lr_schedule}: choose constant or cosine")
+
+    def check_world(self, world: int) -> None:
+        """Raise UserError unless the global batch divides evenly over ranks and accumulated parts."""
+        if self.batch_size % (world * self.accumulate):
+            raise UserError(
+                f"trainer.batch_size={self.batch_size}: must be a multiple of {world} processes x "
+                f"trainer.accumulate={self.accumulate}"
+            )
+
+    def lr_factor(self, step: int) -> float:
+        """What the learning rate is multiplied with at ``step`` (0-based)."""
+        factor = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        if self.lr_schedule == "cosine":
+            factor *= 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.max_steps)))
+        return factor
+
+
+def resolve_device(name: str, local_rank: int = 0) -> torch.device:
+    """``auto`` is this rank's GPU if there is one, else the CPU; UserError for a GPU that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        name = f"cuda:{local_rank}"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"device={name}: not a device; use auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not (torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()):
+        raise UserError(f"device={name}: no such GPU on this machine; use device=cpu or auto")
+    return device

@@ -1,0 +1,67 @@
+"""Validation by what users do: reconstruct held-out cases from their X-rays, score them, show them."""
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from diffux2ct.geometry.hounsfield import denormalize_hu
+from diffux2ct.reconstructors.base import Reconstructor, xrays_of
+from diffux2ct.training.ema import Ema
+from diffux2ct.training.loggers import Loggers
+from diffux2ct.training.settings import TrainerSettings
+from diffux2ct.viz.slices import comparison_grid
+
+
+class Validator:
+    """Samples the first ``settings.num_val_cases`` held-out cases with the averaged weights and logs the metrics.
+
+    ``metrics``: functions of (prediction, truth) volumes [D, H, W] in [-1, 1]. The noise of a case depends on the
+    seed and the case alone, so curves over steps compare like with like.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        metrics: Mapping[str, Callable[[Tensor, Tensor], float]],
+        sampling: Mapping[str, Any],
+        window: tuple[float, float],
+    ) -> None:
+        self.dataset = dataset
+        self.metrics = metrics
+        self.sampling = dict(sampling)
+        self.window = window
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        model: Reconstructor,
+        ema: Ema | None,
+        device: torch.device,
+        settings: TrainerSettings,
+        loggers: Loggers,
+        step: int,
+    ) -> dict[str, float]:
+        """Reconstruct, score, log ``val/<metric>`` and one preview; the model is left in training mode."""
+        model.eval()
+        count = min(settings.num_val_cases, len(self.dataset))  # type: ignore[arg-type]
+        scores: dict[str, list[float]] = {name: [] for name in self.metrics}
+        with ema.applied_to(model) if ema else nullcontext():
+            for index in range(count):
+                case = {k: v[None].to(device) for k, v in self.dataset[index].items() if isinstance(v, Tensor)}
+                generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + index)
+                with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+                    volume = model.reconstruct(xrays_of(case), generator=generator, **self.sampling)
+                prediction, truth = volume[0, 0].float().cpu(), case["volume"][0, 0].cpu()
+                for name, metric in self.metrics.items():
+                    scores[name].append(float(metric(prediction, truth)))
+                if index == 0:
+                    hu = [denormalize_hu(v, self.window).numpy() for v in (truth, prediction)]
+                    loggers.image(step, "validation", comparison_grid(*hu))
+        model.train()
+        means = {f"val/{name}": sum(values) / len(values) for name, values in scores.items()}
+        loggers.scalars(step, means)
+        return means

@@ -1,0 +1,137 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from omegaconf import OmegaConf
+from PIL import Image
+
+from diffux2ct.cli.drr import run
+from diffux2ct.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+DEFAULTS = OmegaConf.to_container(OmegaConf.load(ROOT / "configs" / "drr.yaml"))
+DEFAULTS = {key: value for key, value in DEFAULTS.items() if key not in ("defaults", "hydra")}
+
+
+def configure(**overrides):
+    return OmegaConf.create({**DEFAULTS, **overrides})
+
+
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory) -> Path:
+    """64 mm of air with a bone ball to the patient's left, front and head, and 3000 HU metal in its middle."""
+    grid = (np.indices((32, 32, 32)) - 15.5) * 2.0
+    z, y, x = grid
+    distance = np.sqrt((z - 14) ** 2 + (y + 16) ** 2 + (x - 18) ** 2)
+    hu = np.where(distance < 8, 1000, -1000)
+    hu[distance < 3] = 3000
+    image = sitk.GetImageFromArray(hu.astype(np.int16))
+    image.SetSpacing((2.0, 2.0, 2.0))
+    path = tmp_path_factory.mktemp("ct") / "ball.nii.gz"
+    sitk.WriteImage(image, str(path))
+    return path
+
+
+def test_the_folder_holds_both_views_and_how_to_read_them(scan, tmp_path):
+    out = tmp_path / "new" / "drr"
+    run(configure(ct=str(scan), out=str(out), size=32, camera="parallel"))
+    names = {"frontal.npy", "lateral.npy", "frontal.png", "lateral.png", "camera.json"}
+    assert {path.name for path in out.parent.rglob("*") if path.is_file()} == names
+    record = json.loads((out / "camera.json").read_text())
+    assert record["camera"]["name"] == "parallel"
+    assert (record["size"], record["spacing"], record["source"]) == (32, [2.0, 2.0, 2.0], str(scan))
+    centre = {"frontal": (14, 18), "lateral": (14, -16)}  # mm along rows and columns
+    for view, (row_mm, col_mm) in centre.items():
+        image = np.load(out / f"{view}.npy")
+        assert image.dtype == np.float32
+        assert image.shape == (32, 32)
+        # 1500 HU after clipping for 6 mm of the 16 mm through the ball's middle
+        assert image.max() == pytest.approx(0.022 * (2.0 * 10 + 2.5 * 6), rel=0.15)
+        rows, cols = np.indices(image.shape)
+        at = np.array([(image * rows).sum(), (image * cols).sum()]) / image.sum()
+        np.testing.assert_allclose((at - 15.5) * 2.0, (row_mm, col_mm), atol=0.5)
+        grey = np.asarray(Image.open(out / f"{view}.png"))
+        assert grey.dtype == np.uint16
+        assert grey.max() == 65535
+        undone = grey[::-1] * record["png_scale"][view]  # a PNG has the head up
+        np.testing.assert_allclose(undone, image, atol=record["png_scale"][view])
+
+
+def test_settings_change_what_they_say(scan, tmp_path):
+    def frontal(**overrides):
+        run(configure(**{"ct": str(scan), "out": str(tmp_path), "size": 32, **overrides}))
+        return np.load(tmp_path / "frontal.npy")
+
+    default = frontal()
+    assert frontal(window=None).max() > default.max() * 1.1  # metal at its full HU
+    fine = frontal(spacing=1.0, size=64)
+    assert fine.shape == (64, 64)
+    assert fine.max() == pytest.approx(default.max(), rel=0.1)
+    wide = frontal(camera="x2ct")
+    assert wide.shape == (32, 32)
+    assert (wide > 0.05).sum() < (default > 0.05).sum() / 4  # 64 mm on a panel that covers 285 mm
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"ct": "nowhere.nii.gz"}, "nowhere.nii.gz: no such file"),
+        ({"ct": "???"}, "ct is not given"),
+        ({"camera": "lumber"}, "use lumbar, x2ct or parallel"),
+        ({"size": "big"}, "size=big: give a whole number"),
+        ({"spacing": 0}, "spacing=0: give a positive number"),
+        ({"window": [100, 0]}, "give two rising HU"),
+        ({"spacing": 20.0}, "crop it or move the camera"),
+    ],
+)
+def test_a_failure_is_one_line_and_leaves_nothing(scan, tmp_path, overrides, message):
+    out = tmp_path / "drr"
+    with pytest.raises(UserError, match=message) as error:
+        run(configure(**{"ct": str(scan), "out": str(out), **overrides}))
+    assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_out_must_not_be_a_file(scan, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="is a file"):
+        run(configure(ct=str(scan), out=str(tmp_path / "file")))
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_failed_write_keeps_the_earlier_result(scan, tmp_path):
+    out = tmp_path / "drr"
+    run(configure(ct=str(scan), out=str(out), size=32))
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    out.with_name(f".drr.partial-{os.getpid()}").write_text("in the way")  # so that staging fails
+    with pytest.raises(OSError, match="exists"):
+        run(configure(ct=str(scan), out=str(out), size=16))
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_the_command_reports_a_user_error_in_one_line(tmp_path):
+    command = [sys.executable, str(ROOT / "scripts" / "synthesize_drr.py"), "ct=nowhere.nii.gz", "out=drr"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: nowhere.nii.gz: no such file or folder; give a CT file or a folder with a DICOM series\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.real
+def test_a_real_chest_has_its_heart_on_the_images_right_and_its_spine_behind(shared_data, tmp_path):
+    run(configure(ct=str(shared_data / "ct" / "lidc0314_chest.nii.gz"), out=str(tmp_path / "drr")))
+    frontal, lateral = (np.load(tmp_path / "drr" / f"{view}.npy") for view in ("frontal", "lateral"))
+    assert 3 < frontal.max() < 10  # 20 to 40 cm of a chest
+    assert 3 < lateral.max() < 12
+    middle = frontal[30:100]
+    assert 54 <= middle.mean(0).argmax() <= 74  # spine and mediastinum in the middle column
+    heart = frontal[28:42]  # rows just above the diaphragm: the heart's shadow bulges to the patient's left
+    assert heart[:, 72:88].mean() > heart[:, 88:104].mean()
+    assert lateral[:, 96:].mean() > lateral[:, :32].mean()  # spine and back behind, air in front
