@@ -29,8 +29,8 @@ lint: $(VENV)/.installed-dev ## Style, types and the floors of the architecture
 test: lint ## All checks and tests; those for a GPU or for real scans skip where there are none
 	$(BIN)/python -m pytest -q
 
-bench: $(VENV)/.installed-dev ## Run the benchmarks that need no other packages
-	set -e; for script in benchmarks/bench_*.py; do $(BIN)/python $$script; done
+bench: $(VENV)/.installed-dev ## Run the benchmarks (pip install -c constraints.txt -e '.[peers]' adds the peers)
+	set -e; for script in benchmarks/[!_]*.py; do $(BIN)/python $$script; done
 
 clean: ## Remove the environment, caches and builds; runs/ and data/ stay
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache src/*.egg-info outputs

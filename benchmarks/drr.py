@@ -35,7 +35,7 @@ from diffux2ct.geometry.hounsfield import attenuation_from_hu
 from diffux2ct.geometry.projector import project
 from diffux2ct.types import VIEWS
 
-# Camera axes (columns, rows, beam) in LPS, and the direction from the isocentre to the source.
+# Camera axes in LPS: along the columns, along the rows, along the beam.
 FRAMES = {
     "frontal": ((1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.0, 1.0, 0.0)),
     "lateral": ((0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (1.0, 0.0, 0.0)),
@@ -152,6 +152,39 @@ def package_version(name: str) -> str:
         return __version__
 
 
+def table(renderers: dict, images: dict, threads: list[int], repeats: int) -> list[dict]:
+    """A row per pass, thread count and renderer; printed as it comes."""
+    us = next(iter(renderers))
+    gaps = {key: differences(pair, images[us]) for key, pair in images.items()}
+    rows = []
+    for count in threads:
+        torch.set_num_threads(count)
+        for name, step in (("forward", forward), ("forward+backward", forward_backward)):
+            times = measure(step, renderers, repeats)
+            base = statistics.median(times[us])
+            for (package, setting), values in times.items():
+                median, (mean_gap, max_gap) = statistics.median(values), gaps[package, setting]
+                rows.append(
+                    {
+                        "pass": name,
+                        "threads": count,
+                        "renderer": package,
+                        "version": package_version(package),
+                        "setting": setting,
+                        "median_ms": f"{median:.2f}",
+                        "min_ms": f"{min(values):.2f}",
+                        "times_ours": f"{median / base:.1f}",
+                        "mean_difference": f"{mean_gap:.2e}",
+                        "max_difference": f"{max_gap:.2e}",
+                    }
+                )
+                print(
+                    f"{name:17s}{count:2d} threads  {package:10s}{setting:33s}{median:9.1f} ms "
+                    f"{median / base:6.1f} x  mean difference {mean_gap:.1e}"
+                )
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -173,8 +206,6 @@ def main() -> None:
         sys.exit(f"error: {error}; install the peers: pip install 'diffux2ct[peers]' (or see --help)")
 
     images = {key: forward(*renderer) for key, renderer in renderers.items()}
-    us = next(iter(renderers))
-    gaps = {key: differences(pair, images[us]) for key, pair in images.items()}
     setup = {
         "volume": f"{size}^3 at {spacing:g} mm",
         "views": f"frontal+lateral {camera.rows}x{camera.cols}",
@@ -183,34 +214,7 @@ def main() -> None:
         "torch": torch.__version__,
         "repeats": args.repeats,
     }
-    rows = []
-    for threads in args.threads:
-        torch.set_num_threads(threads)
-        for name, step in (("forward", forward), ("forward+backward", forward_backward)):
-            times = measure(step, renderers, args.repeats)
-            base = statistics.median(times[us])
-            for (package, setting), values in times.items():
-                median = statistics.median(values)
-                mean_gap, max_gap = gaps[package, setting]
-                rows.append(
-                    {
-                        "pass": name,
-                        "threads": threads,
-                        "renderer": package,
-                        "version": package_version(package),
-                        "setting": setting,
-                        "median_ms": f"{median:.2f}",
-                        "min_ms": f"{min(values):.2f}",
-                        "times_ours": f"{median / base:.1f}",
-                        "mean_difference": f"{mean_gap:.2e}",
-                        "max_difference": f"{max_gap:.2e}",
-                        **setup,
-                    }
-                )
-                print(
-                    f"{name:17s}{threads:2d} threads  {package:10s}{setting:33s}{median:9.1f} ms "
-                    f"{median / base:6.1f} x  mean difference {mean_gap:.1e}"
-                )
+    rows = [row | setup for row in table(renderers, images, args.threads, args.repeats)]
     partial = args.out.with_name(f".{args.out.name}.partial")
     with partial.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")

@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128], help="voxels per side")
     parser.add_argument("--channels", type=int, default=64, help="of the planes, and hidden")
     parser.add_argument("--out-channels", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=6)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=HERE / "implicit_decoder_cpu.csv")
     args = parser.parse_args()

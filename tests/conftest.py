@@ -19,3 +19,41 @@ def shared_data() -> Path:
     if not root.is_dir():
         pytest.skip(f"real data not found at {root}")
     return root
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-goldens", action="store_true", help="rewrite tests/goldens/*.json")
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared folder of phantoms at 16^3: 6 to train on, 1 to validate, 3 to test."""
+    from diffux2ct.data.phantom import generate_dataset
+
+    root = tmp_path_factory.mktemp("phantoms") / "phantom-16"
+    generate_dataset(root, num_train=6, num_val=1, num_test=3, size=16, extent_mm=256.0, seed=0, workers=1)
+    return root
+
+
+@pytest.fixture
+def compose(phantoms: Path):
+    """Composes configs/train.yaml with the demo experiment made small enough for a test, plus overrides."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_module
+
+    def make(*overrides: str, experiment: str = "demo", config: str = "train"):
+        small = [
+            f"experiment={experiment}",
+            "dataset.size=16",
+            f"dataset.root={phantoms}",
+            "++dataset.generate=null",
+            "trainer.batch_size=4",
+            "trainer.checkpoint_every=0",
+            "trainer.warmup_steps=2",
+            "trainer.device=cpu",
+            "sampler.num_inference_steps=3",
+        ]
+        with initialize_config_module("diffux2ct.configs", version_base="1.3"):
+            return hydra_compose(config, overrides=[*small, *overrides])
+
+    return make

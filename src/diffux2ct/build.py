@@ -22,8 +22,8 @@ from diffux2ct.evaluation.distortion import METRICS
 from diffux2ct.reconstructors.base import Reconstructor
 from diffux2ct.training import checkpoint
 from diffux2ct.training.loggers import CsvLogger, Logger, Loggers, TensorBoardLogger, WandbLogger
-from diffux2ct.training.loop import prepare_model
 from diffux2ct.training.settings import TrainerSettings, resolve_device
+from diffux2ct.training.state import prepare_model
 from diffux2ct.training.validation import Validator
 
 
@@ -49,18 +49,22 @@ def _instantiate(node: DictConfig) -> Any:
 
 
 def build_dataset(cfg: DictConfig, split: str, root: str | None = None) -> PreparedDataset:
-    """One split of the prepared folder that ``cfg`` (the dataset node) names; phantoms are made on first use."""
+    """One split of the prepared folder that ``cfg`` (the dataset node) names, or of ``root``."""
     folder = Path(root or cfg.root)
-    if root is None:
-        ensure_dataset(cfg)
     return PreparedDataset(
         folder,
         split,
         size=cfg.size,
-        window=tuple(cfg.window),
+        window=as_window(cfg),
         xray_normalization=cfg.xray_normalization,
         cache=bool(cfg.get("cache", False)),
     )
+
+
+def as_window(cfg: DictConfig) -> tuple[float, float]:
+    """The dataset's HU window."""
+    low, high = cfg.window
+    return float(low), float(high)
 
 
 def ensure_dataset(cfg: DictConfig) -> None:
@@ -76,13 +80,12 @@ def build_validator(cfg: DictConfig) -> Validator | None:
     """A validator on the held-out ``val`` cases, or None when the folder has none or validation is off."""
     if not cfg.trainer.val_every:
         return None
-    ensure_dataset(cfg.dataset)
     split = Path(cfg.dataset.root) / "split.json"
     if split.is_file() and not json.loads(split.read_text())["val"]:
         return None
     dataset = build_dataset(cfg.dataset, "val")
     metrics = {name: METRICS[name] for name in cfg.metrics.names}
-    return Validator(dataset, metrics, plain(cfg.sampler), tuple(cfg.dataset.window))
+    return Validator(dataset, metrics, plain(cfg.sampler), as_window(cfg.dataset))
 
 
 def build_optimizer(cfg: DictConfig) -> Callable[[list[nn.Parameter]], torch.optim.Optimizer]:

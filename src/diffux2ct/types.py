@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 Volume = Float[Tensor, "b 1 d h w"]
-FeatureVolume = Float[Tensor, "b c d h w"]
+FeatureVolume = Float[Tensor, "b _ d h w"]  # several scales and widths may meet in one signature
 Xray = Float[Tensor, "b 1 v u"]
 Plane = Float[Tensor, "b c r s"]
 Xrays = Mapping[str, Tensor]  # {"frontal": [B, 1, D, W], "lateral": [B, 1, D, H]}

@@ -14,8 +14,6 @@ import SimpleITK as sitk
 
 from diffux2ct.data.dataset import PreparedDataset
 from diffux2ct.data.prepare import PrepareSettings, prepare
-from diffux2ct.data.scan_job import random_centres
-from diffux2ct.data.split import split_patients
 from diffux2ct.data.volume_io import read_ct
 from diffux2ct.errors import UserError
 
@@ -84,6 +82,7 @@ def report_part(split: dict[str, list[str]], case_id: str) -> str:
     return next(part for part, ids in split.items() if case_id in ids)
 
 
+@pytest.mark.dist
 def test_same_folder_from_many_workers_and_resumed(raw: Path, tmp_path: Path) -> None:
     one, many = tmp_path / "one", tmp_path / "many"
     arguments = {"settings": SETTINGS, "crops": 2, "split": {"test": 2}, "progress": False}
@@ -164,21 +163,6 @@ def test_the_same_scan_under_two_names_is_told(raw: Path, tmp_path: Path) -> Non
     assert report.notes == ["patients copy, p1 have the same scan"]
 
 
-def test_random_crops_stay_inside_and_depend_on_the_patient_alone() -> None:
-    arguments = ((0.0, 0.0, 0.0), (2.0, 2.0, 2.0), (100, 80, 30), 100.0)
-    centres = random_centres(*arguments, 200, "p1", 0)
-    np.testing.assert_array_equal(centres[:5], random_centres(*arguments, 5, "p1", 0))
-    assert not np.allclose(centres[:5], random_centres(*arguments, 5, "p2", 0))
-    assert not np.allclose(centres[:5], random_centres(*arguments, 5, "p1", 1))
-    # x: 200 mm of scan (-1 to 199), y: 160 mm: the cube of 100 mm lies within, and reaches near both ends.
-    assert centres[:, 0].min() - 50 >= -1.0
-    assert centres[:, 0].max() + 50 <= 199.0
-    assert np.ptp(centres[:, 0]) > 90.0
-    assert centres[:, 1].max() + 50 <= 159.0
-    # z: 60 mm of scan in a cube of 100 mm: at most a tenth of the cube off centre.
-    assert 8.0 < np.abs(centres[:, 2] - 29.0).max() <= 10.0
-
-
 def test_held_out_patients_may_have_another_number_of_crops(raw: Path, tmp_path: Path) -> None:
     split = {"val": ["p4"], "test": ["p0", "p1"]}
     out = tmp_path / "out"
@@ -193,30 +177,6 @@ def test_held_out_patients_may_have_another_number_of_crops(raw: Path, tmp_path:
     train = PreparedDataset(out, "train")
     assert {case.patient for case in train.cases} == {"p2", "p3"}
     assert len({case.origin for case in train.cases}) == 6
-
-
-def test_split_by_patient() -> None:
-    patients = [f"p{i:02d}" for i in range(20)]
-    split = split_patients(patients, {"val": 0.1, "test": 5}, seed=3)
-    assert {k: len(v) for k, v in split.items()} == {"train": 13, "val": 2, "test": 5}
-    assert sorted(split["train"] + split["val"] + split["test"]) == patients
-    assert split == split_patients(patients[::-1], {"val": 0.1, "test": 5}, seed=3)
-    assert split["test"] != split_patients(patients, {"val": 0.1, "test": 5}, seed=4)["test"]
-    assert split["test"] == split_patients(patients, {"val": 4, "test": 5}, seed=3)["test"]
-    assert split_patients(patients, {"test": ["p03", "p01"], "val": 0}, 0)["test"] == ["p01", "p03"]
-    assert split_patients(["a", "b"], {"val": 0.1, "test": 0.2}, 0)["val"] == []
-    assert split_patients(["a"], {"val": 0.1, "test": 0.2}, 0)["train"] == ["a"]
-    assert split_patients(["a", "b"], {"test": 1.0}, 0)["test"] == ["a", "b"]
-    for bad, message in [
-        ({"test": 20}, "leaves nobody to train on"),
-        ({"test": 1.5}, "fraction from 0 to 1"),
-        ({"test": ["p99"]}, "unknown patient p99"),
-        ({"test": ["p01"], "val": ["p01"]}, "in both"),
-        ({"test": "p01"}, "list"),
-        ({"tset": 1}, "unknown keys"),
-    ]:
-        with pytest.raises(UserError, match=message):
-            split_patients(patients, bad, 0)
 
 
 @pytest.mark.parametrize(
@@ -243,7 +203,7 @@ def run_cli(*overrides: str, cwd: Path, **kwargs) -> subprocess.CompletedProcess
 
 
 def test_full_disk_is_one_line_and_leaves_no_half_case(raw: Path, tmp_path: Path) -> None:
-    """A limit on file size stands for the full disk: writing fails in the middle of volume.npy (24^3 int16 = 27 kB)."""
+    """A limit on file size stands for the full disk: volume.npy (24^3 int16, 27 kB) fails in its middle."""
 
     def limit() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -305,6 +265,12 @@ def test_command_prepares_lists_bad_scans_and_is_strict_on_request(raw: Path, tm
     split = json.loads((tmp_path / "out" / "split.json").read_text())
     assert split["test"] == ["p1_c00", "p1_c01", "p2_c00", "p2_c01"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "raw"]  # Hydra leaves nothing behind
+
+
+def test_wrong_overrides_are_one_line(raw: Path, tmp_path: Path) -> None:
+    done = run_cli(f"raw={raw}", "out=out", "spacing=two", cwd=tmp_path)
+    assert (done.returncode, done.stderr.strip()) == (1, "error: spacing=two: give a number")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.real

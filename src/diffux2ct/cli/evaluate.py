@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from diffux2ct import build
 from diffux2ct.cli.hydra_app import hydra_app
@@ -18,7 +18,9 @@ def run(cfg: DictConfig) -> None:
         raise UserError(f"weights={cfg.weights}: choose ema or raw")
     loaded = build.load_run(cfg.ckpt, cfg.device, cfg.weights)
     trained = loaded.cfg
-    sampling = build.plain(OmegaConf.merge(trained.sampler, cfg.sampler))  # type: ignore[arg-type]
+    sampling = build.plain(trained.sampler)
+    sampling |= {key: value for key, value in build.plain(cfg.sampler).items() if value is not None}
+    build.ensure_dataset(trained.dataset)
     dataset = build.build_dataset(trained.dataset, cfg.split, cfg.root)
     train_set = build.build_dataset(trained.dataset, "train")
     if cfg.max_cases is not None:

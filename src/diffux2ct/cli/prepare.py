@@ -1,6 +1,7 @@
 """``scripts/prepare_dataset.py``: raw CT scans to the folder that training reads."""
 
 import sys
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -15,33 +16,43 @@ def run(cfg: DictConfig) -> None:
         raise UserError(
             f"dataset={cfg.dataset.name} is not made from scans; choose folder, lumbarv, lidc_idri, ..."
         )
-    recipe = OmegaConf.to_container(cfg.dataset.prepare, resolve=True)
-    assert isinstance(recipe, dict)
-    recipe |= {key: cfg[key] for key in ("size", "spacing", "crops") if cfg[key] is not None}
+    raw = cfg.raw
     if cfg.out is None and OmegaConf.is_missing(cfg.dataset, "root"):
         raise UserError("out is not given; add out=DIR, the folder to write")
     out = cfg.dataset.root if cfg.out is None else cfg.out
+    recipe = OmegaConf.to_container(cfg.dataset.prepare, resolve=True)
+    assert isinstance(recipe, dict)
+    recipe |= {key: cfg[key] for key in ("size", "spacing", "crops") if cfg[key] is not None}
     low, high = cfg.dataset.window
+    settings = PrepareSettings(
+        size=_number("size", recipe["size"]),
+        spacing=float(_number("spacing", recipe["spacing"], float)),
+        camera=recipe["camera"],
+        window=(float(_number("window", low, float)), float(_number("window", high, float))),
+        seed=_number("seed", recipe["seed"]),
+    )
     report = prepare(
         cfg.dataset.name,
-        cfg.raw,
+        raw,
         out,
         source=recipe["source"],
-        settings=PrepareSettings(
-            recipe["size"],
-            float(recipe["spacing"]),
-            recipe["camera"],
-            (float(low), float(high)),
-            recipe["seed"],
-        ),
-        crops=recipe["crops"],
-        test_crops=recipe["test_crops"],
+        settings=settings,
+        crops=_number("crops", recipe["crops"]),
+        test_crops=None if recipe["test_crops"] is None else _number("test_crops", recipe["test_crops"]),
         split=recipe["split"],
-        workers=cfg.workers,
+        workers=None if cfg.workers is None else _number("workers", cfg.workers),
     )
     _tell(report, out)
     if cfg.strict and report.bad:
         raise UserError(f"{len(report.bad)} scans could not be used (listed above), and strict=true")
+
+
+def _number(key: str, value: Any, kind: type = int) -> Any:
+    """The value, if it is a whole number (kind=int) or any number (kind=float); else UserError."""
+    allowed = int if kind is int else (int, float)
+    if isinstance(value, bool) or not isinstance(value, allowed):
+        raise UserError(f"{key}={value}: give a {'whole ' if kind is int else ''}number")
+    return value
 
 
 def _tell(report: PrepareReport, out: str) -> None:

@@ -1,7 +1,6 @@
 """``python train.py``: train any model on any prepared dataset."""
 
 import json
-import os
 import re
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffux2ct import build
 from diffux2ct.cli.hydra_app import hydra_app
-from diffux2ct.training import checkpoint
+from diffux2ct.training import checkpoint, distributed
 from diffux2ct.training.loop import train
 
 
@@ -24,9 +23,13 @@ def run(cfg: DictConfig) -> None:
     config = build.plain(cfg)
     # Refuse before anything is written.
     checkpoint.find_resume(run_dir, settings.resume, config)
+    rank, _ = distributed.start()
+    if rank == 0:  # one process makes the phantoms, the others wait for them
+        build.ensure_dataset(cfg.dataset)
+    distributed.barrier()
     train_set = build.build_dataset(cfg.dataset, "train")
     validator = build.build_validator(cfg)
-    if int(os.environ.get("RANK", 0)) == 0:
+    if rank == 0:
         run_dir.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
         (run_dir / "provenance.json").write_text(json.dumps(build.provenance(cfg), indent=2) + "\n")
@@ -40,7 +43,7 @@ def run(cfg: DictConfig) -> None:
         run_dir,
         config,
     )
-    if int(os.environ.get("RANK", 0)) == 0:
+    if rank == 0:
         print(f"checkpoint: {path}\nnext: python evaluate.py ckpt={run_dir}")
 
 

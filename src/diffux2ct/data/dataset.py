@@ -1,5 +1,6 @@
 """The prepared folder as a torch Dataset: numpy and torch only, so that training needs nothing else."""
 
+import copy
 import csv
 import json
 from collections.abc import Sequence
@@ -87,6 +88,14 @@ class PreparedDataset(torch.utils.data.Dataset):
         if self._cache is not None:
             self._cache[index] = item
         return item
+
+    def first(self, count: int) -> "PreparedDataset":
+        """The same dataset cut to its first ``count`` cases."""
+        if count < 1:
+            raise UserError(f"max_cases={count}: must be at least 1")
+        shorter = copy.copy(self)
+        shorter.cases = self.cases[:count]
+        return shorter
 
     def mean_volume(self) -> Float[Tensor, "1 d h w"]:
         """Mean of the split's volumes in [-1, 1]: the floor that every score stands beside."""

@@ -6,6 +6,7 @@ about half of the patients pedicle screws and rods. Nothing in it comes from a r
 """
 
 import errno
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -227,6 +228,7 @@ def _write_phantom(
     meta = {
         "patient": case_id,
         "source": f"phantom v{VERSION} seed={seed} index={index}",
+        "sha256": hashlib.sha256(phantom.hu.tobytes()).hexdigest(),
         "phantom": phantom.meta,
     }
     write_case(

@@ -110,7 +110,7 @@ def rib_path(anatomy: Anatomy, v: Vertebra, side: int) -> np.ndarray:
     head = v.world((side * (v.half[0] + 1), v.half[1] * 0.7, v.half[2] * 0.6))
     neck = v.world((side * (v.span + 4), v.half[1] + 17, v.half[2] * 0.3))
     points = [head, neck]
-    for degrees in np.arange(24.0, reach + 1, 8.0):
+    for degrees in np.arange(24.0, reach + 1, 11.0):
         angle = np.radians(degrees)
         z = neck[2] - fall * (degrees - 20) / (reach - 20)
         front, back, width = (float(anatomy.along(k, z)) for k in ("front", "back", "half_width"))

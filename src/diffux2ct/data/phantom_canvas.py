@@ -4,6 +4,7 @@ Everything here is numpy, in mm about the centre of the volume, with points in t
 Posterior, Superior). Arrays are [D, H, W], so coordinates broadcast as z[D,1,1], y[1,H,1], x[1,1,W].
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -44,9 +45,10 @@ class Canvas:
     def box(self, low: Point, high: Point) -> Box | None:
         """The part between two corners (x, y, z), one voxel wider; None where it misses the canvas."""
         slices = []
+        first = float(self.coords[0])
         for lo, hi in zip(low, high, strict=True):
-            start = int(np.searchsorted(self.coords, lo - self.voxel))
-            stop = int(np.searchsorted(self.coords, hi + self.voxel))
+            start = max(0, math.floor((float(lo) - first) / self.voxel))
+            stop = min(self.size, math.ceil((float(hi) - first) / self.voxel) + 1)
             if stop <= start:
                 return None
             slices.append(slice(start, stop))

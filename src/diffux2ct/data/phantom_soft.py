@@ -202,7 +202,7 @@ def paint_bowel(
         ]
     )  # fmt: skip
     frame = frame + rng.normal(0, 5, frame.shape)
-    steps = np.arange(0, len(frame) - 0.99, 0.25)
+    steps = np.arange(0, len(frame) - 0.99, 0.33)
     base = [np.interp(steps, np.arange(len(frame)), frame[:, k]) for k in range(3)]
     points = np.stack(base, 1) + rng.normal(0, 1.5, (len(steps), 3))
     radii = (

@@ -40,8 +40,8 @@ def _named(part: str, value: Any, patients: Sequence[str]) -> list[str]:
     names = [str(v) for v in value]
     missing = sorted(set(names) - set(patients))
     if missing:
-        some = ", ".join(sorted(patients)[:8])
-        raise UserError(f"split.{part}: unknown patient {', '.join(missing)}; there are {some} ...")
+        some = ", ".join(sorted(patients)[:8]) + (", ..." if len(patients) > 8 else "")
+        raise UserError(f"split.{part}: unknown patient {', '.join(missing)}; there are {some}")
     return names
 
 

@@ -28,7 +28,7 @@ class DiffusionLoss(nn.Module):
     """
 
     def __init__(
-        self, norm: str = "l1", projection_weight: float | None = None, projection_mode: str = "paper"
+        self, norm: str = "l1", projection_weight: float | int | None = None, projection_mode: str = "paper"
     ) -> None:
         super().__init__()
         if norm not in ("l1", "l2"):

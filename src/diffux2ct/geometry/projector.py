@@ -68,6 +68,8 @@ def _sum_resampled_slabs(slabs: Tensor, rows_at: Tensor, cols_at: Tensor) -> Ten
     image = slabs.new_zeros(())
     for block in _blocks(slabs, max(height * rows_at.shape[1], width * cols_at.shape[1])):
         part = slabs[block].reshape(-1, batch * height, width)
+        # Without unit stride (the lateral view) bmm falls back to one product per slab.
+        part = part if part.stride(2) == 1 else part.contiguous()
         columns = torch.bmm(part, _hat_weights(cols_at[block], width))
         columns = columns.unflatten(1, (batch, height)).transpose(0, 1).flatten(1, 2)  # [b, (slab z), col]
         rows = _hat_weights(rows_at[block], height).flatten(0, 1)  # [(slab z), row]

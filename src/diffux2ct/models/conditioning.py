@@ -46,7 +46,7 @@ class ImplicitConditioning(Conditioning):
         channels: C_h of each scale, finest first.
         plane_channels ... num_blocks, uv_fusion, fusion, learnable_embedding: see `TriplaneGenerator`.
         hidden: width of the implicit decoder; None is plane_channels.
-        checkpoint_decoder: recompute the voxel activations in backward (0.5 GiB at 128^3, hidden 64).
+        checkpoint_decoder: recompute the voxel activations in backward (1 GiB in fp32 at 128^3, hidden 64).
     """
 
     def __init__(

@@ -49,8 +49,8 @@ def seeded_normal(shape: Sequence[int], seeds: Tensor, device: torch.device, sal
 
     A sample's noise then depends neither on its place in the batch nor on how many processes share the batch.
     """
-    draws = [torch.randn(shape, generator=seeded_generator(seed, device, salt), device=device) for seed in seeds.tolist()]
-    return torch.stack(draws)
+    generators = [seeded_generator(seed, device, salt) for seed in seeds.tolist()]
+    return torch.stack([torch.randn(shape, generator=generator, device=device) for generator in generators])
 
 
 def seeded_integers(high: int, seeds: Tensor, device: torch.device, salt: int = 0) -> Tensor:

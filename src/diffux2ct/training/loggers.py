@@ -3,11 +3,12 @@
 import csv
 import os
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 
+@runtime_checkable
 class Logger(Protocol):
     """Takes scalars and pictures by step."""
 
@@ -85,6 +86,7 @@ class WandbLogger:
     """A Weights & Biases run; ``mode="offline"`` needs no account and no network."""
 
     def __init__(self, run_dir: Path, config: dict[str, Any], project: str, name: str, mode: str) -> None:
+        # Imported here: training must not need it.
         import wandb
 
         self.wandb = wandb

@@ -19,7 +19,7 @@ class TrainerSettings:
     max_steps: int
     batch_size: int = 2
     accumulate: int = 1
-    max_minutes: float | None = None
+    max_minutes: float | int | None = None
     precision: str = "bf16"
     channels_last: bool = True
     device: str = "auto"
@@ -28,7 +28,7 @@ class TrainerSettings:
     seed: int = 0
     warmup_steps: int = 0
     lr_schedule: str = "constant"
-    grad_clip: float | None = 1.0
+    grad_clip: float | int | None = 1.0
     ema_decay: float | None = 0.9999
     compile: bool = False
     log_every: int = 50
@@ -54,6 +54,11 @@ class TrainerSettings:
                 f"trainer.batch_size={self.batch_size}: must be a multiple of {world} processes x "
                 f"trainer.accumulate={self.accumulate}"
             )
+
+    @staticmethod
+    def is_due(every: int, step: int) -> bool:
+        """Whether something with cadence ``every`` (0: never) happens after ``step`` steps."""
+        return every > 0 and step % every == 0
 
     def lr_factor(self, step: int) -> float:
         """What the learning rate is multiplied with at ``step`` (0-based)."""

@@ -1,0 +1,87 @@
+"""What a run holds between steps, saved and restored as one: model, optimisers, average, step and time."""
+
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffux2ct.reconstructors.base import Reconstructor
+from diffux2ct.training import checkpoint
+from diffux2ct.training.ema import Ema
+
+
+@dataclass
+class RunState:
+    """Everything that a checkpoint holds. ``elapsed`` is training time in seconds, all resumed parts included."""
+
+    model: Reconstructor
+    optimizers: dict[str, torch.optim.Optimizer]
+    ema: Ema | None
+    config: dict[str, Any]
+    step: int = 0
+    elapsed: float = 0.0
+
+    def save(self, run_dir: Path, keep_last: int) -> Path:
+        """Write ``step_<n>.pt`` and make ``last.pt`` the same file; older numbered ones are pruned."""
+        folder = run_dir / "checkpoints"
+        path = folder / f"step_{self.step:08d}.pt"
+        state = {
+            "config": self.config,
+            "step": self.step,
+            "elapsed": self.elapsed,
+            "model": self.model.state_dict(),
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "ema": self.ema.state_dict() if self.ema else None,
+            # Every step reseeds from (seed, step), so this serves only code that draws between steps.
+            "rng": torch.get_rng_state(),
+        }
+        checkpoint.save(path, state)
+        link = folder / ".last.pt.partial"
+        link.unlink(missing_ok=True)
+        try:
+            os.link(path, link)
+            os.replace(link, folder / "last.pt")
+        except OSError:  # no hard links on this file system
+            checkpoint.save(folder / "last.pt", state)
+        checkpoint.prune(folder, keep_last)
+        return path
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over a checkpoint's state."""
+        self.model.load_state_dict(state["model"])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        if self.ema:
+            self.ema.load_state_dict(state["ema"])
+        torch.set_rng_state(state["rng"])
+        self.step, self.elapsed = int(state["step"]), float(state["elapsed"])
+
+
+def prepare_model(model: Reconstructor, device: torch.device, channels_last: bool) -> Reconstructor:
+    """Move to the device; 3D weights to channels_last_3d, which is the fast layout of 3D convolutions."""
+    model = model.to(device)
+    if channels_last:
+        for parameter in model.parameters():
+            if parameter.dim() == 5:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
+    return model
+
+
+class StopSignal:
+    """Turns SIGINT and SIGTERM into a flag, so that a step is finished and saved before the run ends."""
+
+    def __init__(self) -> None:
+        self.received = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                signal.signal(number, self._set)
+            except ValueError:  # not the main thread: leave signals as they are
+                return
+
+    def _set(self, number: int, _: Any) -> None:
+        if self.received:
+            raise KeyboardInterrupt
+        self.received = True

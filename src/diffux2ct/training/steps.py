@@ -1,0 +1,92 @@
+"""The parts of one training step: batches, seeds, gradients, rates."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from diffux2ct.errors import UserError
+from diffux2ct.training import distributed
+from diffux2ct.training.settings import TrainerSettings
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """The seed of one step on one rank; feeds dropout and anything else that draws globally."""
+    return (seed * 1_000_003 + step) * 4_099 + rank
+
+
+def sample_seeds(seed: int, step: int, first: int, count: int) -> Tensor:
+    """One seed per sample [count] of the global batch, starting at its ``first`` sample."""
+    return torch.tensor([(seed * 1_000_003 + step) * 65_537 + first + i for i in range(count)])
+
+
+def endless_batches(
+    dataset: Dataset, settings: TrainerSettings, step: int, rank: int, world: int, device: torch.device
+) -> Iterator[dict[str, Tensor]]:
+    """This rank's micro-batches from ``step`` on, each with one ``seed`` per sample, on the device."""
+    sampler = distributed.StepSampler(
+        len(dataset),  # type: ignore[arg-type]
+        settings.batch_size,
+        settings.seed,
+        step,
+        rank,
+        world,
+        settings.accumulate,
+    )
+    loader = DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        num_workers=settings.num_workers,
+        persistent_workers=settings.num_workers > 0,
+        pin_memory=device.type == "cuda",
+    )
+    share = settings.batch_size // world
+    part = share // settings.accumulate
+    for count, batch in enumerate(loader):
+        at, k = step + count // settings.accumulate, count % settings.accumulate
+        batch["seed"] = sample_seeds(settings.seed, at, rank * share + k * part, part)
+        yield {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+
+
+def accumulate(
+    run_step: Callable[[str, Any], dict[str, Tensor]],
+    wrapped: nn.Module,
+    name: str,
+    parts: list[dict[str, Tensor]],
+    settings: TrainerSettings,
+    device: torch.device,
+) -> dict[str, Tensor]:
+    """Backward through each part of the batch; returns the mean losses, named ``<objective>/<loss>``."""
+    sums: dict[str, Tensor] = {}
+    for k, part in enumerate(parts):
+        with distributed.sync_gradients(wrapped, when=k == len(parts) - 1):
+            with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+                losses = run_step(name, part)
+            (losses["total"] / len(parts)).backward()
+        for key, value in losses.items():
+            sums[f"{name}/{key}"] = sums.get(f"{name}/{key}", 0) + value.detach() / len(parts)
+    return sums
+
+
+def clip(parameters: Any, max_norm: float | None) -> Tensor:
+    """Clip the gradients' global norm in place; returns the norm before clipping."""
+    return nn.utils.clip_grad_norm_(parameters, max_norm if max_norm else float("inf"), foreach=True)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set every group's rate to its first one times ``factor``."""
+    for group in optimizer.param_groups:
+        group.setdefault("initial_lr", group["lr"])
+        group["lr"] = group["initial_lr"] * factor
+
+
+def check_finite(values: dict[str, float], step: int) -> None:
+    """UserError when a loss is NaN or infinite."""
+    bad = [name for name, value in values.items() if value != value or abs(value) == float("inf")]
+    if bad:
+        raise UserError(
+            f"step {step}: {bad[0]} is not finite; the last checkpoint is intact: lower optim.lr, or set "
+            "trainer.precision=fp32"
+        )

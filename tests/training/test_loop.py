@@ -1,0 +1,122 @@
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffux2ct.cli.train import run
+from diffux2ct.errors import UserError
+from diffux2ct.training import checkpoint
+
+GOLDEN = Path(__file__).parents[1] / "goldens" / "loss_curve.json"
+
+
+@pytest.fixture
+def go(compose, tmp_path):
+    """Runs the train command with overrides; returns its run folder."""
+
+    def go(name: str, *overrides: str) -> Path:
+        run(compose(f"run_dir={tmp_path / name}", f"name={name}", *overrides))
+        return tmp_path / name
+
+    return go
+
+
+def curve(folder: Path, name: str) -> dict[int, float]:
+    with open(folder / "metrics.csv", newline="") as file:
+        return {int(row["step"]): float(row["value"]) for row in csv.DictReader(file) if row["name"] == name}
+
+
+def test_n_plus_m_steps_equal_n_then_resume_bit_for_bit(go):
+    common = ("trainer.log_every=1", "widths.dropout=0.1", "trainer.lr_schedule=constant", "trainer.precision=fp32")
+    whole = go("whole", *common, "trainer.max_steps=6")
+    go("parts", *common, "trainer.max_steps=4")
+    parts = go("parts", *common, "trainer.max_steps=6")
+    a, b = (checkpoint.load(folder) for folder in (whole, parts))
+    assert a["step"] == b["step"] == 6
+    for part in ("model", "ema"):
+        assert a[part].keys() == b[part].keys()
+        for key, value in a[part].items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(b[part][key])), key
+    for key, value in a["optimizers"]["diffusion"]["state"].items():
+        torch.testing.assert_close(value, b["optimizers"]["diffusion"]["state"][key], rtol=0, atol=0)
+    assert curve(whole, "diffusion/total") == curve(parts, "diffusion/total")
+    assert len(curve(whole, "diffusion/total")) == 6
+
+
+@pytest.mark.golden
+def test_loss_curve_of_twenty_steps_is_golden(go, request):
+    folder = go("golden", "trainer.max_steps=20", "trainer.log_every=1", "trainer.precision=fp32", "optim.lr=2e-3")
+    losses = list(curve(folder, "diffusion/total").values())
+    if request.config.getoption("--update-goldens"):
+        GOLDEN.write_text(json.dumps({"losses": losses}, indent=1) + "\n")
+    golden = json.loads(GOLDEN.read_text())["losses"]
+    # Wide enough for another CPU's order of summation, far narrower than any change of the method.
+    np.testing.assert_allclose(losses, golden, rtol=5e-3)
+    assert sum(losses[10:]) < sum(losses[:10])  # it learns
+
+
+def test_accumulated_parts_give_the_whole_batch_s_step(go):
+    folders = [
+        go(f"parts{k}", "trainer.max_steps=2", f"trainer.accumulate={k}", "trainer.precision=fp32") for k in (1, 4)
+    ]
+    a, b = (checkpoint.load(folder)["model"] for folder in folders)
+    start = checkpoint.load(go("start", "trainer.max_steps=1", "trainer.precision=fp32"))["model"]
+    moved = max((a[k] - start[k]).abs().max() for k in a)
+    for key in a:
+        torch.testing.assert_close(a[key], b[key], rtol=0, atol=0.02 * float(moved))
+
+
+def test_a_changed_config_is_refused_and_the_run_left_alone(go):
+    folder = go("one", "trainer.max_steps=1")
+    before = (folder / "config.yaml").read_bytes()
+    with pytest.raises(UserError, match=r"another config \(optim\.lr\)"):
+        go("one", "trainer.max_steps=2", "optim.lr=0.5")
+    assert (folder / "config.yaml").read_bytes() == before
+    go("one", "trainer.max_steps=2", "optim.lr=0.5", "trainer.resume=never")
+    assert checkpoint.load(folder)["step"] == 2
+
+
+def test_validation_samples_scores_and_previews(go):
+    folder = go("val", "trainer.max_steps=2", "trainer.val_every=1", "trainer.num_val_cases=1")
+    scores = curve(folder, "val/psnr3d")
+    assert list(scores) == [1, 2]
+    assert all(0 < value < 60 for value in scores.values())
+    pictures = sorted((folder / "previews").glob("*.png"))
+    assert len(pictures) == 2
+    assert np.asarray(Image.open(pictures[0])).std() > 1
+
+
+def test_max_minutes_ends_the_run_early_with_a_checkpoint(go):
+    folder = go("short", "trainer.max_steps=100000", "trainer.max_minutes=0.02")
+    assert 0 < checkpoint.load(folder)["step"] < 1000
+
+
+def test_exploded_loss_stops_the_run(go):
+    with pytest.raises(UserError, match="not finite"):
+        go("nan", "trainer.max_steps=5", "trainer.log_every=1", "optim.lr=1e30", "trainer.grad_clip=null")
+
+
+def test_uneven_batch_is_refused(go):
+    with pytest.raises(UserError, match=r"batch_size=4: must be a multiple"):
+        go("uneven", "trainer.accumulate=3")
+
+
+def test_run_folder_says_how_to_repeat_it(go):
+    folder = go("meta", "trainer.max_steps=1")
+    provenance = json.loads((folder / "provenance.json").read_text())
+    assert provenance["versions"]["torch"] == torch.__version__
+    assert len(provenance["manifest_sha256"]) == 64
+    assert "seed: 0" in (folder / "config.yaml").read_text()
+
+
+def test_tensorboard_and_offline_wandb_receive_the_run(go, monkeypatch):
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    folder = go(
+        "logs", "trainer.max_steps=2", "trainer.log_every=1", "logger=wandb", "logger.wandb.mode=offline", "logger.tensorboard=true"
+    )
+    assert list((folder / "tensorboard").glob("events*"))
+    assert list((folder / "wandb").glob("offline-run-*/*.wandb"))
