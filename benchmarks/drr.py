@@ -12,7 +12,8 @@ Without the packages that the peers' viewers want (kornia, pyvista, ...), and wi
 One repetition renders frontal and lateral once with every renderer, in shuffled order; a figure is the median over
 repetitions of the time for the pair. Renderers get what they can reuse (rays, matrices, volume in their layout)
 before the clock starts; ours keeps nothing between calls. The images are compared too, as a share of our mean and
-of our largest value, so that nobody wins by drawing something else.
+of our largest value, so that nobody wins by drawing something else. Let the machine be otherwise idle: with several
+threads, matrix products wait for their slowest thread and suffer more than others from a neighbour.
 """
 
 import argparse

@@ -137,10 +137,14 @@ def load_run(ckpt: str | Path, device: str = "auto", weights: str = "ema") -> Lo
     try:
         model.load_state_dict(state["model"])
         if weights == "ema" and state.get("ema"):
-            average = {k.removeprefix("average."): v for k, v in state["ema"].items() if k.startswith("average.")}
+            average = {
+                k.removeprefix("average."): v for k, v in state["ema"].items() if k.startswith("average.")
+            }
             model.load_state_dict(average, strict=False)
     except RuntimeError as error:
-        raise UserError(f"{path}: its weights do not fit its own config ({str(error).splitlines()[0]})") from error
+        raise UserError(
+            f"{path}: its weights do not fit its own config ({str(error).splitlines()[0]})"
+        ) from error
     model = prepare_model(model, resolve_device(device), bool(cfg.trainer.channels_last)).eval()
     return LoadedRun(model, cfg, path, int(state["step"]))
 

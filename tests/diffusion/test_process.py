@@ -39,7 +39,9 @@ def test_a_perfect_network_recovers_x0_and_the_noise(kind, volumes):
     process = DiffusionProcess(prediction_type=kind)
     x_t = process.add_noise(x_0, noise, STEPS)
     recovered = process.predict_x0(process.target(x_0, noise, STEPS), x_t, STEPS)
-    torch.testing.assert_close(recovered, x_0, rtol=0, atol=3e-4)  # 1 / sqrt(abar_998) = 155 magnifies rounding
+    torch.testing.assert_close(
+        recovered, x_0, rtol=0, atol=3e-4
+    )  # 1 / sqrt(abar_998) = 155 magnifies rounding
     torch.testing.assert_close(process.noise_from_x0(x_0, x_t, STEPS), noise, rtol=0, atol=1e-3)
 
 
@@ -72,7 +74,8 @@ def test_added_noise_keeps_unit_variance():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"prediction_type": "eps"}, {"prediction_type": "epsilon", "zero_terminal_snr": True}, {"eq8": "other"}]
+    "wrong",
+    [{"prediction_type": "eps"}, {"prediction_type": "epsilon", "zero_terminal_snr": True}, {"eq8": "other"}],
 )
 def test_wrong_settings_are_named(wrong):
     with pytest.raises(UserError, match=next(k for k in reversed(wrong))):

@@ -55,7 +55,10 @@ def test_ddim_with_eta_one_is_ddpm():
     draw = noises(4)
     x_0, x_t, noise = draw(), draw(), draw()
     torch.testing.assert_close(
-        ddim_step(x_0, x_t, a_t, a_prev, noise, eta=1.0), ddpm_step(x_0, x_t, a_t, a_prev, noise), rtol=1e-4, atol=1e-5
+        ddim_step(x_0, x_t, a_t, a_prev, noise, eta=1.0),
+        ddpm_step(x_0, x_t, a_t, a_prev, noise),
+        rtol=1e-4,
+        atol=1e-5,
     )
 
 

@@ -81,7 +81,11 @@ def test_full_disk_ends_in_one_line_and_keeps_the_former_checkpoint(tmp_path):
 
 def test_only_what_shapes_the_result_counts_as_a_change():
     saved = {"trainer": {"max_steps": 1, "seed": 0}, "logger": {"wandb": None}, "optim": {"lr": 1.0}}
-    free = {"trainer": {"max_steps": 9, "seed": 0}, "logger": {"wandb": {"mode": "offline"}}, "optim": {"lr": 1.0}}
+    free = {
+        "trainer": {"max_steps": 9, "seed": 0},
+        "logger": {"wandb": {"mode": "offline"}},
+        "optim": {"lr": 1.0},
+    }
     assert checkpoint.changed_keys(saved, free) == []
     changed = {"trainer": {"max_steps": 1, "seed": 1}, "optim": {"lr": 2.0, "eps": 1}, "logger": {}}
     assert checkpoint.changed_keys(saved, changed) == ["optim.eps", "optim.lr", "trainer.seed"]

@@ -15,7 +15,15 @@ ROOT = Path(__file__).parents[2]
 
 
 def steps(count: int, **kwargs) -> list[list[int]]:
-    defaults = dict(length=10, batch_size=4, seed=0, start_step=0, rank=0, world=1, accumulate=1)
+    defaults = {
+        "length": 10,
+        "batch_size": 4,
+        "seed": 0,
+        "start_step": 0,
+        "rank": 0,
+        "world": 1,
+        "accumulate": 1,
+    }
     return list(islice(StepSampler(**(defaults | kwargs)), count))
 
 
@@ -54,13 +62,17 @@ def test_two_processes_train_as_one_with_the_joint_batch(phantoms, tmp_path):
     for name, launcher in (("one", [sys.executable]), ("two", torchrun)):
         command = [*launcher, str(ROOT / "train.py"), *overrides, f"name={name}"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+        )
         assert done.returncode == 0, done.stderr[-2000:]
     one, two = (checkpoint.load(tmp_path / "runs" / name) for name in ("one", "two"))
     # Adam's first moment after three steps is a sum of the three gradients: equal moments mean equal gradients.
     for key, value in one["optimizers"]["diffusion"]["state"].items():
         other = two["optimizers"]["diffusion"]["state"][key]["exp_avg"]
-        torch.testing.assert_close(other, value["exp_avg"], rtol=1e-3, atol=1e-5 * float(value["exp_avg"].abs().max() + 1))
+        torch.testing.assert_close(
+            other, value["exp_avg"], rtol=1e-3, atol=1e-5 * float(value["exp_avg"].abs().max() + 1)
+        )
     for key, value in one["model"].items():
         torch.testing.assert_close(two["model"][key], value, rtol=0, atol=1e-4)
     grad_norms = []

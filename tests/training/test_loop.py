@@ -31,7 +31,12 @@ def curve(folder: Path, name: str) -> dict[int, float]:
 
 
 def test_n_plus_m_steps_equal_n_then_resume_bit_for_bit(go):
-    common = ("trainer.log_every=1", "widths.dropout=0.1", "trainer.lr_schedule=constant", "trainer.precision=fp32")
+    common = (
+        "trainer.log_every=1",
+        "widths.dropout=0.1",
+        "trainer.lr_schedule=constant",
+        "trainer.precision=fp32",
+    )
     whole = go("whole", *common, "trainer.max_steps=6")
     go("parts", *common, "trainer.max_steps=4")
     parts = go("parts", *common, "trainer.max_steps=6")
@@ -49,7 +54,9 @@ def test_n_plus_m_steps_equal_n_then_resume_bit_for_bit(go):
 
 @pytest.mark.golden
 def test_loss_curve_of_twenty_steps_is_golden(go, request):
-    folder = go("golden", "trainer.max_steps=20", "trainer.log_every=1", "trainer.precision=fp32", "optim.lr=2e-3")
+    folder = go(
+        "golden", "trainer.max_steps=20", "trainer.log_every=1", "trainer.precision=fp32", "optim.lr=2e-3"
+    )
     losses = list(curve(folder, "diffusion/total").values())
     if request.config.getoption("--update-goldens"):
         GOLDEN.write_text(json.dumps({"losses": losses}, indent=1) + "\n")
@@ -61,7 +68,8 @@ def test_loss_curve_of_twenty_steps_is_golden(go, request):
 
 def test_accumulated_parts_give_the_whole_batch_s_step(go):
     folders = [
-        go(f"parts{k}", "trainer.max_steps=2", f"trainer.accumulate={k}", "trainer.precision=fp32") for k in (1, 4)
+        go(f"parts{k}", "trainer.max_steps=2", f"trainer.accumulate={k}", "trainer.precision=fp32")
+        for k in (1, 4)
     ]
     a, b = (checkpoint.load(folder)["model"] for folder in folders)
     start = checkpoint.load(go("start", "trainer.max_steps=1", "trainer.precision=fp32"))["model"]
@@ -116,7 +124,12 @@ def test_run_folder_says_how_to_repeat_it(go):
 def test_tensorboard_and_offline_wandb_receive_the_run(go, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     folder = go(
-        "logs", "trainer.max_steps=2", "trainer.log_every=1", "logger=wandb", "logger.wandb.mode=offline", "logger.tensorboard=true"
+        "logs",
+        "trainer.max_steps=2",
+        "trainer.log_every=1",
+        "logger=wandb",
+        "logger.wandb.mode=offline",
+        "logger.tensorboard=true",
     )
     assert list((folder / "tensorboard").glob("events*"))
     assert list((folder / "wandb").glob("offline-run-*/*.wandb"))

@@ -51,7 +51,9 @@ def sweep_suffix() -> str:
     """In a sweep, what sets this run apart from its sisters, so that each has its own folder."""
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         return ""
-    overrides = [o for o in HydraConfig.get().overrides.task if not re.match(r"(experiment|name|run_dir)=", o)]
+    overrides = [
+        o for o in HydraConfig.get().overrides.task if not re.match(r"(experiment|name|run_dir)=", o)
+    ]
     slug = re.sub(r"[^\w.,-]+", "-", ",".join(overrides)).strip("-,")
     return f"-{slug}" if slug else ""
 

@@ -41,8 +41,15 @@ class SupportsReconstruct(Protocol):
 class EvaluationDataset(Protocol):
     """What is needed of a dataset; `diffux2ct.data.dataset.PreparedDataset` is one."""
 
-    cases: Sequence[Any]  # with case_id, patient, spacing and origin (x, y, z) in mm
-    window: tuple[float, float]  # HU that -1 and 1 stand for
+    @property
+    def cases(self) -> Sequence[Any]:
+        """With case_id, patient, spacing and origin (x, y, z) in mm."""
+        ...
+
+    @property
+    def window(self) -> tuple[float, float]:
+        """HU that -1 and 1 stand for."""
+        ...
 
     def __len__(self) -> int: ...
 

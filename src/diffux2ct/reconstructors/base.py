@@ -31,7 +31,9 @@ class Reconstructor(nn.Module, ABC):
         """What the training loop steps, in order."""
 
     @abstractmethod
-    def reconstruct(self, xrays: Xrays, *, generator: torch.Generator | None = None, **sampling: Any) -> Volume:
+    def reconstruct(
+        self, xrays: Xrays, *, generator: torch.Generator | None = None, **sampling: Any
+    ) -> Volume:
         """Reconstruct [B, 1, D, H, W] in [-1, 1] from X-rays in [-1, 1]; random draws come from ``generator``."""
 
     def forward(self, objective: str, batch: Batch) -> Losses:
@@ -56,7 +58,9 @@ def seeded_normal(shape: Sequence[int], seeds: Tensor, device: torch.device, sal
 def seeded_integers(high: int, seeds: Tensor, device: torch.device, salt: int = 0) -> Tensor:
     """Integers [B] uniform in 0 .. high-1, each sample from its own seed."""
     cpu = torch.device("cpu")
-    draws = [int(torch.randint(high, (), generator=seeded_generator(seed, cpu, salt))) for seed in seeds.tolist()]
+    draws = [
+        int(torch.randint(high, (), generator=seeded_generator(seed, cpu, salt))) for seed in seeds.tolist()
+    ]
     return torch.tensor(draws, device=device)
 
 

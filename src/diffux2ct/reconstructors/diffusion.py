@@ -34,7 +34,12 @@ class DiffusionReconstructor(Reconstructor):
     """
 
     def __init__(
-        self, conditioning: Conditioning, denoiser: UNet3d, process: DiffusionProcess, loss: DiffusionLoss, size: int
+        self,
+        conditioning: Conditioning,
+        denoiser: UNet3d,
+        process: DiffusionProcess,
+        loss: DiffusionLoss,
+        size: int,
     ) -> None:
         super().__init__()
         self.conditioning = conditioning

@@ -46,7 +46,9 @@ def save(path: Path, state: dict[str, Any]) -> None:
         os.replace(partial, path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         partial.unlink(missing_ok=True)
-        raise UserError(f"{path}: could not write the checkpoint ({error}); the last one is intact") from error
+        raise UserError(
+            f"{path}: could not write the checkpoint ({error}); the last one is intact"
+        ) from error
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -59,7 +61,9 @@ def load(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise UserError(f"{path}: not a readable checkpoint, perhaps truncated ({reason}); use another one") from error
+        raise UserError(
+            f"{path}: not a readable checkpoint, perhaps truncated ({reason}); use another one"
+        ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT or "model" not in state:
         raise UserError(f"{path}: not a diffux2ct checkpoint of format {FORMAT}; use one that train.py wrote")
     return state

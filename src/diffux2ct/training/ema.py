@@ -23,7 +23,8 @@ class Ema:
         """Move the average toward the model's current weights."""
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         parameters = [p.detach() for _, p in model.named_parameters()]
-        torch._foreach_lerp_([self.average[name] for name, _ in model.named_parameters()], parameters, 1 - decay)
+        averages = [self.average[name] for name, _ in model.named_parameters()]
+        torch._foreach_lerp_(averages, parameters, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
         self.num_updates += 1
 
     @contextmanager

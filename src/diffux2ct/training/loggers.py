@@ -3,7 +3,7 @@
 import csv
 import os
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -32,7 +32,9 @@ class CsvLogger:
         if path.exists() and resume_step > 0:
             # Rows past the checkpoint will be made again.
             with open(path, newline="") as file:
-                kept = [row for row in csv.DictReader(file) if row["value"] and int(row["step"]) <= resume_step]
+                kept = [
+                    row for row in csv.DictReader(file) if row["value"] and int(row["step"]) <= resume_step
+                ]
         partial = path.with_name(".metrics.csv.partial")
         with open(partial, "w", newline="") as file:
             writer = csv.DictWriter(file, ["step", "name", "value"])
@@ -85,7 +87,14 @@ class TensorBoardLogger:
 class WandbLogger:
     """A Weights & Biases run; ``mode="offline"`` needs no account and no network."""
 
-    def __init__(self, run_dir: Path, config: dict[str, Any], project: str, name: str, mode: str) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        config: dict[str, Any],
+        project: str,
+        name: str,
+        mode: Literal["online", "offline", "disabled"],
+    ) -> None:
         # Imported here: training must not need it.
         import wandb
 

@@ -52,7 +52,9 @@ def train(
     model = prepare_model(make_reconstructor(), device, settings.channels_last).train()
     objectives = model.objectives()
     optimizers = {o.name: make_optimizer(list(o.parameters)) for o in objectives}
-    state = RunState(model, optimizers, Ema(model, settings.ema_decay) if settings.ema_decay else None, config)
+    state = RunState(
+        model, optimizers, Ema(model, settings.ema_decay) if settings.ema_decay else None, config
+    )
     wrapped = distributed.wrap(model, device, len(objectives))
     run_step = torch.compile(wrapped) if settings.compile else wrapped
 
@@ -65,8 +67,9 @@ def train(
 
     while not progress.finished():
         # 4. Step each objective in order, on the same batch.
-        torch.manual_seed(step_seed(settings.seed, state.step, rank))
         parts = [next(batches) for _ in range(settings.accumulate)]
+        # After the batches: a loader that starts draws from the global generator too, and a resumed run starts one.
+        torch.manual_seed(step_seed(settings.seed, state.step, rank))
         losses: dict[str, Tensor] = {}
         for objective in objectives:
             optimizer = optimizers[objective.name]
@@ -143,4 +146,6 @@ class Progress:
         """Close the bar, and say so where a signal ended the run."""
         self.bar.close()
         if self.stop.received and not self.bar.disable:
-            print(f"stopped at step {self.state.step}, checkpoint written; the same command goes on from there")
+            print(
+                f"stopped at step {self.state.step}, checkpoint written; the same command goes on from there"
+            )

@@ -51,7 +51,9 @@ class Validator:
         scores: dict[str, list[float]] = {name: [] for name in self.metrics}
         with ema.applied_to(model) if ema else nullcontext():
             for index in range(count):
-                case = {k: v[None].to(device) for k, v in self.dataset[index].items() if isinstance(v, Tensor)}
+                case = {
+                    k: v[None].to(device) for k, v in self.dataset[index].items() if isinstance(v, Tensor)
+                }
                 generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + index)
                 with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
                     volume = model.reconstruct(xrays_of(case), generator=generator, **self.sampling)
@@ -59,8 +61,8 @@ class Validator:
                 for name, metric in self.metrics.items():
                     scores[name].append(float(metric(prediction, truth)))
                 if index == 0:
-                    hu = [denormalize_hu(v, self.window).numpy() for v in (truth, prediction)]
-                    loggers.image(step, "validation", comparison_grid(*hu))
+                    shown, made = (denormalize_hu(v.numpy(), self.window) for v in (truth, prediction))
+                    loggers.image(step, "validation", comparison_grid(shown, made))
         model.train()
         means = {f"val/{name}": sum(values) / len(values) for name, values in scores.items()}
         loggers.scalars(step, means)

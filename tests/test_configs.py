@@ -1,0 +1,62 @@
+"""Every option of every group composes and builds; the documented runs have the documented settings."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+
+from diffux2ct import build
+from diffux2ct.diffusion.samplers import SAMPLERS
+from diffux2ct.evaluation.distortion import METRICS
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+OPTIONS = sorted((p.parent.name, p.stem) for p in CONFIGS.glob("*/*.yaml") if p.parent.name != "experiment")
+EXPERIMENTS = sorted(p.stem for p in CONFIGS.glob("experiment/*.yaml"))
+
+
+def composed(*overrides: str, config: str = "train"):
+    with initialize_config_module("diffux2ct.configs", version_base="1.3"):
+        return compose(config, overrides=list(overrides), return_hydra_config=False)
+
+
+def build_all(cfg) -> None:
+    with torch.device("meta"):
+        model = build.build_reconstructor(cfg)
+    settings = build.build_settings(cfg)
+    build.build_optimizer(cfg)([torch.nn.Parameter(torch.zeros(1))])
+    assert sum(p.numel() for p in model.parameters()) > 1000
+    assert settings.max_steps >= 1
+    assert cfg.sampler.name in SAMPLERS
+    assert set(cfg.metrics.names) <= set(METRICS)
+    assert cfg.name
+    build.plain(cfg)
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_of_every_group_builds(group, option):
+    build_all(composed("experiment=demo", f"{group}={option}", "dataset.root=/nowhere", "dataset.size=32"))
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_builds(experiment):
+    build_all(composed(f"experiment={experiment}", "dataset.root=/nowhere"))
+
+
+@pytest.mark.parametrize("config", ["evaluate", "prepare", "drr", "reconstruct", "summarize"])
+def test_every_command_s_config_composes(config):
+    assert composed(config=config)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "steps"),
+    [("lumbarv", 200_000), ("ctpelvic1k", 200_000), ("lidc_idri", 800_000), ("ctspine1k", 800_000)],
+)
+def test_the_default_is_the_paper_s_run(dataset, steps):
+    cfg = composed(f"dataset={dataset}")
+    assert (cfg.dataset.size, list(cfg.widths.channels), cfg.widths.num_blocks) == (128, [64, 128, 256], 2)
+    assert (cfg.trainer.max_steps, cfg.optim._target_, cfg.optim.lr) == (steps, "torch.optim.Adam", 2e-4)
+    assert (cfg.diffusion.prediction_type, cfg.diffusion.num_train_timesteps) == ("epsilon", 1000)
+    assert (cfg.sampler.name, cfg.sampler.num_inference_steps) == ("ddpm", 1000)
+    assert (cfg.loss.norm, cfg.loss.projection_weight, cfg.loss.projection_mode) == ("l1", None, "paper")
+    assert cfg.name == f"paper-{dataset}"
