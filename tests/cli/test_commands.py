@@ -85,7 +85,8 @@ def test_training_needs_neither_simpleitk_nor_wandb(phantoms, tmp_path):
         "        if name.split('.')[0] in ('SimpleITK', 'wandb'): raise ImportError(name)\n"
         "sys.meta_path.insert(0, Refuse())\n"
         f"sys.argv = ['train.py', 'experiment=demo', 'dataset.size=16', 'dataset.root={phantoms}',\n"
-        "    'dataset.generate=null', 'trainer.max_steps=1', 'trainer.batch_size=2', 'trainer.val_every=1', 'name=bare']\n"
+        "    'dataset.generate=null', 'trainer.max_steps=1', 'trainer.batch_size=2',\n"
+        "    'trainer.val_every=1', 'name=bare']\n"
         "from diffux2ct.cli.train import main; main()\n"
     )
     done = subprocess.run(

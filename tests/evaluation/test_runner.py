@@ -193,7 +193,10 @@ def test_controls_change_the_xrays_and_nothing_else(dataset, mean_volume, tmp_pa
         assert summary["xray_source"] == source
         given[source] = [xrays for _, _, xrays in model.calls]
     for index in range(3):
-        own, following = dataset[index], dataset[(index + 1) % 3]
+        own, following = (
+            dataset[index],
+            dataset[(index + 1) % 3],
+        )  # of three patients, half-way round is the next
         for view, other in (("frontal", "lateral"), ("lateral", "frontal")):
             assert torch.equal(given["paired"][index][view][0], own[view])
             assert torch.equal(given["shuffled"][index][view][0], following[view])
@@ -293,3 +296,19 @@ def test_a_choice_of_metrics_is_honoured(dataset, mean_volume, tmp_path):
     )
     assert list(summary["floor"]) == ["ssim3d"]
     assert "psnr3d" not in read(tmp_path / "out")[1][0]
+
+
+def test_shuffled_xrays_come_from_another_patient_and_each_case_has_its_own_partner():
+    from types import SimpleNamespace
+
+    from diffux2ct.evaluation.runner import _other
+
+    class Crops:
+        cases = tuple(SimpleNamespace(patient=p) for p in "aaaabbbb")
+
+        def __len__(self):
+            return 8
+
+    partners = [_other(Crops(), i) for i in range(8)]
+    assert sorted(partners) == list(range(8))
+    assert all(Crops.cases[i].patient != Crops.cases[j].patient for i, j in enumerate(partners))

@@ -86,8 +86,8 @@ def evaluate(
         seed: with a case's index in the dataset it seeds the generator of that case. With ``batch_size`` 1 a
             case's result therefore does not depend on the others; a larger batch shares its first case's.
         context: further entries for metrics.json and the report's header: run, dataset, split, sampler, ...
-        xray_source: "paired"; or, as control experiments, "shuffled" (case i is given the X-rays of case
-            i + 1) or "swapped" (frontal and lateral exchanged).
+        xray_source: "paired"; or, as control experiments, "shuffled" (each case is given the X-rays of
+            another patient's case) or "swapped" (frontal and lateral exchanged).
 
     Returns:
         What metrics.json holds.
@@ -166,14 +166,24 @@ def _generator(seed: int, index: int) -> torch.Generator:
 
 
 def _xrays(dataset: EvaluationDataset, indices: Sequence[int], source: str) -> dict[str, Tensor]:
-    shift = 1 if source == "shuffled" else 0
-    samples = [dataset[(index + shift) % len(dataset)] for index in indices]
+    samples = [dataset[_other(dataset, index) if source == "shuffled" else index] for index in indices]
     xrays = {view: torch.stack([sample[view] for sample in samples]) for view in VIEWS}
     if source == "swapped":
         if xrays["frontal"].shape != xrays["lateral"].shape:
             raise UserError("xray_source: frontal and lateral differ in size here, so they cannot be swapped")
         xrays = {"frontal": xrays["lateral"], "lateral": xrays["frontal"]}
     return xrays
+
+
+def _other(dataset: EvaluationDataset, index: int) -> int:
+    """The first case from half-way round the dataset whose patient is not this one's, if there is any.
+
+    Half-way round, because cases of one patient stand together and each should get a partner of its own.
+    """
+    n = len(dataset)
+    turn = [(index + n // 2 + k) % n for k in range(n)]
+    others = [i for i in turn if i != index]
+    return next((i for i in others if dataset.cases[i].patient != dataset.cases[index].patient), others[0])
 
 
 def _reconstruct(
