@@ -50,6 +50,7 @@ def compose(phantoms: Path):
             "trainer.batch_size=4",
             "trainer.checkpoint_every=0",
             "trainer.warmup_steps=2",
+            "trainer.lr_schedule=constant",
             "trainer.device=cpu",
             "sampler.num_inference_steps=3",
         ]

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import platform
+import re
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -93,6 +94,14 @@ def build_optimizer(cfg: DictConfig) -> Callable[[list[nn.Parameter]], torch.opt
     return instantiate(cfg.optim, _convert_="all")
 
 
+def check_optimizer(cfg: DictConfig) -> None:
+    """UserError where the optimiser refuses its settings."""
+    try:
+        build_optimizer(cfg)([nn.Parameter(torch.zeros(1))])
+    except (TypeError, ValueError) as error:
+        raise UserError(f"optim: {error}; correct it on the command line") from error
+
+
 def build_loggers(cfg: DictConfig, run_dir: Path) -> Callable[[int], Loggers]:
     """What opens the loggers once the loop knows the step that it goes on from."""
 
@@ -102,7 +111,7 @@ def build_loggers(cfg: DictConfig, run_dir: Path) -> Callable[[int], Loggers]:
             loggers.append(TensorBoardLogger(run_dir))
         if cfg.logger.wandb:
             settings = {"project": cfg.logger.wandb.project, "mode": cfg.logger.wandb.mode}
-            loggers.append(WandbLogger(run_dir, plain(cfg), name=cfg.name, **settings))
+            loggers.append(WandbLogger(run_dir, plain(cfg), name=run_dir.name, **settings))
         return Loggers(loggers)
 
     return open_loggers
@@ -131,6 +140,7 @@ def load_run(ckpt: str | Path, device: str = "auto", weights: str = "ema") -> Lo
     path = Path(ckpt)
     state = checkpoint.load(path)
     path = path / "checkpoints" / "last.pt" if path.is_dir() else path
+    check_targets(state["config"].get("model"), path)
     cfg = OmegaConf.create(state["config"])
     assert isinstance(cfg, DictConfig)
     model = build_reconstructor(cfg)
@@ -140,13 +150,33 @@ def load_run(ckpt: str | Path, device: str = "auto", weights: str = "ema") -> Lo
             average = {
                 k.removeprefix("average."): v for k, v in state["ema"].items() if k.startswith("average.")
             }
-            model.load_state_dict(average, strict=False)
+            model.load_state_dict(state["model"] | average)
     except RuntimeError as error:
         raise UserError(
             f"{path}: its weights do not fit its own config ({str(error).splitlines()[0]})"
         ) from error
     model = prepare_model(model, resolve_device(device), bool(cfg.trainer.channels_last)).eval()
     return LoadedRun(model, cfg, path, int(state["step"]))
+
+
+_OUR_CLASS = re.compile(r"diffux2ct\.(models|diffusion|reconstructors)\.\w+\.[A-Z]\w*")
+
+
+def check_targets(node: Any, path: Path) -> None:
+    """UserError unless a checkpoint's model config names classes of this package only.
+
+    Instantiating a config calls what it names, so a foreign file could otherwise run any program. A saved config
+    has no interpolations left; one that has is refused too.
+    """
+    if node is None:
+        raise UserError(f"{path}: holds no model config; use a checkpoint that train.py wrote")
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in items:
+        foreign = key == "_target_" and not _OUR_CLASS.fullmatch(str(value))
+        if foreign or (isinstance(value, str) and "${" in value):
+            raise UserError(f"{path}: its config names {value!r}, which is no part of diffux2ct; refused")
+        if value is not None:
+            check_targets(value, path)
 
 
 def load_reconstructor(ckpt: str | Path, device: str = "auto") -> tuple[Reconstructor, DictConfig]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +76,13 @@ def test_train_evaluate_and_controls_from_the_shell(phantoms, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     metrics = json.loads((folder.parent / "phantom-test-ddim2-shuffled-raw" / "metrics.json").read_text())
     assert (metrics["num_cases"], metrics["xray_source"]) == (2, "shuffled")
+
+    # The README's quickstart, word for word, on this run and this dataset's X-rays.
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (tmp_path / "runs/e2e").rename(tmp_path / "runs/demo")
+    (tmp_path / "drr").symlink_to(next((phantoms / "cases").iterdir()))
+    done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.strip() == "torch.Size([1, 1, 16, 16, 16])", done.stderr[-2000:]
 
 
 def test_training_needs_neither_simpleitk_nor_wandb(phantoms, tmp_path):

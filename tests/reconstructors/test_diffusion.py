@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from diffux2ct import build
+from diffux2ct.errors import UserError
 from diffux2ct.reconstructors.base import seeded_integers, seeded_normal
 
 CPU = torch.device("cpu")
@@ -50,9 +51,15 @@ def test_both_xrays_matter_and_so_does_their_order(model):
         assert (reconstruct(model, changed) - base).abs().max() > 1e-4
 
 
-def test_zero_perturbation_leaves_only_the_start_to_chance(model):
+def test_perturbation_is_zero_or_drawn_and_matters(model):
+    seen = []
+    model.conditioning.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1]))
     a, b = (reconstruct(model, xrays(0), perturbation=p) for p in ("zero", "random"))
-    assert (a - b).abs().max() > 1e-6
+    assert seen[0].abs().max() == 0
+    assert 0.5 < float(seen[1].std()) < 1.5
+    assert (a - b).abs().max() > 1e-6  # the start is the same: it is drawn after z in both
+    with pytest.raises(UserError, match="perturbation=zeros"):
+        reconstruct(model, xrays(0), perturbation="zeros")
 
 
 def test_conditions_are_computed_once_per_volume(model):

@@ -96,3 +96,50 @@ def test_prune_keeps_the_newest(tmp_path):
         (tmp_path / f"step_{step:08d}.pt").touch()
     checkpoint.prune(tmp_path, keep_last=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step_00000020.pt", "step_00000300.pt"]
+
+
+def test_random_bytes_are_refused_whatever_they_are(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    for i in range(50):
+        path = tmp_path / f"{i}.pt"
+        path.write_bytes(bytes(torch.randint(0, 256, (i * 7,), generator=generator).tolist()))
+        with pytest.raises(UserError, match="not a readable checkpoint"):
+            checkpoint.load(path)
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        {"_target_": "subprocess.check_output", "args": ["true"]},
+        {"_target_": "diffux2ct.build.subprocess.run", "args": ["true"]},
+        {"_target_": "diffux2ct.models.denoiser.UNet3d", "inner": [{"_target_": "os.system"}]},
+        {"size": "${oc.env:HOME}"},
+        None,
+    ],
+)
+def test_a_config_that_names_foreign_code_is_refused_before_anything_is_built(tmp_path, node):
+    from diffux2ct import load
+
+    checkpoint.save(tmp_path / "c.pt", {"model": {}, "config": {"model": node}})
+    with pytest.raises(UserError, match=r"c\.pt"):
+        load(tmp_path / "c.pt")
+
+
+def test_cosine_may_not_change_its_length_and_a_constant_rate_may(tmp_path):
+    for schedule in ("constant", "cosine"):
+        config = {"trainer": {"max_steps": 1, "lr_schedule": schedule}}
+        checkpoint.save(tmp_path / schedule / "checkpoints" / "last.pt", {"model": {}, "config": config})
+        longer = {"trainer": {"max_steps": 2, "lr_schedule": schedule}}
+        assert checkpoint.find_resume(tmp_path / schedule, "auto", config)["config"] == config
+        if schedule == "constant":
+            assert checkpoint.find_resume(tmp_path / schedule, "auto", longer)["config"] == config
+        else:
+            with pytest.raises(UserError, match="max_steps"):
+                checkpoint.find_resume(tmp_path / schedule, "auto", longer)
+
+
+def test_starting_over_forgets_the_later_checkpoints(tmp_path):
+    for step in (100, 400, 500):
+        (tmp_path / f"step_{step:08d}.pt").touch()
+    checkpoint.forget_later(tmp_path, 100)
+    assert [p.name for p in tmp_path.iterdir()] == ["step_00000100.pt"]

@@ -34,7 +34,6 @@ def test_n_plus_m_steps_equal_n_then_resume_bit_for_bit(go):
     common = (
         "trainer.log_every=1",
         "widths.dropout=0.1",
-        "trainer.lr_schedule=constant",
         "trainer.precision=fp32",
     )
     whole = go("whole", *common, "trainer.max_steps=6")
@@ -50,6 +49,21 @@ def test_n_plus_m_steps_equal_n_then_resume_bit_for_bit(go):
         torch.testing.assert_close(value, b["optimizers"]["diffusion"]["state"][key], rtol=0, atol=0)
     assert curve(whole, "diffusion/total") == curve(parts, "diffusion/total")
     assert len(curve(whole, "diffusion/total")) == 6
+
+
+def test_going_back_to_an_earlier_checkpoint_repeats_the_run_bit_for_bit_with_cosine_and_bf16(go):
+    common = (
+        "trainer.max_steps=4",
+        "trainer.lr_schedule=cosine",
+        "trainer.checkpoint_every=2",
+        "trainer.keep_last=9",
+    )
+    folder = go("back", *common)
+    first = checkpoint.load(folder)["model"]
+    go("back", *common, f"trainer.resume={folder / 'checkpoints' / 'step_00000002.pt'}")
+    again = checkpoint.load(folder)["model"]
+    for key, value in first.items():
+        assert torch.equal(value, again[key]), key
 
 
 @pytest.mark.golden

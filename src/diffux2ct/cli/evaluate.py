@@ -14,8 +14,11 @@ from diffux2ct.training.settings import resolve_device
 
 def run(cfg: DictConfig) -> None:
     """Evaluate as ``cfg`` says; writes the ``evaluation/`` folder of the run."""
-    if cfg.weights not in ("ema", "raw"):
-        raise UserError(f"weights={cfg.weights}: choose ema or raw")
+    for key, choices in (("weights", ("ema", "raw")), ("precision", ("bf16", "fp32"))):
+        if cfg[key] not in choices:
+            raise UserError(f"{key}={cfg[key]}: choose {' or '.join(choices)}")
+    if cfg.batch_size < 1:
+        raise UserError(f"batch_size={cfg.batch_size}: must be at least 1")
     loaded = build.load_run(cfg.ckpt, cfg.device, cfg.weights)
     trained = loaded.cfg
     sampling = build.plain(trained.sampler)
@@ -58,11 +61,16 @@ def run(cfg: DictConfig) -> None:
 
 
 def default_folder(path: Path, dataset: str, cfg: DictConfig, sampling: dict) -> Path:
-    """``<run>/evaluation/<dataset>-<split>-<sampler>``; controls and raw weights are marked too."""
+    """``<run>/evaluation/<dataset>-<split>-<sampler>``; whatever else departs from the default is marked too."""
     sampler = f"{sampling.get('name', 'direct')}{sampling.get('num_inference_steps', '')}"
     marks = [dataset, cfg.split, sampler]
     marks += [cfg.xray_source] if cfg.xray_source != "paired" else []
     marks += [cfg.weights] if cfg.weights != "ema" else []
+    marks += [f"first{cfg.max_cases}"] if cfg.max_cases else []
+    marks += [f"seed{cfg.seed}"] if cfg.seed else []
+    marks += [f"eta{sampling['eta']:g}"] if sampling.get("eta") else []
+    marks += ["z0"] if sampling.get("perturbation") == "zero" else []
+    marks += [path.stem] if path.stem != "last" else []
     folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     return folder / "evaluation" / "-".join(marks)
 

@@ -12,6 +12,7 @@ from diffux2ct import build
 from diffux2ct.cli.hydra_app import hydra_app
 from diffux2ct.training import checkpoint, distributed
 from diffux2ct.training.loop import train
+from diffux2ct.training.settings import resolve_device
 
 
 def run(cfg: DictConfig) -> None:
@@ -23,7 +24,10 @@ def run(cfg: DictConfig) -> None:
     config = build.plain(cfg)
     # Refuse before anything is written.
     checkpoint.find_resume(run_dir, settings.resume, config)
-    rank, _ = distributed.start()
+    resolve_device(settings.device)
+    build.check_optimizer(cfg)
+    rank, world = distributed.start()
+    settings.check_world(world)
     if rank == 0:  # one process makes the phantoms, the others wait for them
         build.ensure_dataset(cfg.dataset)
     distributed.barrier()

@@ -16,6 +16,7 @@ from diffux2ct.errors import UserError
 from diffux2ct.geometry.hounsfield import HU_WINDOW, normalize_hu
 
 FORMAT = 1
+PUBLIC_SETS = ("lumbarv", "lidc_idri", "ctspine1k", "ctpelvic1k")
 XRAY_SCALE = (
     8.0  # line integral that "fixed" maps to 1: about 36 cm of water; a torso from the side stays below
 )
@@ -161,11 +162,12 @@ def read_description(root: str | Path) -> dict:
             raise UserError(
                 f"{root}: its preparation is not finished; run the same prepare_dataset.py command again, it goes on"
             ) from None
-        name = root.name or "folder"
+        named = root.parent.name == "data" and root.name in PUBLIC_SETS
+        target = f"dataset={root.name} raw=DIR" if named else f"dataset=folder raw=DIR out={root}"
         raise UserError(
             f"{root}: no prepared data set here.\n"
             f"Put its CT scans (DICOM series, NIfTI, MHA or NRRD) into a folder of their own, DIR.\n"
-            f"Then: python scripts/prepare_dataset.py dataset={name} raw=DIR"
+            f"Then: python scripts/prepare_dataset.py {target}"
         ) from None
     except ValueError as error:
         raise UserError(f"{root / 'dataset.json'}: damaged; run prepare_dataset.py again") from error

@@ -148,8 +148,8 @@ def _check(
         raise UserError("dataset: the split to evaluate is empty; choose another split or prepare more cases")
     if xray_source not in XRAY_SOURCES:
         raise UserError(f"xray_source: unknown value {xray_source!r}; choose from {', '.join(XRAY_SOURCES)}")
-    if xray_source == "shuffled" and len(dataset) < 2:
-        raise UserError("xray_source: shuffling needs at least two cases, and the split holds one")
+    if xray_source == "shuffled" and len({case.patient for case in dataset.cases}) < 2:
+        raise UserError("xray_source: shuffling needs at least two patients, and the split holds one")
     if out_dir.exists() and not (out_dir / "metrics.json").exists() and any(out_dir.iterdir()):
         raise UserError(
             f"{out_dir}: holds something else than an evaluation; choose another folder or empty it"
@@ -176,14 +176,13 @@ def _xrays(dataset: EvaluationDataset, indices: Sequence[int], source: str) -> d
 
 
 def _other(dataset: EvaluationDataset, index: int) -> int:
-    """The first case from half-way round the dataset whose patient is not this one's, if there is any.
+    """The first case from half-way round the dataset whose patient is not this one's.
 
     Half-way round, because cases of one patient stand together and each should get a partner of its own.
     """
     n = len(dataset)
     turn = [(index + n // 2 + k) % n for k in range(n)]
-    others = [i for i in turn if i != index]
-    return next((i for i in others if dataset.cases[i].patient != dataset.cases[index].patient), others[0])
+    return next(i for i in turn if dataset.cases[i].patient != dataset.cases[index].patient)
 
 
 def _reconstruct(

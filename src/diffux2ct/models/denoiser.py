@@ -112,7 +112,10 @@ class UNet3d(nn.Module):
                 x = self._run(i, block, x, time)
             if i > 0:
                 x = self.upsample[i - 1](x)
-        return self.out(F.silu(self.norm(x)))
+        x = F.silu(self.norm(x))
+        # In fp32 also under autocast: Eq. 8 multiplies the output's rounding by up to 157.
+        with torch.autocast(x.device.type, enabled=False):
+            return self.out(x.to(self.out.weight.dtype))
 
     def _run(self, stage: int, block: nn.Module, x: Tensor, time: Tensor) -> Tensor:
         if stage in self.checkpoint_stages and torch.is_grad_enabled():

@@ -8,6 +8,7 @@ from torch import Tensor
 from diffux2ct.diffusion.losses import DiffusionLoss
 from diffux2ct.diffusion.process import DiffusionProcess
 from diffux2ct.diffusion.samplers import sample
+from diffux2ct.errors import UserError
 from diffux2ct.models.conditioning import Conditioning
 from diffux2ct.models.denoiser import UNet3d
 from diffux2ct.reconstructors.base import (
@@ -84,6 +85,8 @@ class DiffusionReconstructor(Reconstructor):
         volume and kept over all steps (``random``) or left out (``zero``). The conditions see neither x_t nor t,
         so they are computed once.
         """
+        if perturbation not in ("random", "zero"):
+            raise UserError(f"sampler.perturbation={perturbation}: choose random or zero")
         frontal = xrays["frontal"]
         device, shape = frontal.device, (frontal.shape[0], 1, self.size, self.size, self.size)
 

@@ -1,7 +1,7 @@
 """Checkpoints: one file, written atomically, read without running anything it contains."""
 
 import os
-import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ FREE_TO_CHANGE = (
     "sampler",
     "metrics",
     "run_dir",
-    "dataset.root",
     "dataset.cache",
     "dataset.max_steps",
     "launcher",
@@ -58,8 +57,10 @@ def load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint; give a run folder or a file under its checkpoints/")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, ValueError, KeyError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can fail in any way, and each means the same to the user
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise UserError(
             f"{path}: not a readable checkpoint, perhaps truncated ({reason}); use another one"
@@ -86,6 +87,10 @@ def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _max_steps(config: dict) -> int:
+    return config["trainer"]["max_steps"]
+
+
 def find_resume(run_dir: Path, resume: str, config: dict) -> dict[str, Any] | None:
     """The state to go on from, or None for a fresh start.
 
@@ -98,12 +103,21 @@ def find_resume(run_dir: Path, resume: str, config: dict) -> dict[str, Any] | No
     path = last if resume == "auto" else Path(resume)
     state = load(path)
     changed = changed_keys(state["config"], config)
+    if config["trainer"]["lr_schedule"] == "cosine" and _max_steps(state["config"]) != _max_steps(config):
+        changed.append("trainer.max_steps, on which lr_schedule=cosine depends")
     if changed:
         raise UserError(
             f"{path}: was made under another config ({', '.join(changed[:6])}{' ...' if len(changed) > 6 else ''}); "
             "give this run another name=..., or trainer.resume=never to start it over"
         )
     return state
+
+
+def forget_later(folder: Path, step: int) -> None:
+    """Remove numbered checkpoints past ``step``: a run started over, or from an earlier one, makes its own."""
+    for path in folder.glob("step_*.pt"):
+        if int(path.stem.removeprefix("step_")) > step:
+            path.unlink()
 
 
 def prune(folder: Path, keep_last: int) -> None:

@@ -7,20 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from diffux2ct.reconstructors.base import Reconstructor
 from diffux2ct.training import checkpoint, distributed
-from diffux2ct.training.ema import Ema
 from diffux2ct.training.loggers import Loggers
 from diffux2ct.training.settings import TrainerSettings, resolve_device
-from diffux2ct.training.state import RunState, StopSignal, prepare_model
-from diffux2ct.training.steps import accumulate, check_finite, clip, endless_batches, set_lr, step_seed
+from diffux2ct.training.state import OptimizerFactory, RunState, StopSignal, prepare_model
+from diffux2ct.training.steps import check_finite, endless_batches, step_objectives, step_seed
 from diffux2ct.training.validation import Validator
-
-OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 
 def train(
@@ -51,33 +48,26 @@ def train(
     torch.manual_seed(settings.seed)
     model = prepare_model(make_reconstructor(), device, settings.channels_last).train()
     objectives = model.objectives()
-    optimizers = {o.name: make_optimizer(list(o.parameters)) for o in objectives}
-    state = RunState(
-        model, optimizers, Ema(model, settings.ema_decay) if settings.ema_decay else None, config
-    )
+    state = RunState.create(model, objectives, make_optimizer, settings.ema_decay, config)
     wrapped = distributed.wrap(model, device, len(objectives))
     run_step = torch.compile(wrapped) if settings.compile else wrapped
 
     # 3. Resume.
     if resumed:
         state.restore(resumed)
+    if rank == 0:
+        checkpoint.forget_later(run_dir / "checkpoints", state.step)
     batches = endless_batches(train_set, settings, state.step, rank, world, device)
     loggers = make_loggers(state.step) if rank == 0 else Loggers([])
     progress = Progress(settings, state, stop=StopSignal(), device=device, show=rank == 0)
 
+    losses: dict[str, Tensor] = {}
     while not progress.finished():
         # 4. Step each objective in order, on the same batch.
         parts = [next(batches) for _ in range(settings.accumulate)]
         # After the batches: a loader that starts draws from the global generator too, and a resumed run starts one.
         torch.manual_seed(step_seed(settings.seed, state.step, rank))
-        losses: dict[str, Tensor] = {}
-        for objective in objectives:
-            optimizer = optimizers[objective.name]
-            set_lr(optimizer, settings.lr_factor(state.step))
-            optimizer.zero_grad(set_to_none=True)
-            losses |= accumulate(run_step, wrapped, objective.name, parts, settings, device)
-            losses[f"{objective.name}/grad_norm"] = clip(objective.parameters, settings.grad_clip)
-            optimizer.step()
+        losses = step_objectives(objectives, state, run_step, wrapped, parts, settings, device)
         if state.ema:
             state.ema.update(model)
         state.step += 1
@@ -91,11 +81,13 @@ def train(
         if validator and rank == 0 and settings.is_due(settings.val_every, state.step):
             validator(model, state.ema, device, settings, loggers, state.step)
         if rank == 0 and settings.is_due(settings.checkpoint_every, state.step):
+            check_finite(losses, state.step)
             state.save(run_dir, settings.keep_last)
 
     # 7. End on a checkpoint, and say where the run stands.
     progress.close()
     if rank == 0:
+        check_finite(losses, state.step)
         state.save(run_dir, settings.keep_last)
         if validator and not progress.stop.received and not settings.is_due(settings.val_every, state.step):
             validator(model, state.ema, device, settings, loggers, state.step)
@@ -133,8 +125,7 @@ class Progress:
 
         Raises UserError when a loss is not finite.
         """
-        values = {name: float(value) for name, value in losses.items()}
-        check_finite(values, self.state.step)
+        values = check_finite(losses, self.state.step)
         now, steps = time.monotonic(), self.state.step - self.last_step
         values["samples_per_second"] = steps * self.settings.batch_size / (now - self.last_time)
         self.last_step, self.last_time = self.state.step, now

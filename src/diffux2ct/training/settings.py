@@ -40,8 +40,11 @@ class TrainerSettings:
 
     def __post_init__(self) -> None:
         for key in ("max_steps", "batch_size", "accumulate"):
-            if getattr(self, key) < 1:
-                raise UserError(f"trainer.{key}={getattr(self, key)}: must be at least 1")
+            if not isinstance(getattr(self, key), int) or getattr(self, key) < 1:
+                raise UserError(f"trainer.{key}={getattr(self, key)}: must be a whole number of at least 1")
+        for key in ("log_every", "val_every", "checkpoint_every", "warmup_steps", "num_workers", "seed"):
+            if not isinstance(getattr(self, key), int) or getattr(self, key) < 0:
+                raise UserError(f"trainer.{key}={getattr(self, key)}: must be a whole number, 0 or more")
         if self.precision not in ("bf16", "fp32"):
             raise UserError(f"trainer.precision={self.precision}: choose bf16 or fp32")
         if self.lr_schedule not in ("constant", "cosine"):

@@ -2,15 +2,19 @@
 
 import os
 import signal
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from diffux2ct.reconstructors.base import Reconstructor
+from diffux2ct.reconstructors.base import Objective, Reconstructor
 from diffux2ct.training import checkpoint
 from diffux2ct.training.ema import Ema
+
+OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 
 @dataclass
@@ -23,6 +27,19 @@ class RunState:
     config: dict[str, Any]
     step: int = 0
     elapsed: float = 0.0
+
+    @classmethod
+    def create(
+        cls,
+        model: Reconstructor,
+        objectives: Sequence[Objective],
+        make_optimizer: OptimizerFactory,
+        ema_decay: float | None,
+        config: dict[str, Any],
+    ) -> "RunState":
+        """The state at step 0: one optimiser per objective, and the average unless ``ema_decay`` is None."""
+        optimizers = {o.name: make_optimizer(list(o.parameters)) for o in objectives}
+        return cls(model, optimizers, Ema(model, ema_decay) if ema_decay else None, config)
 
     def save(self, run_dir: Path, keep_last: int) -> Path:
         """Write ``step_<n>.pt`` and make ``last.pt`` the same file; older numbered ones are pruned."""

@@ -1,6 +1,7 @@
 """The parts of one training step: batches, seeds, gradients, rates."""
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -8,8 +9,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from diffux2ct.errors import UserError
+from diffux2ct.reconstructors.base import Objective
 from diffux2ct.training import distributed
 from diffux2ct.training.settings import TrainerSettings
+from diffux2ct.training.state import RunState
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
@@ -19,7 +22,9 @@ def step_seed(seed: int, step: int, rank: int) -> int:
 
 def sample_seeds(seed: int, step: int, first: int, count: int) -> Tensor:
     """One seed per sample [count] of the global batch, starting at its ``first`` sample."""
-    return torch.tensor([(seed * 1_000_003 + step) * 65_537 + first + i for i in range(count)])
+    # Below 2**62, whatever the seed, to fit a tensor of int64.
+    base = ((seed * 1_000_003 + step) * 65_537 + first) % 2**62
+    return torch.tensor([base + i for i in range(count)])
 
 
 def endless_batches(
@@ -48,6 +53,27 @@ def endless_batches(
         at, k = step + count // settings.accumulate, count % settings.accumulate
         batch["seed"] = sample_seeds(settings.seed, at, rank * share + k * part, part)
         yield {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+
+
+def step_objectives(
+    objectives: Sequence[Objective],
+    state: RunState,
+    run_step: Callable[[str, Any], dict[str, Tensor]],
+    wrapped: nn.Module,
+    parts: list[dict[str, Tensor]],
+    settings: TrainerSettings,
+    device: torch.device,
+) -> dict[str, Tensor]:
+    """Step each objective in order on the same batch; returns losses and gradient norms by name."""
+    losses: dict[str, Tensor] = {}
+    for objective in objectives:
+        optimizer = state.optimizers[objective.name]
+        set_lr(optimizer, settings.lr_factor(state.step))
+        optimizer.zero_grad(set_to_none=True)
+        losses |= accumulate(run_step, wrapped, objective.name, parts, settings, device)
+        losses[f"{objective.name}/grad_norm"] = clip(objective.parameters, settings.grad_clip)
+        optimizer.step()
+    return losses
 
 
 def accumulate(
@@ -82,11 +108,13 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
         group["lr"] = group["initial_lr"] * factor
 
 
-def check_finite(values: dict[str, float], step: int) -> None:
-    """UserError when a loss is NaN or infinite."""
-    bad = [name for name, value in values.items() if value != value or abs(value) == float("inf")]
+def check_finite(losses: dict[str, Tensor], step: int) -> dict[str, float]:
+    """The losses as numbers; UserError when one is NaN or infinite, so that no such weights are saved."""
+    values = {name: float(value) for name, value in losses.items()}
+    bad = [name for name, value in values.items() if not math.isfinite(value)]
     if bad:
         raise UserError(
             f"step {step}: {bad[0]} is not finite; the last checkpoint is intact: lower optim.lr, or set "
             "trainer.precision=fp32"
         )
+    return values
