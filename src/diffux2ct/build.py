@@ -189,20 +189,36 @@ def provenance(cfg: DictConfig) -> dict[str, Any]:
     """What it takes to repeat a run beside its config: versions, commit, hardware, manifest hash."""
     packages = ("diffux2ct", "torch", "numpy", "hydra-core", "scikit-image")
     manifest = Path(cfg.dataset.root) / "manifest.csv"
-    try:
-        command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = None
     return {
-        "commit": commit,
+        "commit": _commit(),
         "versions": {name: _version(name) for name in packages},
         "python": platform.python_version(),
         "machine": platform.platform(),
-        "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor(),
+        "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu(),
         "threads": torch.get_num_threads(),
         "manifest_sha256": hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else None,
     }
+
+
+def _commit() -> str | None:
+    """The checkout's commit, ``-dirty`` with uncommitted changes; None for an installed package."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        # An environment inside somebody else's repository is not a checkout of ours.
+        subprocess.run(
+            [*git, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True, check=True
+        )
+        described = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        return subprocess.run(described, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
 
 
 def _version(package: str) -> str | None:
