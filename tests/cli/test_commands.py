@@ -74,7 +74,9 @@ def test_train_evaluate_and_controls_from_the_shell(phantoms, tmp_path):
     shuffled = ["xray_source=shuffled", "sampler.num_inference_steps=2", "max_cases=2", "weights=raw"]
     done = command("evaluate.py", "ckpt=runs/e2e/checkpoints/last.pt", *shuffled, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
-    metrics = json.loads((folder.parent / "phantom-test-ddim2-shuffled-raw" / "metrics.json").read_text())
+    metrics = json.loads(
+        (folder.parent / "phantom-test-ddim2-shuffled-raw-first2" / "metrics.json").read_text()
+    )
     assert (metrics["num_cases"], metrics["xray_source"]) == (2, "shuffled")
 
     # The README's quickstart, word for word, on this run and this dataset's X-rays.

@@ -306,8 +306,13 @@ def test_shuffled_xrays_come_from_another_patient_and_each_case_has_its_own_part
     class Crops:
         cases = tuple(SimpleNamespace(patient=p) for p in "aaaabbbb")
 
+        window = (-1024.0, 1500.0)
+
         def __len__(self):
             return 8
+
+        def __getitem__(self, index):
+            raise NotImplementedError
 
     partners = [_other(Crops(), i) for i in range(8)]
     assert sorted(partners) == list(range(8))

@@ -162,12 +162,12 @@ def read_description(root: str | Path) -> dict:
             raise UserError(
                 f"{root}: its preparation is not finished; run the same prepare_dataset.py command again, it goes on"
             ) from None
-        named = root.parent.name == "data" and root.name in PUBLIC_SETS
-        target = f"dataset={root.name} raw=DIR" if named else f"dataset=folder raw=DIR out={root}"
+        name = root.name if root.name in PUBLIC_SETS else "folder"
+        out = "" if root == Path("data") / name else f" out={root}"
         raise UserError(
             f"{root}: no prepared data set here.\n"
             f"Put its CT scans (DICOM series, NIfTI, MHA or NRRD) into a folder of their own, DIR.\n"
-            f"Then: python scripts/prepare_dataset.py {target}"
+            f"Then: python scripts/prepare_dataset.py dataset={name} raw=DIR{out}"
         ) from None
     except ValueError as error:
         raise UserError(f"{root / 'dataset.json'}: damaged; run prepare_dataset.py again") from error

@@ -1,6 +1,7 @@
 """The small parts that every network here is made of: norm, residual block, resampling, time embedding."""
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from jaxtyping import Float, Shaped
@@ -8,6 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 CONV = {2: nn.Conv2d, 3: nn.Conv3d}
+
+
+def without_autocast(device: str) -> AbstractContextManager:
+    """Autocast off inside a ``with`` block; the meta device, which only counts, knows no autocast."""
+    return nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
 
 
 def num_groups(channels: int, max_groups: int = 32) -> int:

@@ -9,7 +9,14 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from diffux2ct.errors import UserError
-from diffux2ct.models.blocks import Downsample, GroupNorm, ResBlock3d, TimeEmbedding, Upsample
+from diffux2ct.models.blocks import (
+    Downsample,
+    GroupNorm,
+    ResBlock3d,
+    TimeEmbedding,
+    Upsample,
+    without_autocast,
+)
 from diffux2ct.models.swin3d import SwinBlock3d
 
 
@@ -114,7 +121,7 @@ class UNet3d(nn.Module):
                 x = self.upsample[i - 1](x)
         x = F.silu(self.norm(x))
         # In fp32 also under autocast: Eq. 8 multiplies the output's rounding by up to 157.
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device.type):
             return self.out(x.to(self.out.weight.dtype))
 
     def _run(self, stage: int, block: nn.Module, x: Tensor, time: Tensor) -> Tensor:
