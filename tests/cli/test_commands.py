@@ -15,7 +15,9 @@ ROOT = Path(__file__).parents[2]
 def command(script: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess:
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     call = [sys.executable, str(ROOT / script), *arguments]
-    return subprocess.run(call, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        call, cwd=cwd, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=300
+    )
 
 
 def assert_one_line(done: subprocess.CompletedProcess, *words: str) -> None:
@@ -83,7 +85,9 @@ def test_train_evaluate_and_controls_from_the_shell(phantoms, tmp_path):
     (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     (tmp_path / "runs/e2e").rename(tmp_path / "runs/demo")
     (tmp_path / "drr").symlink_to(next((phantoms / "cases").iterdir()))
-    done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, encoding="utf-8"
+    )
     assert done.stdout.strip() == "torch.Size([1, 1, 16, 16, 16])", done.stderr[-2000:]
 
 
@@ -100,7 +104,12 @@ def test_training_needs_neither_simpleitk_nor_wandb(phantoms, tmp_path):
         "from diffux2ct.cli.train import main; main()\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "runs/bare/checkpoints/last.pt").is_file()

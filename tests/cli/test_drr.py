@@ -116,7 +116,9 @@ def test_a_failed_write_keeps_the_earlier_result(scan, tmp_path):
 
 def test_the_command_reports_a_user_error_in_one_line(tmp_path):
     command = [sys.executable, str(ROOT / "scripts" / "synthesize_drr.py"), "ct=nowhere.nii.gz", "out=drr"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8", timeout=120
+    )
     assert done.returncode == 1
     assert done.stderr == (
         "error: nowhere.nii.gz: no such file or folder; give a CT file or a folder with a DICOM series\n"

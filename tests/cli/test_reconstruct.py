@@ -196,7 +196,12 @@ def test_the_command_ends_bad_input_in_one_line(xrays, tmp_path):
     ]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*command, "lateral=nope.png", "out=out"], cwd=tmp_path, env=env, capture_output=True, text=True
+        [*command, "lateral=nope.png", "out=out"],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
     )
     assert done.returncode == 1
     assert done.stderr.splitlines() == [

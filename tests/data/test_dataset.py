@@ -103,7 +103,9 @@ def test_reading_needs_neither_simpleitk_nor_wandb(root: Path) -> None:
         f"item = PreparedDataset({str(root)!r})[0]; "
         "bad = {'SimpleITK', 'wandb', 'hydra'} & set(sys.modules); assert not bad, bad; print(item['volume'].shape)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "[1, 16, 16, 16]" in done.stdout
 

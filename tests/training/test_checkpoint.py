@@ -71,7 +71,7 @@ def test_full_disk_ends_in_one_line_and_keeps_the_former_checkpoint(tmp_path):
         "run_main(lambda: checkpoint.save(p, {'model': {'w': torch.zeros(200_000)}, 'step': 2}))\n"
     )
     assert resource.RLIMIT_FSIZE is not None
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 1
     assert len(done.stderr.strip().splitlines()) == 1
     assert "could not write the checkpoint" in done.stderr

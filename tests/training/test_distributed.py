@@ -63,7 +63,13 @@ def test_two_processes_train_as_one_with_the_joint_batch(phantoms, tmp_path):
         command = [*launcher, str(ROOT / "train.py"), *overrides, f"name={name}"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         done = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+            command,
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            timeout=300,
         )
         assert done.returncode == 0, done.stderr[-2000:]
     one, two = (checkpoint.load(tmp_path / "runs" / name) for name in ("one", "two"))
