@@ -20,6 +20,7 @@ from diffux2ct.data.dataset import normalize_xray, read_description
 from diffux2ct.data.volume_io import write_nifti
 from diffux2ct.data.xray_io import XrayImage, fit_xray, read_xray
 from diffux2ct.errors import UserError
+from diffux2ct.geometry.camera import spacing_xyz
 from diffux2ct.geometry.hounsfield import denormalize_hu
 from diffux2ct.training.settings import resolve_device
 from diffux2ct.types import VIEWS
@@ -41,7 +42,9 @@ def run(cfg: DictConfig) -> None:
     loaded = build.load_run(ckpt, cfg.device, cfg.weights)
     dataset = loaded.cfg.dataset
     size, spacing = (
-        (int(dataset.size), _triple(cfg.spacing)) if cfg.spacing is not None else model_grid(dataset)
+        (int(dataset.size), list(spacing_xyz(cfg.spacing)))
+        if cfg.spacing is not None
+        else model_grid(dataset)
     )
     xrays = prepare_xrays(images, size, dataset.xray_normalization)
     changed = {key: value for key, value in cfg.sampler.items() if value is not None}
@@ -126,23 +129,16 @@ def model_grid(dataset: DictConfig) -> tuple[int, list[float]]:
     """
     size = dataset.get("size")
     if dataset.get("spacing") is not None and size is not None:
-        return int(size), _triple(dataset.spacing)
+        return int(size), list(spacing_xyz(dataset.spacing))
     made: Any = dataset.get("prepare")
     if (Path(dataset.root) / "dataset.json").is_file():
         made = read_description(dataset.root)
     elif dataset.get("generate") is not None and size is not None:
-        return int(size), _triple(dataset.generate.extent_mm / size)
+        return int(size), list(spacing_xyz(dataset.generate.extent_mm / size))
     if made is None:
         raise UserError(f"{dataset.root}: not there, so the voxel spacing is unknown; add spacing=MM")
     size = int(made["size"] if size is None else size)
-    return size, [s * made["size"] / size for s in _triple(made["spacing"])]
-
-
-def _triple(spacing: Any) -> list[float]:
-    values = [float(v) for v in spacing] if not isinstance(spacing, int | float) else [float(spacing)] * 3
-    if len(values) != 3 or min(values) <= 0:
-        raise UserError(f"spacing={spacing}: give one positive number of mm, or three: [x,y,z]")
-    return values
+    return size, [s * made["size"] / size for s in spacing_xyz(made["spacing"])]
 
 
 def _describe(image: XrayImage, sha256: str) -> dict[str, Any]:

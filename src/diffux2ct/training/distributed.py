@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Sampler
 
@@ -44,6 +44,15 @@ def agree(flag: bool, device: torch.device) -> bool:
     value = torch.tensor(float(flag), device=device)
     dist.all_reduce(value, op=dist.ReduceOp.MAX)
     return bool(value > 0)
+
+
+def average(losses: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The mean over all ranks, so that what is logged speaks of the global batch."""
+    if not dist.is_initialized() or not losses:
+        return losses
+    stacked = torch.stack([value.float() for value in losses.values()])
+    dist.all_reduce(stacked)
+    return dict(zip(losses, stacked / dist.get_world_size(), strict=True))
 
 
 def wrap(model: nn.Module, device: torch.device, num_objectives: int) -> nn.Module:

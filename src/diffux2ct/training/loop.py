@@ -75,7 +75,7 @@ def train(
 
         # 5. Log.
         if settings.is_due(settings.log_every, state.step) or state.step == settings.max_steps:
-            loggers.scalars(state.step, progress.report(losses))
+            loggers.scalars(state.step, progress.report(distributed.average(losses)))
 
         # 6. Validate by sampling, with a preview; then checkpoint.
         if validator and rank == 0 and settings.is_due(settings.val_every, state.step):
