@@ -1,0 +1,73 @@
+"""What the values in ``labels.npy`` mean: one numbering for every data set, phantoms and implants included.
+
+Vertebrae are numbered as in VerSe and CTSpine1K, which CTPelvic1K's numbers are mapped onto (``REMAP``). Every screw
+and every rod has a value of its own, so that each can be found and measured alone.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import UInt8
+
+VERTEBRAE = (
+    *(f"C{i}" for i in range(1, 8)),
+    *(f"T{i}" for i in range(1, 13)),
+    *(f"L{i}" for i in range(1, 7)),
+)
+"""C1 = 1, ..., C7 = 7, T1 = 8, ..., T12 = 19, L1 = 20, ..., L5 = 24, L6 = 25."""
+
+FIRST_SCREW, FIRST_ROD, FIRST_OTHER = 101, 151, 201
+LABELS: dict[str, int] = {
+    **{name: value for value, name in enumerate(VERTEBRAE, start=1)},
+    "sacrum": 26,
+    "left_hip": 27,
+    "right_hip": 28,
+    "lumbar_spine": 29,  # where a data set does not tell its vertebrae apart
+    "ribs": 30,
+}
+LUMBAR = ("L1", "L2", "L3", "L4", "L5")
+
+# Numbers of a source -> ours; a value that is not listed becomes 0.
+REMAP: dict[str, dict[int, int]] = {
+    "ctspine1k": {value: value for value in range(1, 26)},
+    "ctpelvic1k": {
+        1: LABELS["sacrum"],
+        2: LABELS["right_hip"],
+        3: LABELS["left_hip"],
+        4: LABELS["lumbar_spine"],
+    },
+}
+
+
+def screw_label(index: int) -> int:
+    """Value of the screw ``index`` (0, 1, ...; 50 at most)."""
+    return _numbered(FIRST_SCREW, FIRST_ROD, index, "screw")
+
+
+def rod_label(index: int) -> int:
+    """Value of the rod ``index`` (0, 1, ...; 50 at most)."""
+    return _numbered(FIRST_ROD, FIRST_OTHER, index, "rod")
+
+
+def label_name(value: int) -> str:
+    """``L3``, ``left_hip``, ``screw_2``, ``rod_1``, ... (implants counted from 1); ``label_<value>`` if unknown."""
+    names = {number: name for name, number in LABELS.items()}
+    if FIRST_SCREW <= value < FIRST_ROD:
+        return f"screw_{value - FIRST_SCREW + 1}"
+    if FIRST_ROD <= value < FIRST_OTHER:
+        return f"rod_{value - FIRST_ROD + 1}"
+    return names.get(value, f"label_{value}")
+
+
+def remap(labels: UInt8[np.ndarray, "..."], mapping: Mapping[int, int]) -> UInt8[np.ndarray, "..."]:
+    """Replace every value by ``mapping``; values that it does not list become 0."""
+    table = np.zeros(256, np.uint8)
+    for old, new in mapping.items():
+        table[old] = new
+    return table[labels]
+
+
+def _numbered(first: int, end: int, index: int, what: str) -> int:
+    if not 0 <= index < end - first:
+        raise ValueError(f"{what} {index}: there are labels for {end - first}")
+    return first + index
