@@ -111,7 +111,7 @@ def build_loggers(cfg: DictConfig, run_dir: Path) -> Callable[[int], Loggers]:
             loggers.append(TensorBoardLogger(run_dir))
         if cfg.logger.wandb:
             settings = {"project": cfg.logger.wandb.project, "mode": cfg.logger.wandb.mode}
-            loggers.append(WandbLogger(run_dir, plain(cfg), name=run_dir.name, **settings))
+            loggers.append(WandbLogger(run_dir, plain(cfg), name=run_dir.name, resume_step=step, **settings))
         return Loggers(loggers)
 
     return open_loggers

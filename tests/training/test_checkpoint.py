@@ -138,6 +138,16 @@ def test_cosine_may_not_change_its_length_and_a_constant_rate_may(tmp_path):
                 checkpoint.find_resume(tmp_path / schedule, "auto", longer)
 
 
+def test_how_the_raw_scans_were_prepared_does_not_concern_a_resumed_run(tmp_path):
+    trainer = {"max_steps": 1, "lr_schedule": "constant"}
+    saved = {"trainer": trainer, "dataset": {"size": 32, "prepare": {"crops": 0}}}
+    checkpoint.save(tmp_path / "checkpoints" / "last.pt", {"model": {}, "config": saved})
+    other = {"trainer": trainer, "dataset": {"size": 32, "prepare": {"grid": "centre"}}}
+    assert checkpoint.find_resume(tmp_path, "auto", other)["config"] == saved
+    with pytest.raises(UserError, match=r"dataset\.size"):
+        checkpoint.find_resume(tmp_path, "auto", other | {"dataset": {"size": 64, "prepare": {}}})
+
+
 def test_starting_over_forgets_the_later_checkpoints(tmp_path):
     for step in (100, 400, 500):
         (tmp_path / f"step_{step:08d}.pt").touch()

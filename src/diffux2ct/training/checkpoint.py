@@ -23,6 +23,7 @@ FREE_TO_CHANGE = (
     "trainer.num_threads",
     "trainer.device",
     "trainer.resume",
+    "dataset.prepare",  # how raw scans are prepared; training reads what was prepared
     "logger",
     "sampler",
     "metrics",

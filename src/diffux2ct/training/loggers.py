@@ -2,6 +2,7 @@
 
 import csv
 import os
+import secrets
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -94,14 +95,19 @@ class WandbLogger:
         project: str,
         name: str,
         mode: Literal["online", "offline", "disabled"],
+        resume_step: int = 0,
     ) -> None:
         # Imported here: training must not need it.
         import wandb
 
         self.wandb = wandb
-        # The id is the run's name, so that a resumed run goes on in the same record.
+        # A resumed run goes on in its record; one that starts over gets a new one.
+        note = run_dir / "wandb_id.txt"
+        known = resume_step > 0 and note.exists()
+        run_id = note.read_text(encoding="utf-8").strip() if known else secrets.token_hex(4)
+        note.write_text(run_id + "\n", encoding="utf-8")
         self.run = wandb.init(
-            dir=str(run_dir), config=config, project=project, name=name, id=name, resume="allow", mode=mode
+            dir=str(run_dir), config=config, project=project, name=name, id=run_id, resume="allow", mode=mode
         )
 
     def scalars(self, step: int, values: dict[str, float]) -> None:

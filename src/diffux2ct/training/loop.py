@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -58,40 +59,42 @@ def train(
     if rank == 0:
         checkpoint.forget_later(run_dir / "checkpoints", state.step)
     batches = endless_batches(train_set, settings, state.step, rank, world, device)
-    loggers = make_loggers(state.step) if rank == 0 else Loggers([])
-    progress = Progress(settings, state, stop=StopSignal(), device=device, show=rank == 0)
-
     losses: dict[str, Tensor] = {}
-    while not progress.finished():
-        # 4. Step each objective in order, on the same batch.
-        parts = [next(batches) for _ in range(settings.accumulate)]
-        # After the batches: a loader that starts draws from the global generator too, and a resumed run starts one.
-        torch.manual_seed(step_seed(settings.seed, state.step, rank))
-        losses = step_objectives(objectives, state, run_step, wrapped, parts, settings, device)
-        if state.ema:
-            state.ema.update(model)
-        state.step += 1
-        progress.advance()
+    with StopSignal() as stop, closing(make_loggers(state.step) if rank == 0 else Loggers([])) as loggers:
+        progress = Progress(settings, state, stop, device, show=rank == 0)
+        while not progress.finished():
+            # 4. Step each objective in order, on the same batch.
+            parts = [next(batches) for _ in range(settings.accumulate)]
+            # After the batches: a loader that starts draws from the global generator too, and a resumed run starts one.
+            torch.manual_seed(step_seed(settings.seed, state.step, rank))
+            losses = step_objectives(objectives, state, run_step, wrapped, parts, settings, device)
+            if state.ema:
+                state.ema.update(model)
+            state.step += 1
+            progress.advance()
 
-        # 5. Log.
-        if settings.is_due(settings.log_every, state.step) or state.step == settings.max_steps:
-            loggers.scalars(state.step, progress.report(distributed.average(losses)))
+            # 5. Log.
+            if settings.is_due(settings.log_every, state.step) or state.step == settings.max_steps:
+                loggers.scalars(state.step, progress.report(distributed.average(losses)))
 
-        # 6. Validate by sampling, with a preview; then checkpoint.
-        if validator and rank == 0 and settings.is_due(settings.val_every, state.step):
-            validator(model, state.ema, device, settings, loggers, state.step)
-        if rank == 0 and settings.is_due(settings.checkpoint_every, state.step):
+            # 6. Validate by sampling, with a preview; then checkpoint.
+            if validator and rank == 0 and settings.is_due(settings.val_every, state.step):
+                validator(model, state.ema, device, settings, loggers, state.step)
+            if rank == 0 and settings.is_due(settings.checkpoint_every, state.step):
+                check_finite(losses, state.step)
+                state.save(run_dir, settings.keep_last)
+
+        # 7. End on a checkpoint, and say where the run stands.
+        progress.close()
+        if rank == 0:
             check_finite(losses, state.step)
             state.save(run_dir, settings.keep_last)
-
-    # 7. End on a checkpoint, and say where the run stands.
-    progress.close()
-    if rank == 0:
-        check_finite(losses, state.step)
-        state.save(run_dir, settings.keep_last)
-        if validator and not progress.stop.received and not settings.is_due(settings.val_every, state.step):
-            validator(model, state.ema, device, settings, loggers, state.step)
-    loggers.close()
+            if (
+                validator
+                and not progress.stop.received
+                and not settings.is_due(settings.val_every, state.step)
+            ):
+                validator(model, state.ema, device, settings, loggers, state.step)
     distributed.barrier()
     distributed.stop()
     return run_dir / "checkpoints" / "last.pt"

@@ -1,5 +1,6 @@
 """What a run holds between steps, saved and restored as one: model, optimisers, average, step and time."""
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable, Sequence
@@ -88,15 +89,21 @@ def prepare_model(model: Reconstructor, device: torch.device, channels_last: boo
 
 
 class StopSignal:
-    """Turns SIGINT and SIGTERM into a flag, so that a step is finished and saved before the run ends."""
+    """Turns SIGINT and SIGTERM into a flag while it is open, so that a step is finished and saved before the end."""
 
     def __init__(self) -> None:
         self.received = False
+        self._former: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignal":
         for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                signal.signal(number, self._set)
-            except ValueError:  # not the main thread: leave signals as they are
-                return
+            with contextlib.suppress(ValueError):  # not the main thread: leave signals as they are
+                self._former[number] = signal.signal(number, self._set)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
 
     def _set(self, number: int, _: Any) -> None:
         if self.received:
