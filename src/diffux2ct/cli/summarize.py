@@ -11,7 +11,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffux2ct import build
 from diffux2ct.cli.hydra_app import hydra_app
-from diffux2ct.reconstructors.base import Reconstructor
 from diffux2ct.types import VIEWS
 
 
@@ -36,28 +35,22 @@ def summarize(cfg: DictConfig) -> dict[str, Any]:
     """Parameters, forward TFLOP and activation memory (GiB, fp32, batch 1) per part and in total."""
     with torch.device("meta"):
         model = build.build_reconstructor(cfg)
-        parts = {name: measure(model, call) for name, call in calls(model, cfg.dataset.size).items()}
-    for name, child in model.named_children():
-        if name in parts:
-            parts[name]["parameters"] = sum(p.numel() for p in child.parameters())
+        parts = {
+            name: {"parameters": sum(p.numel() for p in part.parameters()), **measure(model, call)}
+            for name, (part, call) in model.parts(empty_batch(cfg.dataset.size)).items()
+        }
     total = {key: sum(part[key] for part in parts.values()) for key in ("forward_tflop", "saved_gib")}
     total["parameters"] = sum(p.numel() for p in model.parameters())
     return {"size": cfg.dataset.size, "batch_size": 1, "parts": {**parts, "total": total}}
 
 
-def calls(model: Reconstructor, size: int) -> dict[str, Callable[[], Any]]:
-    """One forward call per part: conditioning and denoiser of a diffusion model, else the whole model."""
+def empty_batch(size: int) -> dict[str, Tensor]:
+    """A batch of one, as training sees it; on the meta device it holds nothing."""
     xrays = {view: torch.empty(1, 1, size, size) for view in VIEWS}
-    volume = torch.empty(1, 1, size, size, size)
-    conditioning, denoiser = getattr(model, "conditioning", None), getattr(model, "denoiser", None)
-    if not isinstance(conditioning, nn.Module) or not isinstance(denoiser, nn.Module):
-        batch = {"volume": volume, **xrays, "seed": torch.zeros(1, dtype=torch.long)}
-        return {"model": lambda: model(model.objectives()[0].name, batch)}
-    # The conditions are leaves here, so that the denoiser's count holds nothing of the conditioning.
-    features = [h.detach().requires_grad_() for h in conditioning(xrays)]
     return {
-        "conditioning": lambda: conditioning(xrays),
-        "denoiser": lambda: denoiser(volume, torch.zeros(1), features),
+        "volume": torch.empty(1, 1, size, size, size),
+        **xrays,
+        "seed": torch.zeros(1, dtype=torch.long),
     }
 
 

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -23,22 +23,30 @@ class Objective:
     loss: Callable[[Batch], Losses]
 
 
-class Reconstructor(nn.Module, ABC):
-    """X-rays in, CT in [-1, 1] out. Diffusion models and regressors have one objective, a GAN has two."""
+class Trainable(nn.Module, ABC):
+    """What the training loop needs: objectives to step. Diffusion and regression have one, a GAN has two."""
 
     @abstractmethod
     def objectives(self) -> tuple[Objective, ...]:
-        """What the training loop steps, in order."""
+        """What the training loop steps, in order, on the same batch."""
+
+    def parts(self, batch: Batch) -> dict[str, tuple[nn.Module, Callable[[], Any]]]:
+        """The networks inside and one forward call of each on ``batch``: what `summarize_model.py` counts."""
+        return {"model": (self, lambda: self(self.objectives()[0].name, batch))}
+
+    def forward(self, objective: str, batch: Batch) -> Losses:
+        """The losses of one objective. It is ``forward`` so that DDP sees the call and syncs its gradients."""
+        return next(o for o in self.objectives() if o.name == objective).loss(batch)
+
+
+class Reconstructor(Trainable):
+    """X-rays in, CT in [-1, 1] out."""
 
     @abstractmethod
     def reconstruct(
         self, xrays: Xrays, *, generator: torch.Generator | None = None, **sampling: Any
     ) -> Volume:
         """Reconstruct [B, 1, D, H, W] in [-1, 1] from X-rays in [-1, 1]; random draws come from ``generator``."""
-
-    def forward(self, objective: str, batch: Batch) -> Losses:
-        """The losses of one objective. It is ``forward`` so that DDP sees the call and syncs its gradients."""
-        return next(o for o in self.objectives() if o.name == objective).loss(batch)
 
 
 def xrays_of(batch: Batch) -> Xrays:
@@ -53,6 +61,24 @@ def seeded_normal(shape: Sequence[int], seeds: Tensor, device: torch.device, sal
     """
     generators = [seeded_generator(seed, device, salt) for seed in seeds.tolist()]
     return torch.stack([torch.randn(shape, generator=generator, device=device) for generator in generators])
+
+
+@runtime_checkable
+class Perturbed(Protocol):
+    """What takes the Gaussian z of Eq. 5, or says that it takes none."""
+
+    def sample_perturbation(
+        self, batch: int, generator: torch.Generator | None = None, device: torch.device | str = "cpu"
+    ) -> Tensor | None:
+        """A draw for ``batch`` samples; None where there is nothing to draw."""
+        ...
+
+
+def seeded_perturbation(network: Perturbed, seeds: Tensor, device: torch.device, salt: int) -> Tensor | None:
+    """The z of Eq. 5, one draw per sample from its own seed; None where the network takes none."""
+    generators = [seeded_generator(seed, device, salt) for seed in seeds.tolist()]
+    draws = [network.sample_perturbation(1, generator, device) for generator in generators]
+    return None if draws[0] is None else torch.cat([z for z in draws if z is not None])
 
 
 def seeded_integers(high: int, seeds: Tensor, device: torch.device, salt: int = 0) -> Tensor:

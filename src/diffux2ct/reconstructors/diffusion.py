@@ -1,9 +1,10 @@
 """DiffuX2CT as a reconstructor: conditions once per volume, then the reverse process (paper Sec. 3)."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffux2ct.diffusion.losses import DiffusionLoss
 from diffux2ct.diffusion.process import DiffusionProcess
@@ -16,9 +17,9 @@ from diffux2ct.reconstructors.base import (
     Losses,
     Objective,
     Reconstructor,
-    seeded_generator,
     seeded_integers,
     seeded_normal,
+    seeded_perturbation,
     xrays_of,
 )
 from diffux2ct.types import Volume, Xrays
@@ -58,15 +59,21 @@ class DiffusionReconstructor(Reconstructor):
         x_0, seeds = batch["volume"], batch["seed"]
         noise = seeded_normal(x_0.shape[1:], seeds, x_0.device, _NOISE)
         t = seeded_integers(self.process.num_train_timesteps, seeds, x_0.device, _TIMESTEP)
-        conditions = self.conditioning(xrays_of(batch), self._seeded_perturbation(seeds, x_0.device))
+        z = seeded_perturbation(self.conditioning, seeds, x_0.device, _PERTURBATION)
+        conditions = self.conditioning(xrays_of(batch), z)
         x_t = self.process.add_noise(x_0, noise, t)
         return self.loss(self.process, self.denoiser(x_t, t, conditions), x_t, x_0, noise, t)
 
-    def _seeded_perturbation(self, seeds: Tensor, device: torch.device) -> Tensor | None:
-        """The z of Eq. 5, one draw per sample from its own seed; None where the conditioning takes none."""
-        generators = [seeded_generator(seed, device, _PERTURBATION) for seed in seeds.tolist()]
-        draws = [self.conditioning.sample_perturbation(1, generator, device) for generator in generators]
-        return None if draws[0] is None else torch.cat([z for z in draws if z is not None])
+    def parts(self, batch: Batch) -> dict[str, tuple[nn.Module, Callable[[], Any]]]:
+        """Conditioning, once a volume, and denoiser, once a step."""
+        xrays, x_t = xrays_of(batch), batch["volume"]
+        # The conditions are leaves here, so that the denoiser's count holds nothing of the conditioning.
+        features = [h.detach().requires_grad_() for h in self.conditioning(xrays)]
+        t = torch.zeros(len(x_t))
+        return {
+            "conditioning": (self.conditioning, lambda: self.conditioning(xrays)),
+            "denoiser": (self.denoiser, lambda: self.denoiser(x_t, t, features)),
+        }
 
     def reconstruct(
         self,

@@ -1,0 +1,71 @@
+"""Regression as a reconstructor: one pass from X-rays to CT (ICM-Reg, X-CTRSNet-like, and anybody's network)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from diffux2ct.errors import UserError
+from diffux2ct.geometry.projector import mean_projections
+from diffux2ct.reconstructors.base import (
+    Batch,
+    Losses,
+    Objective,
+    Reconstructor,
+    seeded_perturbation,
+    xrays_of,
+)
+from diffux2ct.types import Volume, Xrays
+
+_PERTURBATION = 3  # salt of the draw of Eq. 5's z, as in the diffusion model
+_DISTANCES = {"l1": nn.functional.l1_loss, "l2": nn.functional.mse_loss}
+
+
+class RegressionReconstructor(Reconstructor):
+    """Any network ``network(xrays) -> volume``, trained on the distance to the true CT.
+
+    A network with ``sample_perturbation`` is also given the z of Eq. 5 while training, a draw per sample.
+
+    ``norm``: ``l1`` (ICM-Reg, X-CTRSNet) or ``l2``. ``projection_weight``: weight of the L1 distance of the three
+    mean projections (paper Eq. 9); 0 leaves it out, as the paper does for its regressors.
+    """
+
+    def __init__(self, network: nn.Module, norm: str = "l1", projection_weight: float | int = 0.0) -> None:
+        super().__init__()
+        if norm not in _DISTANCES:
+            raise UserError(f"model.norm={norm}: choose {' or '.join(_DISTANCES)}")
+        self.network = network
+        self.norm = norm
+        self.projection_weight = float(projection_weight)
+
+    def objectives(self) -> tuple[Objective, ...]:
+        """One objective."""
+        return (Objective("regression", list(self.parameters()), self._loss),)
+
+    def _loss(self, batch: Batch) -> Losses:
+        """Losses of a batch with ``volume`` and its X-rays."""
+        truth = batch["volume"]
+        if hasattr(self.network, "sample_perturbation"):
+            z = seeded_perturbation(self.network, batch["seed"], truth.device, _PERTURBATION)  # type: ignore[arg-type]
+            prediction = self.network(xrays_of(batch), z).float()
+        else:
+            prediction = self.network(xrays_of(batch)).float()
+        distance = _DISTANCES[self.norm](prediction, truth)
+        if self.projection_weight == 0:
+            return {"total": distance, self.norm: distance.detach()}
+        pairs = zip(mean_projections(prediction), mean_projections(truth), strict=True)
+        projection = torch.stack([nn.functional.l1_loss(a, b) for a, b in pairs]).mean()
+        total = distance + self.projection_weight * projection
+        return {"total": total, self.norm: distance.detach(), "projection": projection.detach()}
+
+    def parts(self, batch: Batch) -> dict[str, tuple[nn.Module, Callable[[], Any]]]:
+        """The network as one part."""
+        xrays = xrays_of(batch)
+        return {"network": (self.network, lambda: self.network(xrays))}
+
+    def reconstruct(
+        self, xrays: Xrays, *, generator: torch.Generator | None = None, **sampling: Any
+    ) -> Volume:
+        """One pass, clamped to [-1, 1]. Nothing is drawn: ``generator`` and the sampler's settings have no use."""
+        return self.network(xrays).float().clamp(-1.0, 1.0)
