@@ -1,19 +1,21 @@
-"""DRR speed on the CPU: this projector against nanodrr and diffdrr, same volume, same cone camera, same run.
+"""DRR speed on the CPU: our projectors, nanodrr, diffdrr and plastimatch, same volume, same cone camera, same run.
 
-    pip install "diffux2ct[peers]"
+    pip install "diffux2ct[peers]" plastimatch==1.10.0
     python benchmarks/drr.py                    # writes benchmarks/drr_cpu.csv
 
 Without the packages that the peers' viewers want (kornia, pyvista, ...), and without pip touching torch:
 
     pip install --no-deps --target PEERS nanodrr==0.1.7 diffdrr==0.6.1 torchio roma fastcore nibabel \
-        pandas python-dateutil six humanize deprecated wrapt
+        pandas python-dateutil six humanize deprecated wrapt plastimatch==1.10.0
     PYTHONPATH=PEERS python benchmarks/drr.py
 
 One repetition renders frontal and lateral once with every renderer, in shuffled order; a figure is the median over
 repetitions of the time for the pair. Renderers get what they can reuse (rays, matrices, volume in their layout)
-before the clock starts; ours keeps nothing between calls. The images are compared too, as a share of our mean and
-of our largest value, so that nobody wins by drawing something else. Let the machine be otherwise idle: with several
-threads, matrix products wait for their slowest thread and suffer more than others from a neighbour.
+before the clock starts; ours keeps nothing between calls. plastimatch is a program: its first row is the whole call,
+with its start and the reading of the volume; the second is the time that it reports for projecting. The images are
+compared too, as a share of our first projector's mean and of its largest value, so that nobody wins by drawing
+something else. Let the machine be otherwise idle: with several threads, matrix products wait for their slowest thread
+and suffer more than others from a neighbour.
 """
 
 import argparse
@@ -23,6 +25,7 @@ import platform
 import random
 import statistics
 import sys
+import tempfile
 import time
 import warnings
 from importlib.metadata import PackageNotFoundError, version
@@ -31,78 +34,37 @@ from pathlib import Path
 import torch
 
 from diffux2ct import __version__
-from diffux2ct.geometry.camera import Camera, camera_preset
+from diffux2ct.geometry.camera import camera_preset
+from diffux2ct.geometry.drr import PROJECTORS
 from diffux2ct.geometry.hounsfield import attenuation_from_hu
-from diffux2ct.geometry.projector import project
 from diffux2ct.types import VIEWS
+from drr_peers import Plastimatch, diffdrr, nanodrr, plastimatch_program
 
-# Camera axes in LPS: along the columns, along the rows, along the beam.
-FRAMES = {
-    "frontal": ((1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.0, 1.0, 0.0)),
-    "lateral": ((0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (1.0, 0.0, 0.0)),
-}
+PLASTIMATCH_CALL = ("plastimatch", "exact (Siddon), whole call")
+PLASTIMATCH_OWN = ("plastimatch", "exact (Siddon), projecting")
 
 
-def pose(view: str, camera: Camera, rows_up: bool) -> torch.Tensor:
-    """Camera to world [1, 4, 4]. A peer whose first row is the largest coordinate gets the row axis reversed."""
-    column, row, beam = (torch.tensor(axis) for axis in FRAMES[view])
-    matrix = torch.eye(4)
-    matrix[:3, 0], matrix[:3, 1], matrix[:3, 2] = column, -row if rows_up else row, beam
-    matrix[:3, 3] = -camera.sad * beam
-    return matrix[None]
-
-
-def torchio_image(attenuation: torch.Tensor, spacing: float):
-    """A torchio image whose world is ours: LPS mm around the centre."""
-    from torchio import ScalarImage
-
-    data = attenuation.permute(2, 1, 0)[None].contiguous()  # torchio stores [C, W, H, D]
-    affine = torch.diag(torch.tensor([spacing, spacing, spacing, 1.0], dtype=torch.float64))
-    affine[:3, 3] = -(torch.tensor(data.shape[1:]) - 1) / 2 * spacing
-    return ScalarImage(tensor=data, affine=affine.numpy())
-
-
-def ours(attenuation, spacing, camera):
+def ours(attenuation, spacing, camera, projector):
     volume = attenuation[None, None].clone()
-    return volume, lambda view: project(volume, spacing, camera, view)[0, 0]
+    return volume, lambda view: PROJECTORS[projector](volume, spacing, camera, view)[0, 0]
 
 
-def nanodrr(attenuation, spacing, camera, n_samples):
-    from nanodrr.data import Subject
-    from nanodrr.drr import DRR
-
-    subject = Subject.from_images(torchio_image(attenuation, spacing), convert_to_mu=False)
-    drr = DRR.from_carm_intrinsics(
-        camera.sid, camera.pitch[1], camera.pitch[0], 0.0, 0.0, camera.rows, camera.cols, dtype=torch.float32
-    )
-    poses = {view: pose(view, camera, rows_up=False) for view in VIEWS}
-    return subject.image, lambda view: drr(subject, poses[view], n_samples=n_samples)[0, 0]
-
-
-def diffdrr(attenuation, spacing, camera, renderer):
-    from diffdrr.drr import DRR
-    from diffdrr.pose import RigidTransform
-    from torchio import Subject
-
-    image = torchio_image(attenuation, spacing)
-    subject = Subject(volume=image, density=image, mask=None, reorient=torch.eye(4), orientation=None)
-    pitch = {"delx": camera.pitch[1], "dely": camera.pitch[0]}
-    drr = DRR(
-        subject, camera.sid, camera.rows, width=camera.cols, reverse_x_axis=False, renderer=renderer, **pitch
-    )
-    poses = {view: RigidTransform(pose(view, camera, rows_up=True)) for view in VIEWS}
-    return drr.density, lambda view: drr(poses[view])[0, 0]
-
-
-def contenders(attenuation, spacing, camera):
-    """(package, setting) -> (its volume tensor, render(view))."""
-    return {
-        ("diffux2ct", "joseph, 128 slabs"): ours(attenuation, spacing, camera),
-        ("nanodrr", "500 samples a ray (its default)"): nanodrr(attenuation, spacing, camera, 500),
-        ("nanodrr", "128 samples a ray"): nanodrr(attenuation, spacing, camera, 128),
-        ("diffdrr", "siddon (its default)"): diffdrr(attenuation, spacing, camera, "siddon"),
-        ("diffdrr", "trilinear, 500 samples a ray"): diffdrr(attenuation, spacing, camera, "trilinear"),
+def contenders(hu, spacing, camera, folder):
+    """(package, setting) -> (its volume tensor or None, render(view))."""
+    mu = attenuation_from_hu(hu)
+    renderers = {
+        ("diffux2ct", "joseph, 128 slabs"): ours(mu, spacing, camera, "joseph"),
+        ("diffux2ct", "siddon"): ours(mu, spacing, camera, "siddon"),
+        ("diffux2ct", "trilinear, half a voxel"): ours(mu, spacing, camera, "trilinear"),
+        ("nanodrr", "500 samples a ray (its default)"): nanodrr(mu, spacing, camera, 500),
+        ("nanodrr", "128 samples a ray"): nanodrr(mu, spacing, camera, 128),
+        ("diffdrr", "siddon (its default)"): diffdrr(mu, spacing, camera, "siddon"),
+        ("diffdrr", "trilinear, 500 samples a ray"): diffdrr(mu, spacing, camera, "trilinear"),
     }
+    if plastimatch_program():
+        program = Plastimatch(hu.numpy(), spacing, camera, folder)
+        renderers[PLASTIMATCH_CALL] = (None, program)
+    return renderers
 
 
 def forward(volume, render) -> dict[str, torch.Tensor]:
@@ -119,6 +81,7 @@ def forward_backward(volume, render) -> None:
 
 def measure(step, renderers, repeats: int) -> dict:
     """Milliseconds per pair of views, one number a repetition and renderer."""
+    renderers = {key: it for key, it in renderers.items() if it[0] is not None or step is forward}
     times = {key: [] for key in renderers}
     order = list(renderers)
     for repeat in range(repeats + 1):
@@ -127,6 +90,9 @@ def measure(step, renderers, repeats: int) -> dict:
             start = time.perf_counter()
             step(*renderers[key])
             times[key].append((time.perf_counter() - start) * 1e3)
+            if isinstance(renderers[key][1], Plastimatch):
+                # Twice its last view's own report: that of a pair.
+                times.setdefault(PLASTIMATCH_OWN, []).append(2e3 * renderers[key][1].seconds)
     return {key: values[1:] for key, values in times.items()}  # the first warms up
 
 
@@ -157,6 +123,7 @@ def table(renderers: dict, images: dict, threads: list[int], repeats: int) -> li
     """A row per pass, thread count and renderer; printed as it comes."""
     us = next(iter(renderers))
     gaps = {key: differences(pair, images[us]) for key, pair in images.items()}
+    gaps[PLASTIMATCH_OWN] = gaps.get(PLASTIMATCH_CALL, (0.0, 0.0))
     rows = []
     for count in threads:
         torch.set_num_threads(count)
@@ -201,8 +168,9 @@ def main() -> None:
     size, spacing = 128, 2.0
     hu = torch.from_numpy(make_phantom(0, 0, size=size, extent_mm=size * spacing).hu)
     camera = camera_preset("lumbar", size, spacing)
+    folder = tempfile.TemporaryDirectory()
     try:
-        renderers = contenders(attenuation_from_hu(hu), spacing, camera)
+        renderers = contenders(hu, spacing, camera, Path(folder.name))
     except ImportError as error:
         sys.exit(f"error: {error}; install the peers: pip install 'diffux2ct[peers]' (or see --help)")
 

@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from PIL import Image
 
 from diffux2ct.cli.drr import run
 from diffux2ct.errors import UserError
+from diffux2ct.geometry.drr import decode_output
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULTS = OmegaConf.to_container(OmegaConf.load(ROOT / "configs" / "drr.yaml"))
@@ -62,6 +64,33 @@ def test_the_folder_holds_both_views_and_how_to_read_them(scan, tmp_path):
         np.testing.assert_allclose(undone, image, atol=record["png_scale"][view])
 
 
+def test_the_same_scan_gives_the_same_xrays_as_preparation(tmp_path):
+    """An odd number of voxels, and a cube of another spacing: a cube in whole voxels would lie half a voxel off."""
+    from diffux2ct.cli.prepare import run as prepare
+
+    hu = np.random.default_rng(0).normal(0, 300, (33, 31, 29)).clip(-1000, 1400)
+    image = sitk.GetImageFromArray(hu.astype(np.int16))
+    image.SetSpacing((2.0, 2.2, 2.5))
+    image.SetOrigin((-20.0, 7.0, 300.0))
+    (tmp_path / "raw").mkdir()
+    sitk.WriteImage(image, str(tmp_path / "raw" / "p1.nii.gz"))
+    with initialize_config_module("diffux2ct.configs", version_base="1.3"):
+        words = [f"raw={tmp_path / 'raw'}", f"out={tmp_path / 'set'}", "size=16", "spacing=3", "workers=1"]
+        split = ["dataset.prepare.split.val=0", "dataset.prepare.split.test=0", "contact_sheet=false"]
+        prepare(compose("prepare", ["dataset=folder", *words, *split]))
+    run(configure(ct=str(tmp_path / "raw" / "p1.nii.gz"), out=str(tmp_path / "drr"), size=16, spacing=3.0))
+    (case,) = (tmp_path / "set" / "cases").iterdir()
+    prepared, record = (
+        json.loads(path.read_text()) for path in (case / "case.json", tmp_path / "drr/camera.json")
+    )
+    np.testing.assert_allclose(record["origin"], prepared["origin"], atol=1e-3)
+    for view in ("frontal", "lateral"):
+        # Prepared volumes are whole HU.
+        np.testing.assert_allclose(
+            np.load(tmp_path / "drr" / f"{view}.npy"), np.load(case / f"{view}.npy"), atol=1e-3
+        )
+
+
 def test_settings_change_what_they_say(scan, tmp_path):
     def frontal(**overrides):
         run(configure(**{"ct": str(scan), "out": str(tmp_path), "size": 32, **overrides}))
@@ -77,6 +106,65 @@ def test_settings_change_what_they_say(scan, tmp_path):
     assert (wide > 0.05).sum() < (default > 0.05).sum() / 4  # 64 mm on a panel that covers 285 mm
 
 
+@pytest.mark.parametrize("output", ["line_integral", "transmission", "max"])
+def test_every_output_leads_back_to_the_line_integrals(scan, tmp_path, output):
+    run(configure(ct=str(scan), out=str(tmp_path / "plain"), size=32))
+    run(configure(ct=str(scan), out=str(tmp_path / output), size=32, output=output))
+    record = json.loads((tmp_path / output / "camera.json").read_text())
+    assert record["output"] == output
+    for view in ("frontal", "lateral"):
+        plain, image = (np.load(tmp_path / folder / f"{view}.npy") for folder in ("plain", output))
+        assert (record["scale"][view] == 1.0) == (output != "max")
+        assert (image.max() == pytest.approx(1.0)) == (output != "line_integral")
+        np.testing.assert_allclose(decode_output(image, output, record["scale"][view]), plain, atol=1e-5)
+        grey = np.asarray(Image.open(tmp_path / output / f"{view}.png"))[::-1]
+        np.testing.assert_allclose(grey * record["png_scale"][view], image, atol=record["png_scale"][view])
+
+
+def test_projector_attenuation_and_pose_are_told_and_taken(scan, tmp_path):
+    def frontal(**overrides):
+        run(configure(**{"ct": str(scan), "out": str(tmp_path), "size": 32, **overrides}))
+        record = json.loads((tmp_path / "camera.json").read_text())
+        return np.load(tmp_path / "frontal.npy"), record
+
+    joseph, record = frontal()
+    assert record["projector"] == "joseph"
+    assert record["attenuation"] == {"name": "plastimatch"}
+    assert record["pose"]["frontal"] == {"rotation_deg": [0, 0, 0], "shift_mm": [0, 0, 0]}
+    siddon, _ = frontal(projector="siddon")
+    assert 0 < np.abs(siddon - joseph).mean() < 0.15 * joseph.mean()
+    hard, record = frontal(attenuation="two_material", window=None, kvp=120)
+    assert record["attenuation"]["kvp"] == 120
+    soft, _ = frontal(attenuation="two_material", window=None)
+    assert soft.max() > 1.2 * hard.max() > 1.2 * joseph.max()  # metal is titanium, not a little more bone
+    water, record = frontal(attenuation="water", kev=80)
+    assert record["attenuation"] == {"kev": 80.0, "name": "water"}
+    assert water.max() == pytest.approx(joseph.max() * 0.01837 / 0.022, rel=1e-3)
+    moved, _ = frontal(camera="parallel", shift=[-10, 0, 4])
+    still, _ = frontal(camera="parallel")
+    np.testing.assert_allclose(moved[2:, :-5], still[:-2, 5:], atol=1e-4)
+
+
+def test_jitter_and_noise_follow_the_seed(scan, tmp_path):
+    def images(**overrides):
+        run(configure(**{"ct": str(scan), "out": str(tmp_path), "size": 32, **overrides}))
+        return {view: np.load(tmp_path / f"{view}.npy") for view in ("frontal", "lateral")}
+
+    jitter = {"pose_jitter": {"degrees": 5, "mm": 8}}
+    noise = {"effects": {**DEFAULTS["effects"], "photons": 1000, "electronic_noise": 3}}
+    still = images()
+    for setting in (jitter, noise):
+        first = images(seed=1, **setting)
+        again, other = images(seed=1, **setting), images(seed=2, **setting)
+        for view in first:
+            np.testing.assert_array_equal(again[view], first[view])
+            assert np.abs(other[view] - first[view]).mean() > 1e-3
+            assert np.abs(still[view] - first[view]).mean() > 1e-3
+    dark = images(window=None, attenuation="two_material", effects={**DEFAULTS["effects"], "saturation": 1.0})
+    assert dark["frontal"].max() == pytest.approx(1.0)  # the metal saturates
+    assert (dark["frontal"] == dark["frontal"].max()).sum() >= 4
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -86,6 +174,18 @@ def test_settings_change_what_they_say(scan, tmp_path):
         ({"size": "big"}, "size=big: give a whole number"),
         ({"spacing": 0}, "spacing=0: give a positive number"),
         ({"window": [100, 0]}, "give two rising HU"),
+        ({"projector": "fast"}, "projector=fast: use joseph, siddon, trilinear"),
+        ({"attenuation": "lead"}, "use plastimatch, water, two_material"),
+        ({"attenuation": "two_material", "kvp": 90}, "kvp=90: no such spectrum"),
+        ({"attenuation": "water", "kev": 1}, "from 10 to 150 keV"),
+        ({"output": "log"}, "output=log: use line_integral, transmission, max"),
+        ({"rotation": [0, 90]}, "rotation=.*give three numbers"),
+        ({"shift": 3}, "shift=3: give three numbers"),
+        ({"pose_jitter": {"degrees": 3}}, "pose_jitter=.*give both"),
+        ({"pose_jitter": {"degrees": -3, "mm": 1}}, "from 0 up"),
+        ({"seed": -1}, "seed=-1"),
+        ({"effects": {"gamma": 0}}, "gamma=0"),
+        ({"effects": {"blur": 1}}, "blur"),
         ({"spacing": 20.0}, "crop it or move the camera"),
     ],
 )

@@ -44,6 +44,17 @@ def test_what_is_nearer_to_the_source_is_larger():
     assert columns[0] > columns[1] > columns[2] > 63.5  # the lateral source stands at the right (x < 0)
 
 
+def test_a_slit_camera_magnifies_across_and_keeps_z():
+    slit = Camera("slit", 541.0, 949.0, 11, 11, (2.0, 1.0))
+    cone = Camera("cone", 541.0, 949.0, 11, 11, (2.0, 1.0))
+    points = np.array([[3.0, -200.0, 8.0], [3.0, 0.0, 8.0], [3.0, 200.0, 8.0]])
+    pixel = slit.voxel_to_pixel(points, "frontal")
+    np.testing.assert_allclose(pixel[:, 0], 5 + 8 / 2)
+    np.testing.assert_allclose(pixel[:, 1], cone.voxel_to_pixel(points, "frontal")[:, 1])
+    assert pixel[0, 1] > pixel[1, 1] > pixel[2, 1]
+    assert Camera.from_dict(json.loads(json.dumps(slit.to_dict()))) == slit
+
+
 @pytest.mark.parametrize(
     ("name", "mean", "p95", "largest", "on_panel"),
     [("lumbar", 3.2, 7.5, 13.1, 0.939), ("x2ct", 6.5, 15.5, 24.5, 0.959), ("parallel", 0, 0, 0, 1)],
@@ -52,7 +63,7 @@ def test_misregistration_of_a_256_mm_cube_in_pixels_of_a_128_image(name, mean, p
     camera = camera_preset(name, 128, 2.0)
     pixel = camera.voxel_to_pixel(grid_mm(128, 2.0)[::2], "frontal")
     shrink = camera.rows / 128
-    pixel = (pixel + 0.5) / shrink - 0.5  # on the 128 x 128 image that drr_pair returns
+    pixel = (pixel + 0.5) / shrink - 0.5  # on the 128 x 128 image that render_pair returns
     rows, _, cols = np.indices((128, 128, 128))[:, ::2]
     distance = np.hypot(pixel[..., 0] - rows, pixel[..., 1] - cols)
     assert distance.mean() == pytest.approx(mean, abs=0.06)
@@ -60,6 +71,22 @@ def test_misregistration_of_a_256_mm_cube_in_pixels_of_a_128_image(name, mean, p
     assert distance.max() == pytest.approx(largest, abs=0.1)
     inside = ((pixel > -0.5) & (pixel < 127.5)).all(-1).mean()
     assert inside == pytest.approx(on_panel, abs=0.002)
+
+
+@pytest.mark.parametrize(
+    ("camera", "side", "expected"),
+    [
+        (camera_preset("x2ct", 128, 2.5), 320.0, 0.769),
+        (camera_preset("x2ct", 128, 2.0), 256.0, 0.959),
+        (camera_preset("lumbar", 128, 2.0), 256.0, 0.939),
+        (Camera("cone", 1000.0, 1500.0, 440, 440, (1.0, 1.0)), 256.0, 1.0),
+    ],
+    ids=["x2ct-320", "x2ct-256", "lumbar-384", "lumbar-440"],
+)
+def test_share_of_a_cube_s_voxels_on_the_panel(camera, side, expected):
+    pixel = camera.voxel_to_pixel(grid_mm(128, side / 128)[::2], "lateral")
+    inside = (pixel > -0.5) & (pixel < np.array([camera.rows, camera.cols]) - 0.5)
+    assert inside.all(-1).mean() == pytest.approx(expected, abs=0.001)
 
 
 @pytest.mark.parametrize("name", ["lumbar", "x2ct", "parallel"])
@@ -81,7 +108,8 @@ def test_a_preset_follows_shape_and_spacing():
         (lambda: camera_preset("lumbar", (64, 64, 32), 2.0), "resample to a square grid"),
         (lambda: camera_preset("lumbar", 64, (1.0, 2.0, 1.0)), "resample to a square grid"),
         (lambda: camera_preset("lumbar", 64, -2.0), "positive"),
-        (lambda: Camera("fan", 1.0, 2.0, 4, 4, (1.0, 1.0)), "use cone or parallel"),
+        (lambda: Camera("fan", 1.0, 2.0, 4, 4, (1.0, 1.0)), "use cone, slit or parallel"),
+        (lambda: Camera("slit", 0.0, 900.0, 4, 4, (1.0, 1.0)), "0 < sad <= sid"),
         (lambda: Camera("cone", 1000.0, 900.0, 4, 4, (1.0, 1.0)), "0 < sad <= sid"),
         (lambda: Camera("cone", 1000.0, 1500.0, 0, 4, (1.0, 1.0)), "must be positive"),
         (lambda: Camera.from_dict({"kind": "cone", "SAD": 3}), r"unknown keys \['SAD'\]"),

@@ -4,18 +4,23 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from diffux2ct import __version__
 from diffux2ct.cli.hydra_app import hydra_app
 from diffux2ct.errors import UserError
+from diffux2ct.geometry.attenuation import ATTENUATIONS, AttenuationModel, attenuation_model
 from diffux2ct.geometry.camera import Camera, camera_preset
-from diffux2ct.geometry.projector import drr_pair
+from diffux2ct.geometry.drr import OUTPUTS, PROJECTORS, encode_output, render_pair
+from diffux2ct.geometry.pose import Pose, random_poses
+from diffux2ct.geometry.xray_effects import XrayEffects
 
 _PNG_MAX = 2**16 - 1
 
@@ -32,58 +37,131 @@ def run(cfg: DictConfig) -> None:
         UserError: a setting or the CT is not usable.
     """
     # Imported here so that --help answers at once.
-    from diffux2ct.data.volume_io import crop_or_pad, read_ct, resample
+    from diffux2ct.data.cube import cut_cube
+    from diffux2ct.data.volume_io import read_ct
 
     source, out = _path(cfg, "ct"), _path(cfg, "out")
     size = _whole("size", cfg.size)
     spacing = _number("spacing", cfg.spacing)
     window = _window(cfg.window)
     camera = camera_preset(str(cfg.camera), size, spacing)
+    scene = _scene(cfg)
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; give out= a folder")
 
     ct = read_ct(source)
     for note in ct.meta.get("notes", ()):
         print(note)
-    ct = crop_or_pad(resample(ct, spacing), size)
-    hu = np.asarray(ct.hu, dtype=np.float32)
+    # As in preparation with grid=centre: around the scan's very centre, not the nearest whole voxel.
+    hu = cut_cube(ct, size, spacing, np.array(ct.centre))
+    origin = [middle - (size - 1) / 2 * spacing for middle in ct.centre]
     if window is not None:
         hu = hu.clip(*window)
-    images = drr_pair(hu, ct.spacing, camera, size)
-    record = _describe(
-        camera, images, source=source, size=size, spacing=ct.spacing, origin=ct.origin, window=window
-    )
-    _write(out, images, record)
-    peaks = ", ".join(f"{view} up to {image.max():.2f}" for view, image in images.items())
-    print(f"wrote {out}: {peaks} (line integrals, {size}x{size}, camera {camera.name})")
-
-
-def _describe(
-    camera: Camera, images: Mapping[str, np.ndarray], *, source: Path, **geometry: Any
-) -> dict[str, Any]:
-    window = geometry["window"]
-    return {
+    line_integrals = scene.render(hu, (spacing, spacing, spacing), camera, size)
+    images, scales = {}, {}
+    for view, image in line_integrals.items():
+        images[view], scales[view] = encode_output(image, scene.output)
+    record = {
         "camera": camera.to_dict(),
         "source": str(source),
-        "size": geometry["size"],
-        "spacing": list(geometry["spacing"]),
-        "origin": list(geometry["origin"]),
+        "size": size,
+        "spacing": [spacing] * 3,
+        "origin": origin,
         "window": None if window is None else list(window),
-        # A PNG's grey level times this is the line integral.
+        **scene.to_dict(),
+        "scale": scales,
+        # A PNG's grey level times this is the .npy file's value.
         "png_scale": {view: _png_scale(image) for view, image in images.items()},
-        "units": {
-            "camera": "mm; pitch is (rows, columns) on the panel",
-            "spacing": "mm (x, y, z)",
-            "origin": "mm (x, y, z), LPS, centre of the first voxel",
-            "window": "HU, clipped before projection",
-            "npy": "line integral of attenuation 0.022/mm * (1 + HU/1000), dimensionless, no exponential",
-            "png_scale": "line integral per grey level",
-        },
+        "units": _units(scene.output),
         "axes": {
             "npy": "rows to Superior; columns to Left (frontal) or Posterior (lateral)",
             "png": "as npy with the rows reversed, so that the head is up",
         },
         "version": __version__,
+    }
+    _write(out, images, record)
+    peaks = ", ".join(f"{view} up to {image.max():.2f}" for view, image in line_integrals.items())
+    print(f"wrote {out}: {peaks} (line integrals, {size}x{size}, camera {camera.name})")
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """How the X-rays are taken, apart from the camera."""
+
+    projector: str
+    attenuation: AttenuationModel
+    poses: Mapping[str, Pose]
+    effects: XrayEffects
+    seed: int
+    output: str
+
+    def render(
+        self, hu: np.ndarray, spacing: tuple[float, float, float], camera: Camera, size: int
+    ) -> dict[str, np.ndarray]:
+        """Line integrals of both views, [size, size], with the exposure's effects."""
+        pair = render_pair(
+            hu,
+            spacing,
+            camera,
+            size,
+            projector=self.projector,
+            attenuation=self.attenuation,
+            jitter=self.poses,
+        )
+        generator = torch.Generator().manual_seed(self.seed)
+        return {
+            view: self.effects(torch.from_numpy(image)[None, None], generator)[0, 0].numpy()
+            for view, image in pair.items()
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for camera.json."""
+        return {
+            "projector": self.projector,
+            "attenuation": asdict(self.attenuation),  # type: ignore[call-overload]
+            "pose": {view: pose.to_dict() for view, pose in self.poses.items()},
+            "effects": asdict(self.effects),
+            "seed": self.seed,
+            "output": self.output,
+        }
+
+
+def _scene(cfg: DictConfig) -> _Scene:
+    name, output, seed = str(cfg.attenuation), str(cfg.output), cfg.seed
+    settings = {"water": {"kev": _number("kev", cfg.kev, "keV")}, "two_material": {"kvp": cfg.kvp}}.get(name)
+    attenuation = attenuation_model(name) if settings is None else ATTENUATIONS[name](**settings)
+    if str(cfg.projector) not in PROJECTORS:
+        raise UserError(f"projector={cfg.projector}: use {', '.join(PROJECTORS)}")
+    if output not in OUTPUTS:
+        raise UserError(f"output={output}: use {', '.join(OUTPUTS)}")
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise UserError(f"seed={seed}: give a whole number from 0 up")
+    fixed = Pose(_three("rotation", cfg.rotation), _three("shift", cfg.shift))
+    drawn = random_poses(np.random.default_rng(seed), *_jitter(cfg.pose_jitter))
+    poses = {view: fixed.moved(pose) for view, pose in drawn.items()}
+    effects = OmegaConf.to_container(cfg.effects)
+    try:
+        exposure = XrayEffects(**effects)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise UserError(f"effects={effects}: {error}; --help lists them") from error
+    return _Scene(str(cfg.projector), attenuation, poses, exposure, seed, output)
+
+
+def _units(output: str) -> dict[str, str]:
+    undo = {
+        "line_integral": "line integral of attenuation along the ray, dimensionless, no exponential",
+        "transmission": "share of the beam that arrives, exp(-line integral); its -log is the line integral",
+        "max": "line integral over the image's largest; times scale it is the line integral",
+    }
+    return {
+        "camera": "mm; pitch is (rows, columns) on the panel",
+        "spacing": "mm (x, y, z)",
+        "origin": "mm (x, y, z), LPS, centre of the first voxel",
+        "window": "HU, clipped before projection",
+        "pose": "degrees about, and mm along, (x, y, z) through the centre: the patient is turned, then shifted",
+        "npy": undo[output],
+        "scale": "line integral per value of the .npy file (diffux2ct.geometry.drr.decode_output)",
+        "png_scale": "value of the .npy file per grey level",
     }
 
 
@@ -122,9 +200,11 @@ def _whole(name: str, value: Any) -> int:
     return value
 
 
-def _number(name: str, value: Any) -> float:
+def _number(name: str, value: Any, unit: str = "mm") -> float:
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
-        raise UserError(f"{name}={value}: give a positive number of mm, for instance {name}=2.0")
+        raise UserError(
+            f"{name}={value}: give a positive number of {unit}, for instance {name}={60 if unit == 'keV' else 2.0}"
+        )
     return float(value)
 
 
@@ -138,3 +218,26 @@ def _window(value: Any) -> tuple[float, float] | None:
     if not low < high:
         raise UserError(f"window={value}: give two rising HU, for instance 'window=[-1024,1500]', or null")
     return low, high
+
+
+def _three(name: str, value: Any) -> tuple[float, float, float]:
+    try:
+        x, y, z = (float(number) for number in value)
+    except (TypeError, ValueError):
+        x = y = z = float("nan")
+    if not np.isfinite((x, y, z)).all():
+        raise UserError(f"{name}={value}: give three numbers (x, y, z), for instance '{name}=[0,0,10]'")
+    return x, y, z
+
+
+def _jitter(value: Any) -> tuple[float, float]:
+    if value is None:
+        return 0.0, 0.0
+    try:
+        if set(value) != {"degrees", "mm"}:
+            raise ValueError
+        return float(value["degrees"]), float(value["mm"])
+    except (TypeError, ValueError, KeyError):
+        raise UserError(
+            f"pose_jitter={value}: give both, for instance 'pose_jitter={{degrees: 3, mm: 5}}', or null"
+        ) from None

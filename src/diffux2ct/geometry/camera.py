@@ -3,8 +3,8 @@
 Coordinates are LPS millimetres relative to the isocentre, which is the centre of the volume: x to the
 patient's Left, y to Posterior, z to Superior. Both views share one camera. The frontal source stands in front
 of the patient (y = -SAD) and its rays run toward +y; the lateral source stands at the patient's right
-(x = -SAD) and its rays run toward +x. Panel rows follow +z; panel columns follow +x (frontal) or +y (lateral).
-Nothing is flipped, so pixel (row, column) looks at voxel (z, x) or (z, y).
+(x = -SAD) and its rays run toward +x; a reversed camera has both on the other side. Panel rows follow +z; panel
+columns follow +x (frontal) or +y (lateral). Nothing is flipped, so pixel (row, column) looks at voxel (z, x) or (z, y).
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,15 +23,21 @@ Array = TypeVar("Array", torch.Tensor, np.ndarray)
 
 @dataclass(frozen=True)
 class Camera:
-    """A cone-beam or parallel-beam camera.
+    """A cone-beam, slit-scanning or parallel-beam camera.
+
+    A slit camera is a CT scanner's localizer (scout, topogram): source and detector row stand still while the
+    patient moves along z. Its rays fan out across and stay perpendicular to z: SAD and SID magnify columns only.
 
     Args:
-        kind: "cone" or "parallel".
+        kind: "cone", "slit" or "parallel".
         sad: source to isocentre, mm; 0 for a parallel beam, which has no source.
         sid: source to panel, mm; 0 for a parallel beam.
         rows, cols: pixels of the panel.
-        pitch: mm between pixel centres (along rows' axis z, along columns' axis), on the panel.
+        pitch: mm between pixel centres (along rows' axis z, along columns' axis), on the panel. A slit camera's
+            rows are as far apart as the table moves between two of them.
         name: the preset that this is, if any.
+        reverse: the sources stand behind the patient and at the left (postero-anterior, as X2CT-GAN's), and what
+            lies there is drawn larger. Rows and columns stay as they are.
 
     Raises:
         UserError: a camera that cannot exist.
@@ -44,25 +50,37 @@ class Camera:
     cols: int
     pitch: tuple[Real, Real]
     name: str = ""
+    reverse: bool = False
 
     def __post_init__(self) -> None:
-        if self.kind not in ("cone", "parallel"):
-            raise UserError(f"camera kind {self.kind!r} is unknown; use cone or parallel")
+        if self.kind not in ("cone", "slit", "parallel"):
+            raise UserError(f"camera kind {self.kind!r} is unknown; use cone, slit or parallel")
         if self.rows < 1 or self.cols < 1 or len(self.pitch) != 2 or not min(self.pitch) > 0:
             raise UserError(
                 f"camera panel {self.rows}x{self.cols} with pitch {self.pitch} mm; all must be positive"
             )
-        if self.kind == "cone" and not 0 < self.sad <= self.sid:
-            raise UserError(f"cone camera with sad={self.sad}, sid={self.sid} mm; it needs 0 < sad <= sid")
+        if self.kind != "parallel" and not 0 < self.sad <= self.sid:
+            raise UserError(
+                f"{self.kind} camera with sad={self.sad}, sid={self.sid} mm; it needs 0 < sad <= sid"
+            )
+
+    @property
+    def toward(self) -> int:
+        """1 where rays run toward +y and +x, -1 where the camera is reversed."""
+        return -1 if self.reverse else 1
 
     def magnification(self, depth: Any) -> Any:
-        """Panel mm per mm at ``depth`` (mm past the isocentre along the beam): SID / (SAD + depth).
+        """Panel mm per mm across, at ``depth`` (mm from the isocentre along +y or +x): SID / (SAD +- depth).
 
         depth: a number, tensor or array; the result is of its kind.
         """
         if self.kind == "parallel":
             return depth * 0.0 + 1.0
-        return self.sid / (self.sad + depth)
+        return self.sid / (self.sad + self.toward * depth)
+
+    def row_magnification(self, depth: Any) -> Any:
+        """Panel mm per mm along z: as ``magnification`` for a cone, 1 for a slit or parallel beam."""
+        return self.magnification(depth) if self.kind == "cone" else depth * 0.0 + 1.0
 
     def voxel_to_pixel(self, points_mm: Array, view: str) -> Array:
         """Where points land on the panel.
@@ -76,9 +94,8 @@ class Camera:
         """
         x, y, z = points_mm[..., 0], points_mm[..., 1], points_mm[..., 2]
         across, depth = (x, y) if checked_view(view) == "frontal" else (y, x)
-        scale = self.magnification(depth)
-        row = z * scale / self.pitch[0] + (self.rows - 1) / 2
-        col = across * scale / self.pitch[1] + (self.cols - 1) / 2
+        row = z * self.row_magnification(depth) / self.pitch[0] + (self.rows - 1) / 2
+        col = across * self.magnification(depth) / self.pitch[1] + (self.cols - 1) / 2
         stack: Any = torch.stack if isinstance(points_mm, torch.Tensor) else np.stack
         return stack((row, col), -1)
 
@@ -94,7 +111,7 @@ class Camera:
             UserError: a key is missing or unknown.
         """
         known = {field.name for field in fields(cls)}
-        unknown, missing = set(values) - known, known - {"name"} - set(values)
+        unknown, missing = set(values) - known, known - {"name", "reverse"} - set(values)
         if unknown or missing:
             raise UserError(
                 f"camera description: unknown keys {sorted(unknown)}, missing keys {sorted(missing)}; "
@@ -109,6 +126,7 @@ def camera_preset(name: str, size: int | Sequence[int], spacing: Real | Sequence
     - ``lumbar``: C-arm, SAD 1000, SID 1500 mm. The pixel is one voxel magnified to the panel, so at the
       isocentre plane pixel and voxel indices agree: the central part of a 440 mm panel for 128 voxels of 2 mm.
     - ``x2ct``: SAD 541, SID 949 mm, 320 x 320 pixels on a 500 mm panel, whatever the volume: X2CT-GAN's LIDC.
+      Its sources stand behind the patient and at the left (its options of plastimatch, run and compared).
     - ``parallel``: parallel rays, one pixel a voxel: the control that mis-registers nothing.
 
     Args:
@@ -122,7 +140,7 @@ def camera_preset(name: str, size: int | Sequence[int], spacing: Real | Sequence
     rows, height, cols = (size, size, size) if isinstance(size, int) else size
     sx, sy, sz = spacing_xyz(spacing)
     if name == "x2ct":
-        return Camera("cone", 541.0, 949.0, 320, 320, (500.0 / 320, 500.0 / 320), name)
+        return Camera("cone", 541.0, 949.0, 320, 320, (500.0 / 320, 500.0 / 320), name, reverse=True)
     if name not in ("lumbar", "parallel"):
         raise UserError(f"camera {name!r} is unknown; use lumbar, x2ct or parallel")
     if height != cols or abs(sx - sy) > 1e-6 * sx:

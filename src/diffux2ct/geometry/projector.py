@@ -7,17 +7,13 @@ and the whole projection is a batched matrix product. Outside the volume there i
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from diffux2ct.errors import UserError
-from diffux2ct.geometry.camera import Array, Camera, Real, checked_view, spacing_xyz
-from diffux2ct.geometry.hounsfield import attenuation_from_hu
+from diffux2ct.geometry.camera import Camera, Real, checked_view, spacing_xyz
 from diffux2ct.types import VIEWS, Volume, Xray
 
 # Weights are built for blocks of slabs: a block that stays in a CPU's cache is about twice as fast as all slabs
@@ -51,14 +47,17 @@ def project(attenuation: Volume, spacing: Real | Sequence[Real], camera: Camera,
         cols_mm = _centred(camera.cols, camera.pitch[1], volume)
         if camera.kind == "parallel":
             # Every slab has the same weights: sum first.
-            slabs, shrink = slabs.sum(0, keepdim=True), volume.new_ones(1)
+            slabs, depths = slabs.sum(0, keepdim=True), volume.new_zeros(1)
             length = volume.new_full((1, 1), s_depth)
         else:
             _check_clearance(slabs.shape[0] * s_depth / 2, camera)
-            shrink = 1 / camera.magnification(_centred(slabs.shape[0], s_depth, volume))
-            length = s_depth * (1 + (rows_mm[:, None] ** 2 + cols_mm**2) / camera.sid**2).sqrt()
-        rows_at = shrink[:, None] * (rows_mm / s_rows) + (slabs.shape[2] - 1) / 2
-        cols_at = shrink[:, None] * (cols_mm / s_across) + (slabs.shape[3] - 1) / 2
+            depths = _centred(slabs.shape[0], s_depth, volume)
+            # A slit camera's source moves with the row, so only a column takes its ray off the beam axis.
+            off_axis = rows_mm[:, None] ** 2 * (camera.kind == "cone") + cols_mm**2
+            length = s_depth * (1 + off_axis / camera.sid**2).sqrt()
+        row_shrink, col_shrink = 1 / camera.row_magnification(depths), 1 / camera.magnification(depths)
+        rows_at = row_shrink[:, None] * (rows_mm / s_rows) + (slabs.shape[2] - 1) / 2
+        cols_at = col_shrink[:, None] * (cols_mm / s_across) + (slabs.shape[3] - 1) / 2
         return (_sum_resampled_slabs(slabs, rows_at, cols_at) * length)[:, None]
 
 
@@ -122,31 +121,3 @@ class Projector(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.camera}, spacing={self.spacing}"
-
-
-def drr_pair(hu: Array, spacing: Real | Sequence[Real], camera: Camera, size: int) -> dict[str, Array]:
-    """Frontal and lateral digitally reconstructed radiographs of one CT.
-
-    Args:
-        hu: [D, H, W] LPS, HU of any numeric type, as the X-rays shall see them (clip metal before).
-        spacing: (x, y, z) mm, or one number.
-        camera: the camera.
-        size: pixels per side of the result; a panel with another pixel count is resampled with anti-aliasing.
-
-    Returns:
-        {"frontal", "lateral"}: float32 line integrals [size, size], dimensionless; tensors (differentiable) for
-        a tensor, arrays for an array.
-
-    Raises:
-        UserError: the volume reaches the source or the panel.
-    """
-    as_tensor = isinstance(hu, Tensor)
-    volume = hu.float() if as_tensor else torch.from_numpy(np.ascontiguousarray(hu, dtype=np.float32))
-    attenuation = attenuation_from_hu(volume)[None, None]
-    images: dict[str, Any] = {}
-    for view in VIEWS:
-        image = project(attenuation, spacing, camera, view)
-        if image.shape[-2:] != (size, size):
-            image = F.interpolate(image, (size, size), mode="bilinear", antialias=True)
-        images[view] = image[0, 0] if as_tensor else image[0, 0].numpy()
-    return images
