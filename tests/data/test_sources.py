@@ -1,48 +1,43 @@
+import os
 from pathlib import Path
 
 import pytest
+from tests.data.sources_tree import write_series, write_text, write_volume
 
-from diffux2ct.data.sources import discover
+from diffux2ct.data.sources import SOURCES, Discovery, discover
+from diffux2ct.data.sources.folder import _ORPHAN
 from diffux2ct.errors import UserError
 
 
-def touch(root: Path, *names: str) -> None:
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"\0" * 128 + b"DICM" if path.suffix in ("", ".dcm") else b"")
-
-
-def found(name: str, root: Path) -> dict[str, tuple[str, str | None]]:
+def found(discovery: Discovery, root: Path) -> dict[str, tuple[str, str | None]]:
     return {
         case.patient: (
-            str(case.path.relative_to(root)),
-            None if case.labels is None else str(case.labels.relative_to(root)),
+            case.path.relative_to(root).as_posix(),
+            None if case.labels is None else case.labels.relative_to(root).as_posix(),
         )
-        for case in discover(name, root)
+        for case in discovery.cases
     }
 
 
 def test_folder_takes_files_and_series_and_sets_labels_aside(tmp_path: Path) -> None:
-    touch(
-        tmp_path,
+    for name in (
         "a.nii.gz",
         "sub/b.mha",
         "sub/deep/c.nrrd",
         "d.nii",
-        "a_labels.nii.gz",
-        "labelsTr/d.nii",
-        "x.txt",
-    )
-    touch(
-        tmp_path,
         "totalseg_s0308_ct.nii.gz",
-        "totalseg_s0308_label.nii.gz",
-        "mask_4label_e.nii.gz",
         ".hidden.nii.gz",
-    )
-    touch(tmp_path, "dicom/P1/1.2.3/0001", "dicom/P1/1.2.3/0002", "dicom/P2/0001.dcm")
-    assert found("folder", tmp_path) == {
+    ):
+        write_volume(tmp_path / name)
+    for name in ("a_labels.nii.gz", "labelsTr/d.nii", "totalseg_s0308_label.nii.gz", "mask_4label_e.nii.gz"):
+        write_volume(tmp_path / name, label=True)
+    write_text(tmp_path / "x.txt", "no scan")
+    write_series(tmp_path / "dicom/P1/1.2.3")
+    write_series(tmp_path / "dicom/P2")
+    write_series(tmp_path / "dicom/P2/xray", "DX", num=1)
+    write_series(tmp_path / "dicom/P3/topogram", num=2, image_type=("ORIGINAL", "PRIMARY", "LOCALIZER"))
+    discovery = discover("folder", tmp_path)
+    assert found(discovery, tmp_path) == {
         "a": ("a.nii.gz", "a_labels.nii.gz"),
         "b": ("sub/b.mha", None),
         "c": ("sub/deep/c.nrrd", None),
@@ -51,55 +46,87 @@ def test_folder_takes_files_and_series_and_sets_labels_aside(tmp_path: Path) -> 
         "P1": ("dicom/P1/1.2.3", None),
         "P2": ("dicom/P2", None),
     }
+    assert discovery.left_out == [
+        ("dicom/P2/xray", "DICOM of modality DX (radiograph), not CT"),
+        ("dicom/P3/topogram", "a localizer (scout), not a CT volume"),
+        ("mask_4label_e.nii.gz", _ORPHAN),
+    ]
+    assert (discovery.split, discovery.notes) == (None, [])
 
 
 def test_repeated_names_take_the_parent_folder(tmp_path: Path) -> None:
-    touch(tmp_path, "P1/ct.nii.gz", "P1/label.nii.gz", "P2/ct.nii.gz", "P2/label.nii.gz")
-    assert found("folder", tmp_path) == {
+    for patient in ("P1", "P2"):
+        write_volume(tmp_path / patient / "ct.nii.gz")
+        write_volume(tmp_path / patient / "label.nii.gz", label=True)
+    assert found(discover("lumbarv", tmp_path), tmp_path) == {
         "P1": ("P1/ct.nii.gz", "P1/label.nii.gz"),
         "P2": ("P2/ct.nii.gz", "P2/label.nii.gz"),
     }
 
 
 def test_raw_folder_may_be_a_series_itself(tmp_path: Path) -> None:
-    touch(tmp_path / "patient7", "1.dcm", "2.dcm")
-    assert found("folder", tmp_path / "patient7") == {"patient7": (".", None)}
-
-
-def test_lidc_takes_the_longest_series_of_a_patient(tmp_path: Path) -> None:
-    base = "LIDC-IDRI/LIDC-IDRI-0001"
-    touch(
-        tmp_path,
-        f"{base}/1.2/CR/1.dcm",
-        *(f"{base}/1.3/CT/{i}.dcm" for i in range(5)),
-        "LIDC-IDRI-0002/1.9/1.dcm",
-    )
-    touch(tmp_path, "LIDC-IDRI-0314.nii.gz", "other/1.dcm")
-    assert found("lidc_idri", tmp_path) == {
-        "LIDC-IDRI-0001": (f"{base}/1.3/CT", None),
-        "LIDC-IDRI-0002": ("LIDC-IDRI-0002/1.9", None),
-        "LIDC-IDRI-0314": ("LIDC-IDRI-0314.nii.gz", None),
+    write_series(tmp_path / "patient7")
+    assert found(discover("folder", tmp_path / "patient7"), tmp_path / "patient7") == {
+        "patient7": (".", None)
     }
 
 
-def test_spine_and_pelvis_sets_pair_labels(tmp_path: Path) -> None:
-    touch(tmp_path, "rawdata/volumes/liver_12.nii.gz", "rawdata/labels/liver_12_seg.nii.gz")
-    touch(tmp_path, "dataset6_CLINIC_0001_data.nii.gz", "masks/dataset6_CLINIC_0001_mask_4label.nii.gz")
-    for name in ("ctspine1k", "ctpelvic1k", "lumbarv"):
-        assert found(name, tmp_path) == {
-            "liver_12": ("rawdata/volumes/liver_12.nii.gz", "rawdata/labels/liver_12_seg.nii.gz"),
-            "dataset6_CLINIC_0001_data": (
-                "dataset6_CLINIC_0001_data.nii.gz",
-                "masks/dataset6_CLINIC_0001_mask_4label.nii.gz",
-            ),
-        }
+def test_series_mixed_in_one_folder_are_told_apart(tmp_path: Path) -> None:
+    # One flat folder, as some archives export it: two patients' scans, a scout and a radiograph among them.
+    first = write_series(tmp_path / "all", patient="A", number=1)
+    second = write_series(tmp_path / "all", patient="B", number=2)
+    write_series(
+        tmp_path / "all", num=2, patient="A", number=3, image_type=("ORIGINAL", "PRIMARY", "LOCALIZER")
+    )
+    write_series(tmp_path / "all", "CR", num=1, patient="B", number=4)
+    discovery = discover("folder", tmp_path)
+    assert [(case.patient, case.series_uid) for case in discovery.cases] == [("A", first), ("B", second)]
+    assert sorted(reason for _, reason in discovery.left_out) == [
+        "DICOM of modality CR, not CT",
+        "a localizer (scout) or a single slice, not a CT volume",
+    ]
+
+
+def test_links_in_a_circle_end(tmp_path: Path) -> None:
+    write_volume(tmp_path / "p1/ct.nii.gz")
+    os.symlink(tmp_path, tmp_path / "p1/again")
+    os.symlink(tmp_path / "p1", tmp_path / "copy")
+    assert len(discover("folder", tmp_path).cases) == 1
+
+
+def test_archives_and_other_formats_are_named(tmp_path: Path) -> None:
+    write_volume(tmp_path / "p1.nii.gz")
+    write_text(tmp_path / "CTPelvic1K_dataset6_data.tar.gz", "")
+    write_text(tmp_path / "scan/ct_xray_data.h5", "")
+    assert discover("folder", tmp_path).left_out == [
+        ("CTPelvic1K_dataset6_data.tar.gz", "an archive; unpack it first"),
+        ("scan/ct_xray_data.h5", "HDF5; X2CT-GAN's files are read by dataset.prepare.source=x2ct"),
+    ]
+
+
+@pytest.mark.real
+def test_real_scans_get_their_labels(shared_data: Path) -> None:
+    discovery = discover("folder", shared_data)
+    assert len(discovery.cases) >= 16
+    labelled = [case for case in discovery.cases if case.labels is not None]
+    assert len(labelled) >= 11
+    for case in labelled:
+        assert case.labels is not None
+        assert case.labels.name.startswith(case.path.name.removesuffix(".nii.gz").removesuffix("_ct"))
+    assert discovery.left_out == []
 
 
 def test_errors(tmp_path: Path) -> None:
-    touch(tmp_path, "notes.txt")
-    with pytest.raises(UserError, match="no CT scan found"):
-        discover("folder", tmp_path)
+    write_text(tmp_path / "notes.txt", "")
+    for name in SOURCES:
+        with pytest.raises(UserError, match="no CT scan found"):
+            discover(name, tmp_path)
     with pytest.raises(UserError, match="no such folder"):
         discover("folder", tmp_path / "gone")
     with pytest.raises(UserError, match="choose one of ctpelvic1k"):
         discover("lits", tmp_path)
+    with pytest.raises(UserError, match="source ctspine1k has the parts COLONOG"):
+        discover("ctspine1k", tmp_path, origins=["LUNA"])
+    write_series(tmp_path / "x", "CR", num=1)
+    with pytest.raises(UserError, match="1 left out, the first: x: DICOM of modality CR"):
+        discover("folder", tmp_path)

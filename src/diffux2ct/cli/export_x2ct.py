@@ -1,0 +1,20 @@
+"""``scripts/export_x2ct.py``: a prepared folder to X2CT-GAN's HDF5 layout."""
+
+from omegaconf import DictConfig
+
+from diffux2ct.cli.hydra_app import hydra_app
+
+
+def run(cfg: DictConfig) -> None:
+    """Export ``cfg.data`` to ``cfg.out`` and say what was written. Raises UserError, see ``export_x2ct``."""
+    # Imported here so that --help answers at once.
+    from diffux2ct.data.x2ct_exchange import export_x2ct
+
+    report = export_x2ct(str(cfg.data), str(cfg.out), views=str(cfg.views))
+    counts = ", ".join(f"{part} {len(names)}" for part, names in report.split.items())
+    print(f"{cfg.out}: {report.written} cases ({counts}) written in {report.seconds:.0f} s")
+
+
+def main() -> None:
+    """The command."""
+    hydra_app("export_x2ct", run)

@@ -1,0 +1,239 @@
+"""What every source answers with, and how it looks through a raw folder.
+
+A source says which files are scans, of which patients, with which labels, and what else lies there and why it is not
+used. What is in the files is settled by ``volume_io``; here at most a DICOM header is read.
+"""
+
+import os
+import re
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
+_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".7z", ".rar")
+_LABEL = re.compile(r"\d*(labels?|masks?|segs?|segmentations?|4label|5label)(maps?)?(tr|ts)?\d*")
+_NEUTRAL = {"ct", "data", "image", "images", "img", "volume", "volumes", "vol", "scan"}  # tell no scans apart
+_TAGS = (
+    "Modality",
+    "SeriesInstanceUID",
+    "SeriesNumber",
+    "SeriesDescription",
+    "PatientID",
+    "ImageType",
+    "NumberOfFrames",
+)
+
+
+@dataclass(frozen=True)
+class RawCase:
+    """One scan.
+
+    patient: whose it is; splits are by patient. path: a volume file, the folder of a DICOM series, or an X2CT-GAN
+    ``.h5``. labels: its label file. series_uid: which series of a DICOM folder; None = its CT series with most
+    slices. remap: how its label values become ours, a key of ``label_scheme.REMAP``; None = as stored. origin: the
+    part of a collection that it is from, such as COLONOG or CLINIC-metal.
+    """
+
+    patient: str
+    path: Path
+    labels: Path | None = None
+    series_uid: str | None = None
+    remap: str | None = None
+    origin: str = ""
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """What a raw folder holds.
+
+    cases: the scans, sorted. left_out: (path below the folder, reason) of what is not used. split: official lists
+    found there, patients by part ("train", "val", "test"), nobody in two of them. notes: lines for the user.
+    """
+
+    cases: list[RawCase]
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+    split: dict[str, list[str]] | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A raw folder walked through: volume files, folders with DICOM, .h5 files, and tables and lists (.txt, .csv).
+
+    others: (path below the folder, reason) of what no source can use: packed archives, folders that cannot be read.
+    """
+
+    root: Path
+    files: list[Path]
+    dicom: list[Path]
+    hdf5: list[Path]
+    texts: list[Path]
+    others: list[tuple[str, str]]
+
+    def below(self, path: Path) -> str:
+        """A path as the user knows it: below the raw folder, with forward slashes."""
+        return path.relative_to(self.root).as_posix()
+
+
+@dataclass(frozen=True)
+class DicomFolder:
+    """The first header of a folder of DICOM files, and how many files there are."""
+
+    path: Path
+    num_files: int
+    modality: str
+    series_uid: str
+    series_number: str
+    description: str
+    patient: str
+    localizer: bool
+    mixed: bool
+
+
+def walk(raw: Path) -> Tree:
+    """Look through ``raw``; hidden names are left out, links are followed, and a folder linked twice counts once."""
+    tree = Tree(raw, [], [], [], [], [])
+    seen = set()
+
+    def report(error: OSError) -> None:
+        tree.others.append((tree.below(Path(error.filename)), f"cannot be read ({error.strerror})"))
+
+    for where, folders, names in os.walk(raw, followlinks=True, onerror=report):
+        real = os.path.realpath(where)
+        if real in seen:  # a link to a folder above would go on for ever
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        rest = []
+        for name in sorted(name for name in names if not name.startswith(".")):
+            path, low = Path(where, name), name.lower()
+            if low.endswith(SUFFIXES):
+                tree.files.append(path)
+            elif low.endswith((".h5", ".hdf5")):
+                tree.hdf5.append(path)
+            elif low.endswith((".txt", ".csv")):
+                tree.texts.append(path)
+            elif low.endswith(_ARCHIVES):
+                tree.others.append((tree.below(path), "an archive; unpack it first"))
+            elif name != "DICOMDIR":
+                rest.append(path)
+        if any(_may_be_dicom(path) for path in rest[:20]):  # a folder of slices need not be read through
+            tree.dicom.append(Path(where))
+    return tree
+
+
+def probe(folder: Path) -> DicomFolder:
+    """Look at a folder of DICOM by a few of its headers; ``mixed`` if they are of several series.
+
+    The public archives put one series in a folder, so a few headers tell it; all are read where these differ.
+    """
+    paths = [p for p in sorted(folder.iterdir()) if p.is_file() and _may_be_dicom(p)]
+    picked = [paths[i] for i in sorted({round(k * (len(paths) - 1) / 4) for k in range(5)})] if paths else []
+    headers = [header for header in map(read_header, picked) if header]
+    first = headers[0] if headers else {}
+    return DicomFolder(
+        folder,
+        len(paths),
+        first.get("Modality", ""),
+        first.get("SeriesInstanceUID", ""),
+        first.get("SeriesNumber", ""),
+        first.get("SeriesDescription", ""),
+        first.get("PatientID", ""),
+        bool(headers) and all("LOCALIZER" in header.get("ImageType", "").upper() for header in headers),
+        len({(header.get("SeriesInstanceUID"), header.get("PatientID")) for header in headers}) > 1,
+    )
+
+
+def read_header(path: Path) -> dict[str, str]:
+    """Modality, series, patient and the like of a DICOM file, as text; empty if it cannot be read."""
+    import pydicom
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            header = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=list(_TAGS))
+            return {tag: str(header.get(tag) or "").strip() for tag in _TAGS if tag in header}
+        except Exception:  # whatever is in the file; the reader will say what is wrong with it
+            return {}
+
+
+def not_a_ct(found: DicomFolder) -> str | None:
+    """Why a folder of DICOM is no CT scan, or None."""
+    kinds = {
+        "CR": "radiograph",
+        "DX": "radiograph",
+        "SEG": "segmentation",
+        "SR": "report",
+        "RTSTRUCT": "contours",
+        "PR": "presentation state",
+        "KO": "key object note",
+    }
+    if found.localizer:
+        return "a localizer (scout), not a CT volume"
+    if found.modality in ("CT", ""):  # without a header, the reader says what is wrong
+        return None
+    kind = f" ({kinds[found.modality]})" if found.modality in kinds else ""
+    return f"DICOM of modality {found.modality}{kind}, not CT"
+
+
+def stem(path: Path) -> str:
+    """A volume file's name without its suffix."""
+    name = path.name
+    suffix = next(s for s in SUFFIXES if name.lower().endswith(s))
+    return name[: -len(suffix)]
+
+
+def is_label(path: Path) -> bool:
+    """Whether a volume file (path below the raw folder) is a label map, by whole words of its and its folders' names.
+
+    So ``totalseg_s0308_ct`` is a scan and ``s0308_seg`` is not; folders ``labelsTr`` count. A name that ends in ``ct``
+    is a scan whatever it says before, as in ``sub-1_label-22_ct``.
+    """
+    own = words(stem(path))
+    told = [] if own[-1:] == ["ct"] else own
+    return any(
+        _LABEL.fullmatch(word) for word in [*told, *(w for part in path.parent.parts for w in words(part))]
+    )
+
+
+def key(path: Path) -> str:
+    """What a scan's name and its label's name have in common."""
+    return "_".join(w for w in words(stem(path)) if w not in _NEUTRAL and not _LABEL.fullmatch(w))
+
+
+def words(text: str) -> list[str]:
+    """The words of a name, lower case."""
+    return [word for word in re.split(r"[_\-. ]+", text.lower()) if word]
+
+
+def sorted_cases(cases: Iterable[RawCase]) -> list[RawCase]:
+    """Cases by patient, then path and series: the same order on every machine."""
+    return sorted(cases, key=lambda case: (case.patient, case.path.as_posix(), case.series_uid or ""))
+
+
+def first_of_each(cases: Sequence[RawCase], tree: Tree) -> tuple[list[RawCase], list[tuple[str, str]]]:
+    """The cases without those whose patient and file name came before, and these as ``left_out``."""
+    kept: dict[tuple[str, str], RawCase] = {}
+    left_out = []
+    for case in sorted_cases(cases):
+        first = kept.setdefault((case.patient, case.path.name), case)
+        if first is not case:
+            left_out.append(
+                (tree.below(case.path), f"the same name as {tree.below(first.path)}, which is used")
+            )
+    return list(kept.values()), left_out
+
+
+def _may_be_dicom(path: Path) -> bool:
+    if path.suffix.lower() in (".dcm", ".ima"):  # a thousand patients' slices need not all be opened
+        return True
+    try:
+        if not path.is_file():  # opening a named pipe would wait for ever
+            return False
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False

@@ -1,0 +1,106 @@
+"""Any folder of CT scans, in any layout, at any depth."""
+
+import os
+from collections import Counter
+from pathlib import Path
+
+from diffux2ct.data.sources.common import (
+    DicomFolder,
+    Discovery,
+    RawCase,
+    Tree,
+    is_label,
+    key,
+    not_a_ct,
+    probe,
+    read_header,
+    sorted_cases,
+    stem,
+)
+
+_ORPHAN = (
+    "by its name a label file, of no scan here or of one with several; "
+    "name a scan ..._ct, and labels as their scan with _seg"
+)
+
+
+def find_folder(tree: Tree) -> Discovery:
+    """Every volume file and every CT series is a scan.
+
+    The patient is the file's stem, or its parent folder where stems repeat (``P1/ct.nii.gz``, ``P2/ct.nii.gz``).
+    Files and folders with a word label, mask or seg in their names are labels; they go to the scan of the same name.
+    For DICOM the patient is the first folder in which the paths of the series differ, or the PatientID in the headers
+    where one folder holds series of several patients.
+    """
+    cases, left_out = _volumes(tree)
+    series, others = _series(tree)
+    hdf5 = [
+        (tree.below(path), "HDF5; X2CT-GAN's files are read by dataset.prepare.source=x2ct")
+        for path in tree.hdf5
+    ]
+    return Discovery(sorted_cases([*cases, *series]), sorted([*left_out, *others, *hdf5]))
+
+
+def _volumes(tree: Tree) -> tuple[list[RawCase], list[tuple[str, str]]]:
+    labels: dict[str, list[Path]] = {}
+    scans: list[Path] = []
+    for path in tree.files:
+        if is_label(path.relative_to(tree.root)):
+            labels.setdefault(key(path), []).append(path)
+        else:
+            scans.append(path)
+    stems = Counter(stem(path) for path in scans)
+    cases, used = [], set()
+    for path in scans:
+        patient = stem(path) if stems[stem(path)] == 1 or path.parent == tree.root else path.parent.name
+        found = labels.get(key(path), [])
+        # Where names repeat (P1/ct, P1/label, P2/ct, ...), a label belongs to the scan beside it, and to no other.
+        beside = [label for label in found if label.parent == path.parent]
+        found = beside if beside or stems[stem(path)] > 1 else found
+        label = found[0] if len(found) == 1 else None
+        used |= {label} if label else set()
+        cases.append(RawCase(patient, path, label))
+    left_out = [
+        (tree.below(path), _ORPHAN) for found in labels.values() for path in found if path not in used
+    ]
+    return cases, left_out
+
+
+def _series(tree: Tree) -> tuple[list[RawCase], list[tuple[str, str]]]:
+    cases, left_out = [], []
+    common = Path(os.path.commonpath(tree.dicom)) if tree.dicom else tree.root
+    for folder in tree.dicom:
+        patient = folder.relative_to(common).parts[0] if folder != common else folder.resolve().name
+        found = probe(folder)
+        if found.mixed:
+            mixed, others = _mixed_series(found, patient, tree)
+            cases += mixed
+            left_out += others
+        elif reason := not_a_ct(found):
+            left_out.append((tree.below(folder), reason))
+        else:
+            cases.append(RawCase(patient, folder))
+    return cases, left_out
+
+
+def _mixed_series(
+    found: DicomFolder, patient: str, tree: Tree
+) -> tuple[list[RawCase], list[tuple[str, str]]]:
+    """A scan a CT series of a folder that holds several; all its headers are read."""
+    series: dict[str, tuple[dict[str, str], int]] = {}
+    for path in sorted(found.path.iterdir()):
+        if path.is_file() and (header := read_header(path)).get("SeriesInstanceUID"):
+            uid = header["SeriesInstanceUID"]
+            series[uid] = (header, series.get(uid, ({}, 0))[1] + int(header.get("NumberOfFrames") or 1))
+    owners = {header.get("PatientID", "") for header, _ in series.values()} - {""}
+    cases, left_out = [], []
+    for uid, (header, count) in series.items():
+        where = f"{tree.below(found.path)} series {uid}"
+        if header.get("Modality") != "CT":
+            left_out.append((where, f"DICOM of modality {header.get('Modality') or 'unknown'}, not CT"))
+        elif count < 2 or "LOCALIZER" in header.get("ImageType", "").upper():
+            left_out.append((where, "a localizer (scout) or a single slice, not a CT volume"))
+        else:
+            owner = header.get("PatientID", "") if len(owners) > 1 else ""
+            cases.append(RawCase(owner or patient, found.path, series_uid=uid))
+    return cases, left_out
