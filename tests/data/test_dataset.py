@@ -7,9 +7,15 @@ import numpy as np
 import pytest
 import torch
 
+from diffux2ct import build
+from diffux2ct.cli import train
 from diffux2ct.data.case_writer import finish_dataset, read_case, write_case
 from diffux2ct.data.dataset import PreparedDataset, normalize_xray
 from diffux2ct.errors import UserError
+from diffux2ct.geometry.xray_effects import XrayRandomization
+from diffux2ct.training import checkpoint
+from diffux2ct.training.settings import TrainerSettings
+from diffux2ct.training.steps import endless_batches
 
 SIZE = 16
 
@@ -77,7 +83,7 @@ def test_smaller_size_is_a_block_mean_at_the_right_place(root: Path) -> None:
     torch.testing.assert_close(half[0]["frontal"], normalize_xray(torch.nn.functional.avg_pool2d(raw, 2)))
     assert half.cases[0].spacing == (8.0, 8.0, 8.0)
     assert half.cases[0].origin == (3.0, 4.0, 5.0)
-    with pytest.raises(UserError, match=r"choose size from \[16, 8\]"):
+    with pytest.raises(UserError, match=r"train with dataset.size=16 or 8 \(with widths="):
         PreparedDataset(root, size=12)
 
 
@@ -176,3 +182,86 @@ def test_a_patient_cannot_be_on_both_sides(root: Path) -> None:
     with pytest.raises(UserError, match="patient p0 is in both train and test"):
         finish_dataset(root, "made", {"train": ["a", "b"], "test": ["a2"]}, {"size": SIZE})
     assert json.loads((root / "split.json").read_text())["test"] == ["c"]
+
+
+RANDOMIZE = XrayRandomization(photons=(1e3, 1e5), probability=1.0)
+
+
+def test_an_exposure_is_drawn_by_the_seed_and_the_volume_kept(root: Path) -> None:
+    clean, data = PreparedDataset(root), PreparedDataset(root, randomize=RANDOMIZE)
+    one, same, other = data[1, 7], data[1, 7], data[1, 8]
+    for view in ("frontal", "lateral"):
+        assert torch.equal(one[view], same[view])
+        assert not torch.equal(one[view], other[view])
+        assert torch.equal(data[1][view], clean[1][view])
+        assert torch.equal(clean[1, 7][view], clean[1][view])
+        assert one[view].shape == clean[1][view].shape
+        assert -1 <= one[view].min() <= one[view].max() <= 1
+        # Still a picture of the same patient.
+        together = torch.stack((one[view].flatten(), clean[1][view].flatten()))
+        assert torch.corrcoef(together)[0, 1] > 0.5
+    assert torch.equal(one["volume"], clean[1]["volume"])
+    cached = PreparedDataset(root, randomize=RANDOMIZE, cache=True)
+    for _ in range(2):
+        assert torch.equal(cached[1, 7]["frontal"], one["frontal"])
+
+
+def test_only_training_is_randomized(phantoms: Path, compose) -> None:
+    cfg = compose("+dataset.randomize={photons:[1e3,1e4]}").dataset
+    assert build.build_dataset(cfg, "train").randomize == XrayRandomization(photons=(1e3, 1e4))
+    assert build.build_dataset(cfg, "val").randomize is None
+    assert build.build_dataset(compose().dataset, "train").randomize is None
+    with pytest.raises(UserError, match=r"randomize\.blur: no such effect"):
+        build.build_dataset(compose("+dataset.randomize={blur:[1,2]}").dataset, "train")
+
+
+def batches(
+    data: PreparedDataset, count: int, step: int = 0, rank: int = 0, world: int = 1, **settings
+) -> list:
+    settings = TrainerSettings(max_steps=9, batch_size=4, seed=3, **settings)
+    made = endless_batches(data, settings, step, rank, world, torch.device("cpu"))
+    return [next(made) for _ in range(count)]
+
+
+def test_exposures_depend_on_seed_step_and_sample_alone(phantoms: Path) -> None:
+    data = PreparedDataset(phantoms, randomize=RANDOMIZE)
+    whole = [batch["frontal"] for batch in batches(data, 4)]
+    assert not torch.equal(whole[0], whole[1])
+    clean = [batch["frontal"] for batch in batches(PreparedDataset(phantoms), 4)]
+    assert not torch.equal(whole[0], clean[0])
+    resumed = [batch["frontal"] for batch in batches(data, 2, step=2)]
+    workers = [batch["frontal"] for batch in batches(data, 4, num_workers=2)]
+    parts = [batch["frontal"] for batch in batches(data, 8, accumulate=2)]
+    ranks = [[batch["frontal"] for batch in batches(data, 4, rank=rank, world=2)] for rank in (0, 1)]
+    for at, expected in enumerate(whole):
+        assert torch.equal(workers[at], expected)
+        assert torch.equal(torch.cat(parts[2 * at : 2 * at + 2]), expected)
+        assert torch.equal(torch.cat([ranks[0][at], ranks[1][at]]), expected)
+        assert at < 2 or torch.equal(resumed[at - 2], expected)
+
+
+def test_a_randomized_run_resumes_bit_for_bit(compose, tmp_path: Path) -> None:
+    def go(name: str, steps: int) -> dict:
+        overrides = ("+dataset.randomize={photons:[1e3,1e5],probability:1}", "trainer.precision=fp32")
+        train.run(
+            compose(f"run_dir={tmp_path / name}", f"name={name}", f"trainer.max_steps={steps}", *overrides)
+        )
+        return checkpoint.load(tmp_path / name)["model"]
+
+    whole = go("whole", 3)
+    go("parts", 1)
+    parts = go("parts", 3)
+    for key, value in whole.items():
+        assert torch.equal(value, parts[key]), key
+    with pytest.raises(UserError, match=r"another config \(dataset\.randomize"):
+        train.run(compose(f"run_dir={tmp_path / 'whole'}", "name=whole", "trainer.max_steps=4"))
+
+
+def test_a_folder_made_for_another_window_is_refused(root: Path) -> None:
+    description = json.loads((root / "dataset.json").read_text())
+    (root / "dataset.json").write_text(json.dumps(description | {"window": [-1024, 1476]}))
+    with pytest.raises(
+        UserError, match=r"made for HU in \[-1024,1476\], not \[-1024,1500\]; use 'dataset.win"
+    ):
+        PreparedDataset(root)
+    assert len(PreparedDataset(root, window=(-1024, 1476))) == 2

@@ -1,11 +1,9 @@
 import csv
 import json
-import os
 import resource
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -155,12 +153,8 @@ def test_labels_follow_the_crop_and_unreadable_labels_are_left_out(tmp_path: Pat
     np.testing.assert_array_equal(labels, (volume > 300) * 3)
     assert not (tmp_path / "out/cases/p1/labels.npy").exists()
     assert "labels left out" in report.notes[0]
-
-
-def test_the_same_scan_under_two_names_is_told(raw: Path, tmp_path: Path) -> None:
-    (raw / "copy.nii.gz").write_bytes((raw / "p1.nii.gz").read_bytes())
-    report = prepare("folder", raw, tmp_path / "out", settings=SETTINGS, workers=1, progress=False)
-    assert report.notes == ["patients copy, p1 have the same scan"]
+    names = json.loads((tmp_path / "out/dataset.json").read_text())["label_names"]
+    assert names == {"3": "label_3"}  # a plain folder's numbers are its own
 
 
 def test_held_out_patients_may_have_another_number_of_crops(raw: Path, tmp_path: Path) -> None:
@@ -220,37 +214,6 @@ def test_full_disk_is_one_line_and_leaves_no_half_case(raw: Path, tmp_path: Path
     assert not (tmp_path / "out" / "dataset.json").exists()
 
 
-def test_killed_in_the_middle_leaves_whole_cases_and_resumes(tmp_path: Path) -> None:
-    raw, out = tmp_path / "raw", tmp_path / "out"
-    write_scan(raw / "p0.nii.gz")
-    code = (
-        "from diffux2ct.data.prepare import *; "
-        f"prepare('folder', {str(raw)!r}, {str(out)!r}, settings=PrepareSettings(32, 4.0), crops=400, workers=1)"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not (out / "cases" / "p0_c03").is_dir() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    whole = [p for p in (out / "cases").iterdir() if not p.name.startswith(".")]
-    assert 4 <= len(whole) < 400
-    for folder in whole:
-        assert sorted(p.name for p in folder.iterdir()) == [
-            "case.json",
-            "frontal.npy",
-            "lateral.npy",
-            "volume.npy",
-        ]
-        assert np.load(folder / "volume.npy").shape == (32, 32, 32)
-    with pytest.raises(UserError, match="not finished"):
-        PreparedDataset(out)
-    settings = PrepareSettings(32, 4.0)
-    report = prepare("folder", raw, out, settings=settings, crops=len(whole) + 2, workers=1, progress=False)
-    assert (report.written, report.found) == (2, len(whole))
-    assert len(PreparedDataset(out)) == len(whole) + 2
-
-
 def test_command_prepares_lists_bad_scans_and_is_strict_on_request(raw: Path, tmp_path: Path) -> None:
     (raw / "broken.nii.gz").write_bytes(b"\0" * 50)
     arguments = [f"raw={raw}", "out=out", "size=16", "spacing=8", "crops=2", "workers=1", "strict=true"]
@@ -300,3 +263,27 @@ def test_real_scans_prepare_upright(shared_data: Path, tmp_path: Path) -> None:
     assert frontal[16, 13:19].mean() > frontal[16, 5:11].mean()  # mediastinum over right lung
     labels = np.load(tmp_path / "out/cases/ts_example_abdpelv3mm/labels.npy")
     assert labels.any()
+
+
+@pytest.mark.real
+def test_left_is_left_in_a_prepared_pelvis(shared_data: Path, tmp_path: Path) -> None:
+    """colonog_0243 has its hips labelled right and left; x runs to the patient's left, z up, y to the back."""
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    for kind in ("ct", "label"):
+        name = f"colonog_0243_{kind}.nii.gz"
+        (raw / name).symlink_to(shared_data / "labelled_8bit" / name)
+    settings = PrepareSettings(64, 5.0, remove_couch=True)
+    # Air, fat and muscle are 5, 55 and 65 in its grey levels.
+    options = {"rescale": (17.508, -1076.2), "labels": "ctpelvic1k", "workers": 1, "progress": False}
+    report = prepare("folder", raw, tmp_path / "out", settings=settings, **options)
+    assert report.bad == []
+    labels = np.load(tmp_path / "out/cases/colonog_0243_ct/labels.npy")
+    names = json.loads((tmp_path / "out/dataset.json").read_text())["label_names"]
+    middle = {name: np.argwhere(labels == int(value)).mean(0) for value, name in names.items()}
+    assert set(middle) == {"sacrum", "left_hip", "right_hip"}
+    assert middle["right_hip"][2] + 10 < middle["sacrum"][2] < middle["left_hip"][2] - 10
+    volume = np.load(tmp_path / "out/cases/colonog_0243_ct/volume.npy")
+    assert volume[labels > 0].mean() > 150  # the labels lie on bone
+    frontal = np.load(tmp_path / "out/cases/colonog_0243_ct/frontal.npy")
+    assert frontal.shape == (64, 64)

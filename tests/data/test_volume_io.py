@@ -188,7 +188,7 @@ BAD = {
         "grey levels, not HU",
     ),
     "no intercept": (hu_volume() + np.int16(1024), "rescale intercept"),
-    "normalised": (hu_volume().astype(np.float32) / 1500, "not HU"),
+    "normalised": (hu_volume().astype(np.float32) / 1500, "span too little for HU"),
     "too bright": (hu_volume().astype(np.int32) * 100_000, "cannot be HU"),
 }
 

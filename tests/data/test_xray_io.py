@@ -126,6 +126,7 @@ BAD = {
     "blank.png": (lambda path: Image.fromarray(np.full((6, 4), 9, np.uint8)).save(path), "blank"),
     "line.npy": (_npy(np.arange(5.0)), "shape \\(5,\\)"),
     "normalised.npy": (_npy(ramp(dtype=np.float32) / 115 - 1), "never negative"),
+    "grey.npy": (_npy(ramp(dtype=np.uint8)), "whole numbers up to 230 are grey levels"),
     "objects.npy": (lambda path: np.save(path, np.array([{}]), allow_pickle=True), "not a numpy array"),
     "truncated.npy": (lambda path: path.write_bytes(b"\x93NUMPY\x01\x00v"), "truncated"),
     "truncated.png": (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n\0\0"), "truncated"),

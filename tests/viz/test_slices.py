@@ -19,6 +19,7 @@ from diffux2ct.viz.slices import (
     png_data_uri,
     save_png,
     upscale,
+    with_sides,
 )
 
 
@@ -120,3 +121,14 @@ def test_comparison_grid_shows_truth_reconstruction_and_error(tmp_path):
     save_png(tmp_path / "grid.png", grid)
     assert (np.asarray(Image.open(tmp_path / "grid.png")) == grid).all()
     assert [path.name for path in tmp_path.iterdir()] == ["grid.png"]
+
+
+def test_a_strip_names_a_picture_and_its_sides_and_hides_nothing():
+    image = np.random.default_rng(0).integers(0, 255, (40, 200)).astype(np.uint8)
+    frontal, lateral = (with_sides(image, view) for view in ("frontal", "lateral"))
+    for picture in (frontal, lateral):
+        np.testing.assert_array_equal(picture[-40:], image)
+        assert picture[:-40, :16].max() > 200
+        assert picture[:-40, -16:].max() > 200
+        assert picture[:-40, 20:50].max() == 0
+    assert (frontal != lateral).any()

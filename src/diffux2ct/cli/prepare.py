@@ -1,13 +1,17 @@
 """``scripts/prepare_dataset.py``: raw CT scans to the folder that training reads."""
 
 import sys
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from diffux2ct.cli.hydra_app import hydra_app
-from diffux2ct.data.prepare import PrepareReport, PrepareSettings, prepare
+from diffux2ct.data.prepare import PrepareReport, PrepareSettings, prepare, survey
+from diffux2ct.data.prepare_report import by_reason, summary_table
 from diffux2ct.errors import UserError
+from diffux2ct.viz.contact_sheet import write_contact_sheets
 
 
 def run(cfg: DictConfig) -> None:
@@ -17,34 +21,68 @@ def run(cfg: DictConfig) -> None:
             f"dataset={cfg.dataset.name} is not made from scans; choose folder, lumbarv, lidc_idri, ..."
         )
     raw = cfg.raw
-    if cfg.out is None and OmegaConf.is_missing(cfg.dataset, "root"):
-        raise UserError("out is not given; add out=DIR, the folder to write")
-    out = cfg.dataset.root if cfg.out is None else cfg.out
     recipe = OmegaConf.to_container(cfg.dataset.prepare, resolve=True)
     assert isinstance(recipe, dict)
+    recipe = {str(key): value for key, value in recipe.items()}
     recipe |= {key: cfg[key] for key in ("size", "spacing", "crops") if cfg[key] is not None}
-    low, high = cfg.dataset.window
-    settings = PrepareSettings(
+    arguments = {
+        "source": recipe["source"],
+        "origins": recipe["origins"],
+        "settings": _settings(recipe),
+        "crops": _number("crops", recipe["crops"]),
+        "test_crops": None if recipe["test_crops"] is None else _number("test_crops", recipe["test_crops"]),
+        "split": recipe["split"],
+        "rescale": recipe["rescale"],
+        "labels": recipe["labels"],
+        "workers": None if cfg.workers is None else _number("workers", cfg.workers),
+    }
+    if cfg.dry_run:
+        rows, report = survey(raw, **arguments)
+        _tell_survey(rows, report)
+    else:
+        if cfg.out is None and OmegaConf.is_missing(cfg.dataset, "root"):
+            raise UserError("out is not given; add out=DIR, the folder to write")
+        out = Path(cfg.dataset.root if cfg.out is None else cfg.out)
+        report = (
+            _import(cfg, recipe, out)
+            if recipe["source"] == "x2ct"
+            else prepare(cfg.dataset.name, raw, out, **arguments)
+        )
+        sheets = write_contact_sheets(out) if cfg.contact_sheet else []
+        _tell(report, out, sheets)
+    if cfg.strict and report.bad:
+        raise UserError(f"{len(report.bad)} scans could not be used (listed above), and strict=true")
+
+
+def _import(cfg: DictConfig, recipe: Mapping[str, Any], out: Path) -> PrepareReport:
+    """X2CT-GAN's files: cubes that are cut already, with X-rays of their own."""
+    from diffux2ct.data.x2ct_exchange import import_x2ct
+
+    if recipe["crops"] or recipe["instrument"] is not None or recipe["remove_couch"]:
+        raise UserError(
+            "source x2ct holds cubes that are cut already; crops=0, instrument=null, remove_couch=false"
+        )
+    xrays = recipe.get("xrays", "stored")
+    return import_x2ct(
+        cfg.raw, out, cfg.dataset.name, settings=_settings(recipe), xrays=xrays, split=recipe["split"]
+    )
+
+
+def _settings(recipe: Mapping[str, Any]) -> PrepareSettings:
+    low, high = recipe["window"]
+    return PrepareSettings(
         size=_number("size", recipe["size"]),
         spacing=float(_number("spacing", recipe["spacing"], float)),
         camera=recipe["camera"],
         window=(float(_number("window", low, float)), float(_number("window", high, float))),
         seed=_number("seed", recipe["seed"]),
+        grid=recipe["grid"],
+        remove_couch=_flag("remove_couch", recipe["remove_couch"]),
+        instrument=recipe["instrument"],
+        projector=recipe["projector"],
+        attenuation=recipe["attenuation"],
+        pose_jitter=recipe["pose_jitter"],
     )
-    report = prepare(
-        cfg.dataset.name,
-        raw,
-        out,
-        source=recipe["source"],
-        settings=settings,
-        crops=_number("crops", recipe["crops"]),
-        test_crops=None if recipe["test_crops"] is None else _number("test_crops", recipe["test_crops"]),
-        split=recipe["split"],
-        workers=None if cfg.workers is None else _number("workers", cfg.workers),
-    )
-    _tell(report, out)
-    if cfg.strict and report.bad:
-        raise UserError(f"{len(report.bad)} scans could not be used (listed above), and strict=true")
 
 
 def _number(key: str, value: Any, kind: type = int) -> Any:
@@ -55,18 +93,54 @@ def _number(key: str, value: Any, kind: type = int) -> Any:
     return value
 
 
-def _tell(report: PrepareReport, out: str) -> None:
+def _flag(key: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise UserError(f"{key}={value}: give true or false")
+    return value
+
+
+def _tell(report: PrepareReport, out: Path, sheets: list[Path]) -> None:
+    _tell_notes(report)
+    print(summary_table(report.summary, listed=False))
+    counts = ", ".join(f"{part} {len(ids)}" for part, ids in report.split.items())
+    total = sum(map(len, report.split.values()))
+    print(
+        f"{out}: {total} cases ({counts}); {report.written} written in {report.seconds:.0f} s, "
+        f"{report.found} were there; {len(report.bad)} scans left out"
+    )
+    if sheets:
+        print(f"look at {', '.join(map(str, sheets[:3]))}{', ...' if len(sheets) > 3 else ''}")
+
+
+def _tell_survey(rows: list[dict[str, Any]], report: PrepareReport) -> None:
+    _tell_notes(report)
+    print(f"{'case':32} {'split':5} {'size':>15} {'spacing, mm':>17} {'axes':4} {'labels':6} source")
+    for row in rows:
+        size, spacing = "x".join(map(str, row["size"])), " ".join(f"{s:.4g}" for s in row["spacing"])
+        labels = "yes" if row["labels"] else "no"
+        case = row["case"] if row["num_cases"] == 1 else f"{row['case']} ({row['num_cases']} crops)"
+        print(
+            f"{case:32} {row['split']:5} {size:>15} {spacing:>17} {row['orientation']:4} {labels:6} {row['source']}"
+        )
+    left_out = [*report.bad, *report.not_used]
+    for reason, count in by_reason(left_out).items():
+        print(f"{count:5} left out: {reason}")
+    counts = ", ".join(f"{part} {len(ids)}" for part, ids in report.split.items())
+    print(
+        f"dry run: {len(rows)} scans would be used (cases: {counts}), {len(left_out)} left out; nothing was written"
+    )
+
+
+def _tell_notes(report: PrepareReport) -> None:
     for note in report.notes:
         print(f"note: {note}", file=sys.stderr)
     for source, reason in report.bad:
         print(f"left out: {source}: {reason}", file=sys.stderr)
-    counts = ", ".join(f"{part} {len(ids)}" for part, ids in report.split.items())
-    print(
-        f"{out}: {report.written + report.found} cases ({counts}); {report.written} written in {report.seconds:.0f} s, "
-        f"{report.found} were there; {len(report.bad)} scans left out"
-    )
+    for source, reason in report.not_used:
+        print(f"not used: {source}: {reason}", file=sys.stderr)
 
 
 def main() -> None:
-    """The command."""
+    """The command; ``--dry-run`` is short for ``dry_run=true``."""
+    sys.argv[1:] = ["dry_run=true" if argument == "--dry-run" else argument for argument in sys.argv[1:]]
     hydra_app("prepare", run)

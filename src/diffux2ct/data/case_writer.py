@@ -9,16 +9,18 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from diffux2ct.data.label_scheme import label_name
 from diffux2ct.errors import UserError
 from diffux2ct.geometry.camera import camera_preset
+from diffux2ct.geometry.drr import render_pair
 from diffux2ct.geometry.hounsfield import HU_WINDOW
-from diffux2ct.geometry.projector import drr_pair
+from diffux2ct.geometry.pose import random_poses
 
 FORMAT = 1
 SPLITS = ("train", "val", "test")
@@ -28,14 +30,18 @@ MANIFEST_FIELDS = (
     "split",
     "source",
     "sha256",
+    "content_sha256",
     "orig_spacing",
     "orig_orientation",
+    "orig_size",
     "spacing",
     "size",
     "origin",
     "crop",
     "window",
     "camera",
+    "projector",
+    "attenuation",
     "frontal_scale",
     "lateral_scale",
     "has_labels",
@@ -53,24 +59,31 @@ def write_case(
     labels: np.ndarray | None = None,
     meta: Mapping[str, Any] | None = None,
     window: Sequence[float | int] = HU_WINDOW,
+    projector: str = "joseph",
+    attenuation: str = "plastimatch",
+    pose_jitter: Mapping[str, float | int] | None = None,
+    pose_seed: int | Sequence[int] = 0,
 ) -> Path:
     """Write one case, whole or not at all: volume, its DRR pair, labels if any, and case.json. Returns its folder.
 
     hu: a cube [N, N, N] in HU, axes LPS; it is clipped to ``window`` and rounded to int16 before the X-rays are made.
     spacing, origin: (x, y, z) in mm; spacing is the same along all three. camera_name: a ``camera_preset``.
-    meta: what else case.json shall hold (patient, source, sha256, ...). An older case of this name is replaced.
+    labels: [N, N, N], numbers of ``label_scheme``. meta: what else case.json shall hold (patient, source, ...).
+    projector, attenuation: see ``render_pair``. pose_jitter: {"degrees", "mm"}, drawn from ``pose_seed`` for each view.
+    An older case of this name is replaced.
     """
+    _check_cube(case_id, hu, spacing, labels)
     size = hu.shape[0]
-    if hu.shape != (size, size, size) or max(spacing) - min(spacing) > 1e-6 * max(spacing):
-        raise ValueError(
-            f"{case_id}: a case is a cube of cubic voxels, got {hu.shape} at {tuple(spacing)} mm"
-        )
-    if labels is not None and labels.shape != hu.shape:
-        raise ValueError(f"{case_id}: labels {labels.shape} do not match the volume {hu.shape}")
     volume = np.round(np.clip(hu, window[0], window[1])).astype(np.int16)
     step = float(spacing[0])
     camera = camera_preset(camera_name, size, step)
-    xrays = drr_pair(volume, (step, step, step), camera, size)
+    poses = None
+    if pose_jitter is not None:
+        generator = np.random.default_rng(pose_seed)
+        poses = random_poses(generator, pose_jitter["degrees"], pose_jitter["mm"])
+    xrays = render_pair(
+        volume, (step, step, step), camera, size, projector=projector, attenuation=attenuation, jitter=poses
+    )
     arrays: dict[str, np.ndarray] = {"volume": volume} | {
         view: np.asarray(image, dtype=np.float32) for view, image in xrays.items()
     }
@@ -91,9 +104,10 @@ def write_case(
         "window": [float(w) for w in window],
         "camera": camera_name,
         "camera_geometry": camera.to_dict(),
-        "frontal_scale": float(arrays["frontal"].max()),
-        "lateral_scale": float(arrays["lateral"].max()),
-        "has_labels": labels is not None,
+        "projector": projector,
+        "attenuation": attenuation,
+        "poses": {view: pose.to_dict() for view, pose in poses.items()} if poses else None,
+        **_measured(arrays),
     }
     return _write_folder(Path(root) / "cases" / case_id, arrays, record)
 
@@ -104,7 +118,8 @@ def finish_dataset(
     """Write manifest.csv, split.json and dataset.json (last) over the cases that ``split`` names.
 
     split: {"train": [case ids], "val": [...], "test": [...]}. settings: spacing, size, window, preset (the camera's
-    name), seed and whatever else dataset.json shall tell. Raises UserError if a patient is in two splits.
+    name), seed and whatever else dataset.json shall tell; it also gets the names of the labels that occur.
+    Raises UserError if a patient is in two splits.
     """
     root = Path(root)
     rows, camera, seen = [], None, {}
@@ -127,6 +142,7 @@ def finish_dataset(
     )
     settings.pop("camera", None)
     description = {"format": FORMAT, "name": name, **settings, "preset": preset, "camera": camera}
+    description["label_names"] = dict(sorted(label_names(rows).items(), key=lambda pair: int(pair[0])))
     description["num_cases"] = {part: len(split.get(part, ())) for part in SPLITS}
     table = io.StringIO()
     writer = csv.DictWriter(table, MANIFEST_FIELDS, extrasaction="ignore", lineterminator="\n")
@@ -135,6 +151,15 @@ def finish_dataset(
     write_text(root / "manifest.csv", table.getvalue())
     write_text(root / "split.json", _json({part: list(split.get(part, ())) for part in SPLITS}))
     write_text(root / "dataset.json", _json(description))
+
+
+def label_names(records: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Names of the label values in cases' records; ``label_<value>`` where a source's numbers are its own."""
+    return {
+        str(value): f"label_{value}" if record.get("labels_are_own") else label_name(value)
+        for record in records
+        for value in record.get("label_values", ())
+    }
 
 
 def read_case(root: str | Path, case_id: str) -> dict[str, Any] | None:
@@ -157,6 +182,31 @@ def write_text(path: Path, text: str) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _check_cube(
+    case_id: str, hu: np.ndarray, spacing: Sequence[float | int], labels: np.ndarray | None
+) -> None:
+    size = hu.shape[0]
+    if hu.shape != (size, size, size) or max(spacing) - min(spacing) > 1e-6 * max(spacing):
+        raise ValueError(
+            f"{case_id}: a case is a cube of cubic voxels, got {hu.shape} at {tuple(spacing)} mm"
+        )
+    if labels is not None and labels.shape != hu.shape:
+        raise ValueError(f"{case_id}: labels {labels.shape} do not match the volume {hu.shape}")
+
+
+def _measured(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """What case.json tells of the arrays themselves."""
+    volume, labels = arrays["volume"], arrays.get("labels")
+    values = [] if labels is None else np.flatnonzero(np.bincount(labels.ravel())).tolist()
+    return {
+        "hu_range": [int(volume.min()), int(volume.max())],
+        "frontal_scale": float(arrays["frontal"].max()),
+        "lateral_scale": float(arrays["lateral"].max()),
+        "has_labels": labels is not None,
+        "label_values": [value for value in values if value],
+    }
 
 
 def _write_folder(folder: Path, arrays: Mapping[str, np.ndarray], record: Mapping[str, Any]) -> Path:

@@ -2,7 +2,9 @@
 
 import copy
 import csv
+import itertools
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +14,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffux2ct.data.ct_image import triple
+from diffux2ct.data.structures import check_structures, class_table, reduce_classes
 from diffux2ct.errors import UserError
 from diffux2ct.geometry.hounsfield import HU_WINDOW, normalize_hu
+from diffux2ct.geometry.xray_effects import XrayRandomization
 
 FORMAT = 1
+_SCANS = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".dcm", ".ima", ".dicom")
 PUBLIC_SETS = ("lumbarv", "lidc_idri", "ctspine1k", "ctpelvic1k")
 XRAY_SCALE = (
     8.0  # line integral that "fixed" maps to 1: about 36 cm of water; a torso from the side stays below
 )
+
+
+_EXPOSURE_STREAM = 0x5851F42D4C957F2D
 
 
 @dataclass(frozen=True)
@@ -40,8 +49,13 @@ class PreparedDataset(torch.utils.data.Dataset):
     size: voxels per side that the model sees, the stored size divided by a whole number (block means of HU and of
     line integrals); None = as stored. window: HU that become -1 and 1 (clipped).
     xray_normalization: see ``normalize_xray``.
-    cache: keep the items in memory; they are shared, so do not write to them.
-    Raises UserError where the folder is missing, empty, unfinished or damaged (missing: three lines).
+    cache: keep the cases in memory; they are shared, so do not write to them.
+    randomize: exposures that an item asked for as (index, seed), as training asks, is drawn from (docs/data.md);
+    an item asked for by its index alone is as prepared.
+    labels: structures or groups of ``data/structures.py``; items then have "labels" [D, H, W], uint8, k where the k-th
+    of them is and 0 elsewhere (at a smaller size: ``reduce_classes``), and cases without labels are left out.
+    Raises UserError where the folder is missing, empty, unfinished or damaged (missing: three lines), was made for
+    another window, or has not the labels.
     """
 
     def __init__(
@@ -53,42 +67,68 @@ class PreparedDataset(torch.utils.data.Dataset):
         window: Sequence[float | int] = HU_WINDOW,
         xray_normalization: str = "max",
         cache: bool = False,
+        randomize: XrayRandomization | None = None,
+        labels: Sequence[str] | None = None,
     ) -> None:
         self.root = Path(root)
         self.split = split
         self.window = (float(window[0]), float(window[1]))
         self.xray_normalization = xray_normalization
+        self.randomize = randomize
+        self._classes = class_table(labels or ())
+        self.labels = tuple(labels or ())
         description = read_description(self.root)
+        self._check_window(description.get("window"))
         stored = int(description["size"])
         self.size = stored if size is None else int(size)
         if self.size < 1 or stored % self.size:
-            whole = [stored // k for k in range(1, stored // 8 + 1) if stored % k == 0]
-            raise UserError(
-                f"{self.root}: cubes of {stored} voxels cannot be read at {size}; choose size from {whole}"
-            )
+            raise UserError(_wrong_size(self.root, stored, self.size))
         self._factor = stored // self.size
         self._stored = stored
         self._cache: dict[int, dict] | None = {} if cache else None
         self.cases = self._read_manifest()
+        if self.labels:
+            self._keep_labelled(description.get("label_names"))
         self._check_arrays()
 
     def __len__(self) -> int:
         return len(self.cases)
 
-    def __getitem__(self, index: int) -> dict:
-        """{"volume", "frontal", "lateral", "index"}; X-ray rows are z, so they match the volume's first axis."""
+    def __getitem__(self, key: int | tuple[int, int]) -> dict:
+        """{"volume", "frontal", "lateral", "index"}; X-ray rows are z, so they match the volume's first axis.
+
+        key: an index, or (index, seed): the X-rays as ``randomize`` exposes them, fixed by that seed alone.
+        """
+        index, seed = key if isinstance(key, tuple) else (key, None)
         index = range(len(self))[index]  # IndexError past the end, so that plain iteration stops
+        case = self._case(index)
+        item: dict = {"volume": case["volume"]}
+        # The seed also feeds the model's noise: draw another stream than it does.
+        stream = None if seed is None else torch.Generator().manual_seed((seed ^ _EXPOSURE_STREAM) % 2**63)
+        for view in ("frontal", "lateral"):
+            image = case[view]
+            if self.randomize and stream is not None:
+                image = self.randomize.draw(stream)(image[None, None], stream)[0, 0]
+            item[view] = normalize_xray(image, self.xray_normalization)[None]
+        if self.labels:
+            item["labels"] = case["labels"]
+        item["index"] = index
+        return item
+
+    def _case(self, index: int) -> dict[str, Tensor]:
+        """The volume [1, D, H, W] in [-1, 1] and raw line integrals [D, W], [D, H], at the size that is asked for."""
         if self._cache is not None and index in self._cache:
             return self._cache[index]
         hu = _block_mean(self._load(index, "volume"), self._factor)
-        item: dict = {"volume": torch.from_numpy(normalize_hu(hu, self.window).astype(np.float32))[None]}
+        case = {"volume": torch.from_numpy(normalize_hu(hu, self.window).astype(np.float32))[None]}
         for view in ("frontal", "lateral"):
-            image = torch.from_numpy(_block_mean(self._load(index, view), self._factor))
-            item[view] = normalize_xray(image, self.xray_normalization)[None]
-        item["index"] = index
+            case[view] = torch.from_numpy(_block_mean(self._load(index, view), self._factor))
+        if self.labels:
+            classes = reduce_classes(self._classes[self._load(index, "labels")], self._factor)
+            case["labels"] = torch.from_numpy(classes)
         if self._cache is not None:
-            self._cache[index] = item
-        return item
+            self._cache[index] = case
+        return case
 
     def first(self, count: int) -> "PreparedDataset":
         """The same dataset cut to its first ``count`` cases."""
@@ -114,14 +154,32 @@ class PreparedDataset(torch.utils.data.Dataset):
                 f"{path}: missing or damaged; delete {path.parent} and prepare it again"
             ) from error
 
+    def _keep_labelled(self, names: dict[str, str] | None) -> None:
+        labelled = [case for case in self.cases if (case.path / "labels.npy").is_file()]
+        if not labelled:
+            raise UserError(
+                f"{self.root}: its {self.split} cases have no labels; put label files beside the scans and prepare "
+                "them again (docs/data.md), or use another dataset.root"
+            )
+        self.cases = labelled
+        # A label of a number that its source alone knows is called label_<number>.
+        found = None if names is None else [int(v) for v, name in names.items() if name != f"label_{v}"]
+        check_structures(self.root, self.labels, found, every=self.split == "train")
+
+    def _check_window(self, made_for: Sequence[float | int] | None) -> None:
+        if made_for is not None and [float(edge) for edge in made_for] != list(self.window):
+            edges, asked = (",".join(f"{edge:g}" for edge in pair) for pair in (made_for, self.window))
+            raise UserError(
+                f"{self.root}: its volumes and X-rays were made for HU in [{edges}], not [{asked}]; use "
+                f"'dataset.window=[{edges}]', or prepare it again with that window"
+            )
+
     def _check_arrays(self) -> None:
         n = self._stored
+        expected = [("volume", (n,) * 3, "i"), ("frontal", (n, n), "f"), ("lateral", (n, n), "f")]
+        expected += [("labels", (n,) * 3, "u")] if self.labels else []
         for index in range(len(self)):
-            for name, shape, kind in (
-                ("volume", (n,) * 3, "i"),
-                ("frontal", (n, n), "f"),
-                ("lateral", (n, n), "f"),
-            ):
+            for name, shape, kind in expected:
                 array = self._load(index, name)
                 if array.shape != shape or array.dtype.kind != kind:
                     raise UserError(
@@ -146,9 +204,7 @@ class PreparedDataset(torch.utils.data.Dataset):
             origin = [o + (self._factor - 1) / 2 * s for o, s in zip(origin, stored, strict=True)]
             spacing = [s * self._factor for s in stored]
             folder = self.root / "cases" / row["case_id"]
-            cases.append(
-                CaseRecord(row["case_id"], row["patient"], _triple(spacing), _triple(origin), folder)
-            )
+            cases.append(CaseRecord(row["case_id"], row["patient"], triple(spacing), triple(origin), folder))
         return cases
 
 
@@ -163,6 +219,13 @@ def read_description(root: str | Path) -> dict:
                 f"{root}: its preparation is not finished; run the same prepare_dataset.py command again, it goes on"
             ) from None
         name = root.name if root.name in PUBLIC_SETS else "folder"
+        scan = _first_scan(root)
+        if scan is not None:
+            raise UserError(
+                f"{root}: raw scans, not a prepared data set (it has {scan}).\n"
+                f"Prepare them into another folder, OTHER: python scripts/prepare_dataset.py dataset={name} raw={root} "
+                f"out=OTHER\nThen: python train.py dataset={name} dataset.root=OTHER"
+            ) from None
         out = "" if root == Path("data") / name else f" out={root}"
         raise UserError(
             f"{root}: no prepared data set here.\n"
@@ -203,6 +266,28 @@ def _block_mean(array: np.ndarray, factor: int) -> np.ndarray:
     return values
 
 
-def _triple(values: Sequence[float]) -> tuple[float, float, float]:
-    x, y, z = values
-    return (float(x), float(y), float(z))
+def _wrong_size(root: Path, stored: int, asked: int) -> str:
+    sizes = [stored // k for k in range(1, stored // 8 + 1) if stored % k == 0] or [stored]
+    # The experiments' models: the nearest that such cubes suit.
+    hint = "experiment=pilot trains at 32" if 32 in sizes else "with widths=small or tiny for a smaller model"
+    return (
+        f"{root}: cubes of {stored} voxels cannot be read at {asked}; train with "
+        f"dataset.size={' or '.join(map(str, sizes))} ({hint})"
+    )
+
+
+def _first_scan(root: Path) -> str | None:
+    """The name of a file below ``root`` that looks like a raw scan, None if there is none among the first thousand."""
+    files = (Path(folder) / name for folder, _, names in os.walk(root) for name in sorted(names))
+    for path in itertools.islice(files, 1000):
+        if path.name.lower().endswith(_SCANS) or _is_dicom(path):
+            return str(path.relative_to(root))
+    return None
+
+
+def _is_dicom(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False

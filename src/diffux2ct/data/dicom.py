@@ -1,128 +1,93 @@
-"""A DICOM CT series as one SimpleITK image, checked slice by slice."""
+"""A folder of DICOM files, or one of them, as one CT volume."""
 
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import SimpleITK as sitk
+from pydicom import Dataset
 
-from diffux2ct.data.image_file import quiet_stderr
+from diffux2ct.data.dicom_frames import Frame, SeriesInfo, frames_of, is_dicom, read_header
+from diffux2ct.data.dicom_stack import read_stack
 from diffux2ct.errors import UserError
 
-_MODALITY, _SERIES_UID, _POSITION, _ORIENTATION = "0008|0060", "0020|000e", "0020|0032", "0020|0037"
-_MAX_TILT = 1.0  # degrees between the stack of slices and their normal
+__all__ = ["SeriesInfo", "is_dicom", "list_series", "read_series"]
 
 
-def is_dicom(path: str | Path) -> bool:
-    """Whether a file carries DICOM's magic word (or, lacking it, the suffix ``.dcm``)."""
-    path = Path(path)
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        head = file.read(132)
-    return head[128:] == b"DICM" or path.suffix.lower() in (".dcm", ".ima")
+def list_series(folder: str | Path) -> list[SeriesInfo]:
+    """The series whose files lie in a folder (not below it), from headers only, longest first."""
+    return _sorted_series(_headers(Path(folder))[0])
 
 
-def read_series(path: str | Path) -> tuple[sitk.Image, list[str]]:
+def read_series(path: str | Path, series_uid: str | None = None) -> tuple[sitk.Image, list[str]]:
     """Read a CT series in HU; path: its folder, or one of its files. Also returns notes on what was left aside.
 
-    Of several series in a folder, the CT series with most slices is taken. Slices at a repeated position are dropped.
-    Raises UserError: no DICOM, no CT, one slice, missing slices, tilted gantry, a file that cannot be read.
+    Of several series in a folder, ``series_uid`` is taken, or else the CT series with most slices. Raises UserError: no
+    DICOM, no CT, one slice, missing slices, a file that cannot be decoded.
     """
     path = Path(path)
     folder = path if path.is_dir() else path.parent
-    series = {
-        uid: sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid) for uid in _series_uids(folder)
-    }
+    if not path.is_dir():
+        series_uid = read_header(path)[0].uid
+    files, damaged = _headers(folder)
+    series = _sorted_series(files)
     if not series:
-        raise UserError(f"{path}: no DICOM series here; give a CT file or the folder that holds the slices")
-    modality = {uid: _header(files[0]).get(_MODALITY, "unknown") for uid, files in series.items()}
-    if path.is_dir():
-        candidates = [uid for uid in series if modality[uid] == "CT"]
-    else:
-        own = _header(str(path)).get(_SERIES_UID)
-        candidates = [uid for uid in series if own is not None and uid.startswith(own)]
-        candidates = [uid for uid in candidates if modality[uid] == "CT"]
+        raise UserError(damaged[0] if damaged else f"{path}: no DICOM series here; {_advice(folder)}")
+    candidates = [info for info in series if series_uid is None or info.uid == series_uid]
     if not candidates:
-        found = ", ".join(sorted(set(modality.values())))
+        raise UserError(f"{path}: no series {series_uid} here; there are {', '.join(i.uid for i in series)}")
+    scans = [info for info in candidates if info.modality == "CT"]
+    if not scans:
+        found = ", ".join(sorted({info.modality for info in candidates}))
         raise UserError(f"{path}: DICOM of modality {found}, not CT; give a CT series")
-    chosen = max(candidates, key=lambda uid: (len(series[uid]), uid))
-    notes = [
-        f"{folder}: series {uid} ({modality[uid]}, {len(series[uid])} slices) skipped"
-        for uid in sorted(series)
-        if uid != chosen and path.is_dir()
-    ]
-    unread = _unread(folder, {file for files in series.values() for file in files})
-    if unread:
-        notes.append(f"{folder}: {len(unread)} files skipped, damaged or no images ({', '.join(unread[:3])})")
-    files = list(series[chosen])
-    if (
-        len(files) == 1
-    ):  # one slice, or an enhanced CT with all frames in one file: the caller checks the size
-        return _read(files, path), notes
-    kept = _check_stack(files, path)
-    if len(kept) < len(files):
-        notes.append(f"{folder}: {len(files) - len(kept)} slices at repeated positions dropped")
-    return _read(kept, path), notes
+    chosen = scans[0]
+    frames: list[Frame] = []
+    for file, info, header in files:
+        if (info.uid, info.modality) == (chosen.uid, chosen.modality):
+            frames += frames_of(file, header)
+    image, notes = read_stack(frames, path)
+    if path.is_dir():
+        skipped = [i for i in series if i != chosen]
+        notes += [f"{path}: series {i.uid} ({i.modality}, {i.num_slices} slices) skipped" for i in skipped]
+    if damaged:
+        notes.append(f"{folder}: {len(damaged)} files skipped; the first: {damaged[0]}")
+    return image, notes
 
 
-def _series_uids(folder: Path) -> list[str]:
-    return list(sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder)))
-
-
-def _unread(folder: Path, files: set[str]) -> list[str]:
-    """Names of DICOM files that belong to no series: damaged, or no images."""
-    others = (p for p in sorted(folder.iterdir()) if str(p) not in files and p.name != "DICOMDIR")
-    return [p.name for p in others if is_dicom(p)]
-
-
-def _header(file: str) -> dict[str, str]:
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(file)
-    reader.LoadPrivateTagsOff()
+def _headers(folder: Path) -> tuple[list[tuple[Path, SeriesInfo, Dataset]], list[str]]:
+    """Headers of a folder's DICOM files by name, and why others cannot be read."""
+    found, damaged = [], []
     try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise UserError(f"{file}: cannot be read, truncated or not DICOM; remove or mend it") from error
-    return {key: reader.GetMetaData(key).strip() for key in reader.GetMetaDataKeys()}
-
-
-def _check_stack(files: list[str], path: Path) -> list[str]:
-    """Files without repeated positions; UserError unless they form an even, straight stack."""
-    headers = [_header(file) for file in files]
-    if any(_POSITION not in header or _ORIENTATION not in header for header in headers):
-        raise UserError(f"{path}: slices without a position (ImagePositionPatient); they cannot be stacked")
-    positions = np.array([[float(v) for v in header[_POSITION].split("\\")] for header in headers])
-    rows = np.array([float(v) for v in headers[0][_ORIENTATION].split("\\")]).reshape(2, 3)
-    normal = np.cross(rows[0], rows[1])
-    along = positions @ normal
-    order = np.argsort(along, kind="stable")
-    keep = [int(order[0])]
-    for index in order[1:]:
-        if along[index] - along[keep[-1]] > 1e-3:
-            keep.append(int(index))
-    if len(keep) < 2:
-        raise UserError(f"{path}: a CT with one slice; give the whole series")
-    gaps = np.diff(along[keep])
-    if gaps.max() > 1.5 * np.median(gaps):
+        paths = sorted(folder.iterdir())
+    except OSError as error:
         raise UserError(
-            f"{path}: slices are missing (a gap of {gaps.max():.1f} mm where slices lie {np.median(gaps):.1f} mm apart)"
-        )
-    stack = positions[keep[-1]] - positions[keep[0]]
-    tilt = np.degrees(np.arccos(np.clip(stack @ normal / np.linalg.norm(stack), -1.0, 1.0)))
-    if tilt > _MAX_TILT:
-        raise UserError(f"{path}: the gantry was tilted by {tilt:.1f} degrees; straighten the scan first")
-    return [files[i] for i in keep]
-
-
-def _read(files: list[str], path: Path) -> sitk.Image:
-    try:
-        with quiet_stderr():
-            if len(files) == 1:
-                return sitk.ReadImage(files[0])
-            reader = sitk.ImageSeriesReader()
-            reader.SetFileNames(files)
-            return reader.Execute()
-    except RuntimeError as error:
-        raise UserError(
-            f"{path}: the series cannot be read, a slice is truncated or differs in size"
+            f"{folder}: cannot be listed ({error.strerror}); give a folder that you may read"
         ) from error
+    for path in paths:
+        if path.name == "DICOMDIR" or not is_dicom(path):
+            continue
+        try:
+            found.append((path, *read_header(path)))
+        except UserError as error:
+            damaged.append(str(error))
+    return found, damaged
+
+
+def _sorted_series(files: list[tuple[Path, SeriesInfo, Dataset]]) -> list[SeriesInfo]:
+    counts: Counter[tuple[str, str]] = Counter()
+    first: dict[tuple[str, str], SeriesInfo] = {}
+    for _, info, _ in files:
+        key = (info.uid, info.modality)
+        counts[key] += info.num_slices
+        first.setdefault(key, info)
+    series = [replace(info, num_slices=counts[key]) for key, info in first.items()]
+    return sorted(series, key=lambda info: (-info.num_slices, info.uid, info.modality))
+
+
+def _advice(folder: Path) -> str:
+    """What to do about a folder without a series."""
+    if (folder / "DICOMDIR").is_file():
+        return "only the index DICOMDIR; give the folder that holds the slices"
+    if any(item.is_dir() for item in folder.iterdir()):
+        return "give the one folder below it that holds the slices"
+    return "give a CT file or the folder that holds the slices"

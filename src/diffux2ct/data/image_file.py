@@ -1,10 +1,10 @@
-"""One image file as SimpleITK reads it, checked: whole, three-dimensional, grey, in HU."""
+"""One image file as a SimpleITK image, checked: whole, three-dimensional, grey, in HU."""
 
 import contextlib
 import gzip
 import math
 import os
-import struct
+import re
 import sys
 import zlib
 from collections.abc import Iterator
@@ -13,26 +13,46 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+from diffux2ct.data.nifti_file import MAX_DEFLATE, MAX_VOXELS, nifti_kind, read_nifti
 from diffux2ct.errors import UserError
 
 AIR = -1024  # HU: the floor of what is read, and the border of every resampled or padded volume
+_SPACINGS = (0.01, 50.0)  # mm: outside, the unit is wrong
+_MAX_EXTENT = 5000.0  # mm
+# What else people have under the name of a scan, by its first bytes.
+_FOREIGN = {
+    b"\x89PNG": "a PNG picture",
+    b"\xff\xd8\xff": "a JPEG picture",
+    b"II*\0": "a TIFF picture",
+    b"MM\0*": "a TIFF picture",
+    b"GIF8": "a GIF picture",
+    b"\x89HDF": "an HDF5 file",
+    b"PK\x03\x04": "a zip archive",
+    b"Rar!": "a RAR archive",
+    b"7z\xbc\xaf": "a 7z archive",
+    b"%PDF": "a PDF",
+    b"\x93NUMPY": "a numpy array",
+    b"<": "a web page or XML",
+    b"version https://git-lfs": "a git-lfs pointer, not the file itself",
+}
+# What ITK says of headers that it refuses, by a word of it.
+_ITK = {"spacing": "its spacing is zero or no number", "direction": "its direction is singular"}
 # ITK prints warnings of its own to stderr; what matters is said in a UserError or in meta["notes"].
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
 
-def read_image(path: Path) -> sitk.Image:
-    """Any image file that SimpleITK knows; UserError, one line, if it is not whole."""
-    if path.name.lower().endswith((".nii", ".nii.gz")):
-        _check_nifti(path)
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    try:
-        with quiet_stderr():
-            return reader.Execute()
-    except RuntimeError as error:
-        raise UserError(
-            f"{path}: cannot be read, truncated or not a CT volume; fetch or convert it again"
-        ) from error
+def read_image(path: Path) -> tuple[sitk.Image, str, list[str]]:
+    """A NIfTI, MetaImage (MHA, MHD) or NRRD file, told by its content and not by its name; also its format, and notes.
+
+    Raises UserError, one line, if it is none of these or not whole. Voxels may be NaN and of any dimension.
+    """
+    kind = _sniff(path)
+    if kind.startswith("nii"):
+        image, notes = read_nifti(path)
+    else:
+        image, notes = _read_itk(path, kind), []
+    _check_geometry(image, path)
+    return image, kind, notes
 
 
 def as_volume(image: sitk.Image, path: Path, min_slices: int = 2) -> sitk.Image:
@@ -57,8 +77,12 @@ def clip_to_hu(image: sitk.Image, path: Path) -> sitk.Image:
     low, high = float(values.min()), float(values.max())
     if not np.isfinite(low) or not np.isfinite(high):  # min and max pass NaN on
         count = int(np.count_nonzero(~np.isfinite(values)))
-        raise UserError(_non_finite(path, count))
-    if low >= 0 or high - low < 100:
+        raise UserError(f"{path}: {count} voxels are NaN or infinite; mend the file (set them to -1024)")
+    if low < 0 and high - low < 100:
+        raise UserError(
+            f"{path}: values from {low:g} to {high:g} span too little for HU (normalised?); give the scan in HU"
+        )
+    if low >= 0:
         hint = (
             "grey levels, not HU"
             if high <= 255
@@ -87,56 +111,84 @@ def quiet_stderr() -> Iterator[None]:
         os.close(sink)
 
 
-def _check_nifti(path: Path) -> None:
-    """UserError if a NIfTI file is cut short or holds NaN.
+def _sniff(path: Path) -> str:
+    """nii, nii.gz, mha, mhd or nrrd, by content; UserError names what else it is."""
+    with path.open("rb") as file:
+        head = file.read(4096)
+    if not head:
+        raise UserError(f"{path}: empty (0 bytes); fetch the file again")
+    suffix = ".gz" if head[:2] == b"\x1f\x8b" else ""
+    if suffix:
+        try:
+            with gzip.open(path) as file:
+                head = file.read(4096)
+        except (EOFError, zlib.error, OSError) as error:
+            raise UserError(
+                f"{path}: cannot be read, truncated or damaged gzip; fetch the file again"
+            ) from error
+    if nifti_kind(head):
+        return "nii" + suffix
+    if head.startswith(b"NRRD000") and not suffix:
+        return "nrrd"
+    if re.search(rb"^\s*NDims\s*=", head, re.MULTILINE) and not suffix:
+        return "mhd" if path.suffix.lower() == ".mhd" else "mha"
+    told = next((f"{what}, " for magic, what in _FOREIGN.items() if head.lstrip().startswith(magic)), "")
+    if head[:4] in (b"\x5c\x01\0\0", b"\0\0\x01\x5c"):
+        told = "Analyze 7.5, which tells no orientation, or a damaged NIfTI, "
+    raise UserError(
+        f"{path}: cannot be read: {told}not a NIfTI, MHA, NRRD or DICOM file, or truncated; fetch or convert it again"
+    )
 
-    ITK's reader fills what is missing with zeros, and makes NaN and infinities zero, and says nothing.
-    """
-    compressed = path.name.lower().endswith(".gz")
-    bad = 0
+
+def _read_itk(path: Path, kind: str) -> sitk.Image:
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.SetImageIO("NrrdImageIO" if kind == "nrrd" else "MetaImageIO")
+    data = _data_file(path, kind)
     try:
-        with gzip.open(path) if compressed else path.open("rb") as file:
-            expected, start, floats = _nifti_layout(file.read(540))
-            if compressed and floats is None:
-                # The last four bytes of a gzip file are the length of what it holds: no need to unpack it all.
-                with path.open("rb") as raw:
-                    raw.seek(-4, 2)
-                    if struct.unpack("<I", raw.read(4))[0] == expected % 2**32:
-                        return
-            file.seek(start)
-            found = start
-            while block := file.read(2**22):
-                found += len(block)
-                if floats is not None:
-                    values = np.frombuffer(block, floats, count=len(block) // floats.itemsize)
-                    bad += int(np.count_nonzero(~np.isfinite(values)))
-    except (EOFError, zlib.error, gzip.BadGzipFile, struct.error, ValueError) as error:
-        raise UserError(f"{path}: cannot be read, truncated or not NIfTI; fetch the file again") from error
-    if found < expected:
-        raise UserError(f"{path}: truncated, {found} of {expected} bytes; fetch the file again")
-    if bad:
-        raise UserError(_non_finite(path, bad))
+        with quiet_stderr():
+            reader.ReadImageInformation()
+            # The header alone decides how much memory ITK takes, so it is held against the file first.
+            count = math.prod(reader.GetSize()) * max(reader.GetNumberOfComponents(), 1)
+            if count <= min(MAX_VOXELS, MAX_DEFLATE * data.stat().st_size):
+                return reader.Execute()
+    except RuntimeError as error:
+        told = next(
+            (what for word, what in _ITK.items() if word in str(error).lower()), "truncated or damaged"
+        )
+        raise UserError(f"{path}: cannot be read, {told}; fetch or convert it again") from error
+    raise UserError(
+        f"{path}: {reader.GetSize()} voxels, more than the file can hold: truncated; fetch the file again"
+    )
 
 
-def _nifti_layout(header: bytes) -> tuple[int, int, np.dtype | None]:
-    """Bytes that the file must hold, where the voxels start, and their type if it is floating."""
-    for order in "<>":
-        size = struct.unpack_from(order + "i", header, 0)[0]
-        if size == 348:  # NIfTI-1
-            dim = struct.unpack_from(order + "8h", header, 40)
-            kind, bits = struct.unpack_from(order + "2h", header, 70)
-            (offset,) = struct.unpack_from(order + "f", header, 108)
-        elif size == 540:  # NIfTI-2
-            dim = struct.unpack_from(order + "8q", header, 16)
-            kind, bits = struct.unpack_from(order + "2h", header, 12)
-            (offset,) = struct.unpack_from(order + "q", header, 168)
-        else:
-            continue
-        floats = {16: "f4", 64: "f8"}.get(kind)
-        count = math.prod(max(n, 1) for n in dim[1 : dim[0] + 1])
-        return int(offset) + count * bits // 8, int(offset), np.dtype(order + floats) if floats else None
-    raise ValueError("no NIfTI header")
+def _data_file(path: Path, kind: str) -> Path:
+    """The file with the voxels: ``path`` itself, or the one beside it that a header names; UserError for any other."""
+    with path.open("rb") as file:
+        head = file.read(65536)
+    key = rb"^data ?file:\s*(.*)$" if kind == "nrrd" else rb"^\s*ElementDataFile\s*=\s*(.*)$"
+    found = re.search(key, head.split(b"\n\n")[0] if kind == "nrrd" else head, re.MULTILINE | re.IGNORECASE)
+    name = found[1].strip().decode("utf-8", errors="replace") if found else "LOCAL"
+    if name.upper() == "LOCAL":
+        return path
+    if name.upper().startswith("LIST") or "%" in name:
+        raise UserError(f"{path}: voxels in many files ({name}); convert it to one .mha or .nii.gz")
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise UserError(f"{path}: voxels in {name}, outside its folder; put them beside the header")
+    data = path.parent / name
+    if not data.is_file():
+        raise UserError(f"{path}: its voxels' file {name} is missing; put it beside the header")
+    return data
 
 
-def _non_finite(path: Path, count: int) -> str:
-    return f"{path}: {count} voxels are NaN or infinite; mend the file (set them to -1024)"
+def _check_geometry(image: sitk.Image, path: Path) -> None:
+    spacing, origin = np.array(image.GetSpacing()[:3]), np.array(image.GetOrigin()[:3])
+    direction = np.array(image.GetDirection())
+    if not (np.isfinite(direction).all() and np.isfinite(spacing).all() and np.abs(origin).max() < 1e6):
+        raise UserError(f"{path}: spacing, origin or direction are not finite; convert it again")
+    if spacing.min() < _SPACINGS[0] or spacing.max() > _SPACINGS[1]:
+        told = " x ".join(f"{s:g}" for s in spacing)
+        raise UserError(f"{path}: voxels of {told} mm; is the unit wrong? write the spacing in mm")
+    extent = (spacing * image.GetSize()[:3]).max()
+    if extent > _MAX_EXTENT:
+        raise UserError(f"{path}: {extent / 1000:.0f} m long; is the unit wrong? write the spacing in mm")

@@ -24,6 +24,19 @@ LABELS: dict[str, int] = {
     "right_hip": 28,
     "lumbar_spine": 29,  # where a data set does not tell its vertebrae apart
     "ribs": 30,
+    "left_femur": 31,
+    "right_femur": 32,
+    "sternum": 33,
+    "left_clavicle": 34,
+    "right_clavicle": 35,
+    "left_scapula": 36,
+    "right_scapula": 37,
+    "left_humerus": 38,
+    "right_humerus": 39,
+    "coccyx": 40,
+    "left_hip_prosthesis": 41,
+    "right_hip_prosthesis": 42,
+    "bone_plate": 43,
 }
 LUMBAR = ("L1", "L2", "L3", "L4", "L5")
 
@@ -32,8 +45,10 @@ REMAP: dict[str, dict[int, int]] = {
     "ctspine1k": {value: value for value in range(1, 26)},
     "ctpelvic1k": {
         1: LABELS["sacrum"],
-        2: LABELS["right_hip"],
-        3: LABELS["left_hip"],
+        # The set's own code names the right hip first; in a scan of its COLONOG part label 3 lies on the liver's side.
+        # ``hips_by_position`` settles it scan by scan.
+        2: LABELS["left_hip"],
+        3: LABELS["right_hip"],
         4: LABELS["lumbar_spine"],
     },
 }
@@ -65,6 +80,19 @@ def remap(labels: UInt8[np.ndarray, "..."], mapping: Mapping[int, int]) -> UInt8
     for old, new in mapping.items():
         table[old] = new
     return table[labels]
+
+
+def hips_by_position(labels: UInt8[np.ndarray, "d h w"]) -> tuple[UInt8[np.ndarray, "d h w"], bool]:
+    """The labels with the hip that lies farther to the Left named left, and whether they had to be exchanged.
+
+    labels: in our numbers, axes LPS. Public sets disagree on which hip comes first; the patient does not.
+    """
+    left, right = (np.flatnonzero((labels == LABELS[name]).any((0, 1))) for name in ("left_hip", "right_hip"))
+    if not len(left) or not len(right) or left.mean() >= right.mean():
+        return labels, False
+    table = np.arange(256, dtype=np.uint8)
+    table[LABELS["left_hip"]], table[LABELS["right_hip"]] = LABELS["right_hip"], LABELS["left_hip"]
+    return table[labels], True
 
 
 def _numbered(first: int, end: int, index: int, what: str) -> int:

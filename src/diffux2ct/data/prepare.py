@@ -5,41 +5,23 @@ HU window, and only then projected: the X-rays show exactly what the target volu
 """
 
 import json
-import os
-import re
 import shutil
 import time
-from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
-from multiprocessing import get_context
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from tqdm import tqdm
-
-from diffux2ct.data.case_writer import finish_dataset, read_case, write_case
-from diffux2ct.data.scan_job import DISK_FULL, PrepareSettings, ScanJob, prepare_scan
-from diffux2ct.data.sources import RawCase, discover
-from diffux2ct.data.split import split_patients
+from diffux2ct.data.case_writer import SPLITS, finish_dataset, read_case, write_case
+from diffux2ct.data.prepare_plan import Plan, make_plan
+from diffux2ct.data.prepare_report import PrepareReport, summarize, write_summary
+from diffux2ct.data.prepare_settings import PrepareSettings, changed
+from diffux2ct.data.same_scan import find_same, same_scan_note
+from diffux2ct.data.scan_job import ScanJob, prepare_scan, survey_scan
+from diffux2ct.data.scan_pool import run_jobs
+from diffux2ct.data.split import write_split
 from diffux2ct.errors import UserError
-from diffux2ct.geometry.camera import camera_preset
 
-__all__ = ["PrepareReport", "PrepareSettings", "finish_dataset", "prepare", "write_case"]
-
-
-@dataclass
-class PrepareReport:
-    """What a preparation did: cases written now, cases found finished, scans left out with reasons, notes."""
-
-    written: int = 0
-    found: int = 0
-    bad: list[tuple[str, str]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    split: dict[str, list[str]] = field(default_factory=dict)
-    seconds: float = 0.0
+__all__ = ["PrepareReport", "PrepareSettings", "finish_dataset", "prepare", "survey", "write_case"]
 
 
 def prepare(
@@ -48,149 +30,190 @@ def prepare(
     out: str | Path,
     *,
     source: str = "folder",
+    origins: Sequence[str] | None = None,
     settings: PrepareSettings | None = None,
     crops: int = 0,
     test_crops: int | None = None,
-    split: Mapping[str, Any] | None = None,
+    split: Mapping[str, Any] | str | None = None,
+    rescale: Sequence[float | int] | str | Path | None = None,
+    labels: str | None = None,
     workers: int | None = None,
     progress: bool = True,
 ) -> PrepareReport:
     """Prepare every scan under ``raw`` into ``out``; finished cases are kept, so that a stopped run goes on.
 
-    crops: random crops a scan instead of its centre (0); test_crops: the same for val and test patients (None = crops).
-    split: {"val": ..., "test": ...}, see ``split_patients``. workers: processes (None = all cores).
-    A scan that cannot be used is listed in the report and does not stop the others. Raises UserError for a raw folder
-    without scans, an ``out`` prepared with other settings, a full disk, and when no scan could be used.
+    source, origins: see ``discover``. crops: random crops a scan instead of the settings' grid (0); test_crops: the
+    same for val and test patients (None = crops). split: see ``split_patients``. rescale: (slope, intercept) or a CSV
+    table, see ``GreyLevels``. labels: how a plain folder's label numbers are meant, "ours" (``label_scheme``) or a key
+    of ``REMAP``. workers: processes (None = all cores).
+    A scan that cannot be used is listed in the report and does not stop the others; one that two patients have is used
+    once. Raises UserError for a raw folder without scans, an ``out`` prepared with other settings, a full disk, and
+    when no scan could be used.
     """
     start = time.monotonic()
-    settings = settings or PrepareSettings()
-    _check(settings, crops, test_crops)
-    raw, out = Path(raw), Path(out)
-    scans = discover(source, raw)
-    patients = split_patients(sorted({scan.patient for scan in scans}), split or {}, settings.seed)
-    part_of = {patient: part for part, members in patients.items() for patient in members}
-    held_out = crops if test_crops is None else test_crops
-    jobs = [
-        ScanJob(out, raw, scan, base, crops if part_of[scan.patient] == "train" else held_out, settings)
-        for scan, base in zip(scans, _case_names(scans), strict=True)
-    ]
-    report = PrepareReport()
-    todo = _check_resume(out, jobs, report)
+    settings, out = settings or PrepareSettings(), Path(out)
+    plan = make_plan(
+        raw,
+        out,
+        source=source,
+        origins=origins,
+        settings=settings,
+        crops=crops,
+        test_crops=test_crops,
+        split=split,
+        rescale=rescale,
+        labels=labels,
+    )
+    report = PrepareReport(not_used=plan.not_used, notes=plan.notes)
+    repeated = _known_repeats(out, plan.jobs)
+    todo = _check_resume(out, [job for job in plan.jobs if job.base not in repeated], report)
     _check_space(out, todo, settings)
-    done = [job for job in jobs if job not in todo]
-    for job, result in _run(todo, workers, progress):
-        report.notes += result.notes
+    waiting = {job.base for job in todo} | set(repeated)
+    done = [job for job in plan.jobs if job.base not in waiting]
+    for job, result in run_jobs(prepare_scan, todo, workers, progress):
         report.written += result.written
         if result.reason:
             report.bad.append((job.source, result.reason))
         else:
             done.append(job)
-    report.bad.sort()
     if not done:
-        raise UserError(f"{raw}: none of {len(jobs)} scans could be used; the first: {report.bad[0][1]}")
+        source, reason = min(report.bad)
+        raise UserError(f"{raw}: none of {len(plan.jobs)} scans could be used; the first: {source}: {reason}")
     done.sort(key=lambda job: job.base)
-    report.split = {
-        part: [case_id for job in done if part_of[job.raw.patient] == part for case_id in job.case_ids]
-        for part in ("train", "val", "test")
-    }
-    report.notes += _duplicates(out, done)
-    told = {"source": source, "crops": crops, "test_crops": held_out, "settings_hash": settings.hash()}
-    finish_dataset(out, name, report.split, settings.as_dict() | told)
+    _finish(name, out, plan, done, repeated, report)
     report.seconds = time.monotonic() - start
     return report
 
 
-def _run(jobs: list[ScanJob], workers: int | None, progress: bool):
-    """Yield (job, result) as scans finish; turns a full disk and a killed worker into one line."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = max(1, min(cores if workers is None else workers, len(jobs)))
-    bar = tqdm(total=len(jobs), desc="preparing", unit="scan", disable=not progress or not jobs)
-    with bar:
-        try:
-            for pair in _results(jobs, workers):
-                bar.update()
-                yield pair
-        except OSError as error:
-            if error.errno not in DISK_FULL:
-                raise
-            raise UserError(
-                f"{jobs[0].root}: the disk is full; free space and run the same command again, finished cases are kept"
-            ) from error
-        except BrokenProcessPool as error:
-            raise UserError(
-                f"{jobs[0].root}: a worker was killed (out of memory?); "
-                f"run again with fewer, workers={workers // 2 or 1}"
-            ) from error
+def survey(
+    raw: str | Path,
+    *,
+    source: str = "folder",
+    origins: Sequence[str] | None = None,
+    settings: PrepareSettings | None = None,
+    crops: int = 0,
+    test_crops: int | None = None,
+    split: Mapping[str, Any] | str | None = None,
+    rescale: Sequence[float | int] | str | Path | None = None,
+    labels: str | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+) -> tuple[list[dict[str, Any]], PrepareReport]:
+    """What ``prepare`` with these arguments would use, and why it would leave out the rest; nothing is written.
+
+    Returns a row a scan (case, patient, split, source, size, spacing, orientation, labels, num_cases) and a report with
+    bad, not_used and notes. Reads every scan, which is the slow half of reading, filtering and projecting: a header
+    tells neither whether values are HU nor whether a file is whole or the same scan as another.
+    """
+    settings = settings or PrepareSettings()
+    plan = make_plan(
+        raw,
+        "",
+        source=source,
+        origins=origins,
+        settings=settings,
+        crops=crops,
+        test_crops=test_crops,
+        split=split,
+        rescale=rescale,
+        labels=labels,
+    )
+    report = PrepareReport(not_used=plan.not_used, notes=plan.notes)
+    found: dict[str, dict[str, Any]] = {}
+    for job, result in run_jobs(survey_scan, plan.jobs, workers, progress):
+        if result.reason:
+            report.bad.append((job.source, result.reason))
+        else:
+            found[job.base] = result.found
+    usable = [job for job in plan.jobs if job.base in found]
+    repeats = find_same(usable, {base: what["content_sha256"] for base, what in found.items()}, report)
+    report.bad.sort()
+    report.notes += [note for job in usable for note in found[job.base]["notes"]]
+    kept = [job for job in usable if job.base not in repeats]
+    report.split = _case_split(plan, kept)
+    return [_row(plan, job, found[job.base]) for job in kept], report
 
 
-def _results(jobs: list[ScanJob], workers: int):
-    if workers == 1:
-        for job in jobs:
-            yield job, prepare_scan(job)
-        return
-    # spawn: a forked child of a process that has used torch's threads can hang.
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker)
+def _row(plan: Plan, job: ScanJob, found: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "case": job.base,
+        "patient": job.raw.patient,
+        "split": plan.part_of(job),
+        "source": job.source,
+        "size": found["orig_size"],
+        "spacing": found["orig_spacing"],
+        "orientation": found["orig_orientation"],
+        "labels": found["has_labels"],
+        "num_cases": len(job.case_ids),
+    }
+
+
+def _finish(
+    name: str, out: Path, plan: Plan, done: list[ScanJob], repeated: dict[str, str], report: PrepareReport
+) -> None:
+    """Drop scans that another patient has, then write the tables; dataset.json, which says finished, last."""
+    first = {job.base: read_case(out, job.case_ids[0]) or {} for job in done}
+    hashes = {
+        base: record.get("content_sha256") or record.get("sha256", "") for base, record in first.items()
+    }
+    repeats = find_same(done, hashes, report)
+    by_base = {job.base: job for job in plan.jobs}
+    for base in repeats:
+        for case_id in by_base[base].case_ids:
+            shutil.rmtree(out / "cases" / case_id, ignore_errors=True)
+    for base, kept in repeated.items():
+        report.not_used.append((by_base[base].source, same_scan_note(by_base[kept])))
+    kept = [job for job in done if job.base not in repeats]
+    for partial in (out / "cases").glob(".*.partial"):  # of a killed run
+        shutil.rmtree(partial, ignore_errors=True)
+    report.bad.sort()
+    report.not_used.sort()
+    report.notes += [note for job in kept for note in first[job.base].get("notes", ())]
+    report.split = _case_split(plan, kept)
+    records = {i: read_case(out, i) or {} for ids in report.split.values() for i in ids}
+    report.summary = summarize(name, report.split, records, report)
+    report.summary["repeats"] = dict(sorted((repeated | repeats).items()))
+    settings = plan.jobs[0].settings
+    write_summary(out, report.summary)
+    write_split(out / "split_patients.json", name, settings.seed, plan.patients)
+    told = plan.told | {"settings_hash": settings.hash()}
+    finish_dataset(out, name, report.split, settings.as_dict() | told)
+
+
+def _case_split(plan: Plan, jobs: Sequence[ScanJob]) -> dict[str, list[str]]:
+    return {
+        part: [case_id for job in jobs if plan.part_of(job) == part for case_id in job.case_ids]
+        for part in SPLITS
+    }
+
+
+def _known_repeats(out: Path, jobs: Sequence[ScanJob]) -> dict[str, str]:
+    """Scans that an earlier run found to be another patient's, by name, and that other's: they need no second look."""
     try:
-        futures = {pool.submit(prepare_scan, job): job for job in jobs}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        known = json.loads((out / "summary.json").read_text(encoding="utf-8")).get("repeats", {})
+    except (OSError, ValueError):
+        return {}
+    whole = {job.base for job in jobs if all(read_case(out, case_id) for case_id in job.case_ids)}
+    here = {job.base for job in jobs}
+    return {base: kept for base, kept in known.items() if base in here and kept in whole}
 
 
-def _start_worker() -> None:
-    """One thread each: the processes already fill the cores."""
-    from diffux2ct.data.volume_io import use_threads
-
-    torch.set_num_threads(1)
-    use_threads(1)
-
-
-def _check(settings: PrepareSettings, crops: int, test_crops: int | None) -> None:
-    if settings.size < 8:
-        raise UserError(f"size={settings.size}: give the voxels per side, at least 8")
-    if not settings.spacing > 0:
-        raise UserError(f"spacing={settings.spacing}: give the voxel side in mm, above 0")
-    if not settings.window[0] < settings.window[1]:
-        raise UserError(f"window={list(settings.window)}: give [lower, upper] in HU")
-    camera_preset(
-        settings.camera, settings.size, float(settings.spacing)
-    )  # its own UserError for an unknown name
-    if crops < 0 or (test_crops or 0) < 0:
-        raise UserError(
-            f"crops={crops}, test_crops={test_crops}: give a count, or 0 for one crop at the centre"
-        )
-
-
-def _case_names(scans: list[RawCase]) -> list[str]:
-    """A folder name a scan: the patient's, made safe, numbered where a patient has several scans."""
-    names: list[str] = []
-    for scan in scans:
-        safe = re.sub(r"[^A-Za-z0-9._-]+", "_", scan.patient).strip("._") or "case"
-        name, count = safe, 1
-        while name in names:
-            count += 1
-            name = f"{safe}_s{count}"
-        names.append(name)
-    return names
-
-
-def _check_resume(out: Path, jobs: list[ScanJob], report: PrepareReport) -> list[ScanJob]:
+def _check_resume(out: Path, jobs: Sequence[ScanJob], report: PrepareReport) -> list[ScanJob]:
     """Jobs that still have cases to write; UserError if what is there was prepared differently."""
-    if (out / "dataset.json").is_file():
+    if (out / "dataset.json").is_file() and jobs:
         description = json.loads((out / "dataset.json").read_text(encoding="utf-8"))
-        _refuse_changes(
-            out, out.name, jobs[0].settings.as_dict(), {**description, "camera": description["preset"]}
-        )
+        before = {**description, "camera": description["preset"]}
+        _refuse_changes(out, out.name, jobs[0].settings.as_dict(), before)
     todo = []
     for job in jobs:
         records = [read_case(out, case_id) for case_id in job.case_ids]
         for case_id, record in zip(job.case_ids, records, strict=True):
             if record is not None:
-                before = {**record.get("settings", {}), "source": record.get("source")}
-                _refuse_changes(
-                    out, f"case {case_id}", job.settings.as_dict() | {"source": job.source}, before
-                )
+                now = job.settings.as_dict() | {"source": job.source}
+                now |= {"rescale": job.rescale and list(job.rescale), "remap": job.raw.remap}
+                before = {key: record.get(key) for key in ("source", "rescale", "remap")}
+                before |= record.get("settings", {})
+                _refuse_changes(out, f"case {case_id}", now, before)
                 report.found += 1
         if None in records:
             todo.append(job)
@@ -198,33 +221,22 @@ def _check_resume(out: Path, jobs: list[ScanJob], report: PrepareReport) -> list
 
 
 def _refuse_changes(out: Path, what: str, now: dict[str, Any], before: dict[str, Any]) -> None:
-    changed = [f"{key}={before.get(key)} (now {now[key]})" for key in now if before.get(key) != now[key]]
-    if changed:
+    if differences := changed(now, before):
         raise UserError(
-            f"{out}: {what} was prepared with other settings, {', '.join(changed)}; give another out=, or delete {out}"
+            f"{out}: {what} was prepared with other settings, {', '.join(differences)}; "
+            f"give another out=, or delete {out}"
         )
 
 
-def _check_space(out: Path, jobs: list[ScanJob], settings: PrepareSettings) -> None:
+def _check_space(out: Path, jobs: Sequence[ScanJob], settings: PrepareSettings) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{out}: cannot be made ({error.strerror}); give another out=") from error
     n = settings.size
-    need = sum(len(job.case_ids) for job in jobs) * (2 * n**3 + 8 * n**2)
+    need = sum(len(job.case_ids) * ((3 if job.raw.labels else 2) * n**3 + 8 * n**2) for job in jobs)
     free = shutil.disk_usage(out).free
     if free < need:
         raise UserError(
             f"{out}: {need / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB free; free space or give another out="
         )
-
-
-def _duplicates(out: Path, jobs: list[ScanJob]) -> list[str]:
-    """Notes on the same scan under two patients' names: it could stand in train and test."""
-    owners: dict[str, set[str]] = {}
-    for job in jobs:
-        record = read_case(out, job.case_ids[0]) or {}
-        owners.setdefault(record.get("sha256", ""), set()).add(job.raw.patient)
-    return [
-        f"patients {', '.join(sorted(who))} have the same scan" for who in owners.values() if len(who) > 1
-    ]

@@ -1,54 +1,32 @@
-"""One raw scan -> its cases: orient, low-pass and resample, cut, clip, project. The unit of work of ``prepare``."""
+"""One raw scan -> its cases: read, clear, instrument, cut, clip, project. The unit of work of ``prepare``."""
 
 import errno
 import hashlib
-import json
-import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from diffux2ct.data.case_writer import read_case, write_case
+from diffux2ct.data.prepare_settings import PrepareSettings
 from diffux2ct.data.sources import RawCase
 from diffux2ct.errors import UserError
-from diffux2ct.geometry.hounsfield import HU_WINDOW
+
+if TYPE_CHECKING:
+    from diffux2ct.data.ct_image import CtImage, LabelImage
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_JITTER = 0.1  # of the cube's side: how far off centre a random crop may lie where the scan is shorter than the cube
 _BODY_HU = -800  # at or below this nothing attenuates, so that an X-ray would be empty
 
 
 @dataclass(frozen=True)
-class PrepareSettings:
-    """What decides the content of a case: cube of ``size`` voxels of ``spacing`` mm, camera preset, HU window, seed."""
-
-    size: int = 128
-    spacing: float = 2.0
-    camera: str = "lumbar"
-    window: tuple[float, float] = HU_WINDOW
-    seed: int = 0
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, as case.json keeps them."""
-        return {
-            "size": int(self.size),
-            "spacing": float(self.spacing),
-            "camera": self.camera,
-            "window": [float(w) for w in self.window],
-            "seed": int(self.seed),
-        }
-
-    def hash(self) -> str:
-        """Sixteen hexadecimal digits that change with any setting."""
-        return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()[:16]
-
-
-@dataclass(frozen=True)
 class ScanJob:
-    """One scan and the cases to cut from it; ``num_crops`` 0 = one case from the scan's centre."""
+    """One scan and the cases to cut from it; ``num_crops`` 0 = one case where the settings' grid says.
+
+    rescale: (slope, intercept) that make the file's grey levels HU; None: they are HU.
+    """
 
     root: Path
     raw_root: Path
@@ -56,11 +34,19 @@ class ScanJob:
     base: str
     num_crops: int
     settings: PrepareSettings
+    rescale: tuple[float | int, float | int] | None = None
 
     @property
     def case_ids(self) -> list[str]:
         """Names of the scan's case folders."""
         return [f"{self.base}_c{i:02d}" for i in range(self.num_crops)] if self.num_crops else [self.base]
+
+    @property
+    def needs_vertebrae(self) -> bool:
+        """Whether labelled vertebrae decide the content."""
+        return self.settings.instrument is not None or (
+            self.num_crops == 0 and self.settings.grid == "lumbar"
+        )
 
     @property
     def source(self) -> str:
@@ -70,102 +56,165 @@ class ScanJob:
 
 @dataclass
 class ScanResult:
-    """Cases written, notes for the user, and why the scan cannot be used (None if it can)."""
+    """Cases written, and why the scan cannot be used (None if it can); ``survey_scan`` adds what it found."""
 
     written: int = 0
     reason: str | None = None
-    notes: list[str] = field(default_factory=list)
+    found: dict[str, Any] = field(default_factory=dict)
 
 
 def prepare_scan(job: ScanJob) -> ScanResult:
     """Cut the missing cases of one scan. What is wrong with the scan comes back as a reason; a full disk is raised."""
+    return _guarded(job, _cut_cases)
+
+
+def survey_scan(job: ScanJob) -> ScanResult:
+    """Read one scan and its labels as ``prepare_scan`` does, and write nothing: ``found`` is what case.json would say.
+
+    All of the scan is read: only its voxels tell whether it is whole, in HU, and the same as another.
+    """
+    return _guarded(job, _look)
+
+
+def _guarded(job: ScanJob, work: Callable[[ScanJob, ScanResult], None]) -> ScanResult:
     result = ScanResult()
     try:
-        _cut_cases(job, result)
+        work(job, result)
     except UserError as error:
-        result.reason = str(error)
+        result.reason = str(error).removeprefix(f"{job.raw.path}: ")
     except OSError as error:
         if error.errno in DISK_FULL:
             raise
-        result.reason = f"{job.raw.path}: {error.strerror or error}"
+        result.reason = error.strerror or str(error)
     except Exception as error:  # one odd scan of a thousand must not end the night's run
-        result.reason = f"{job.raw.path}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        result.reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     return result
 
 
-def _cut_cases(job: ScanJob, result: ScanResult) -> None:
+def _read(job: ScanJob) -> "tuple[CtImage, LabelImage | None, dict[str, Any]]":
+    """The CT, its labels in our numbers, and what case.json shall tell of both."""
     # Imported here so that phantoms, which use the same writer, need no SimpleITK.
-    from diffux2ct.data.volume_io import blur_for, read_ct, read_labels, sample_grid, sample_labels
+    from diffux2ct.data.label_scheme import REMAP, hips_by_position, remap
+    from diffux2ct.data.scan_reader import read_scan
+    from diffux2ct.data.volume_io import content_hash, read_labels
 
-    settings = job.settings
-    ct = read_ct(job.raw.path)
-    result.notes += ct.meta["notes"]
-    labels = None
+    ct = read_scan(job.raw, job.rescale)
+    labels, notes = None, list(ct.meta["notes"])
     if job.raw.labels is not None:
         try:
             labels = read_labels(job.raw.labels)
         except UserError as error:
-            result.notes.append(f"labels left out: {error}")
+            notes.append(f"labels left out: {error}")
+    numbers = REMAP.get(job.raw.remap or "")
+    if labels is not None and numbers is not None:
+        sided, exchanged = hips_by_position(remap(labels.labels, numbers))
+        labels = replace(labels, labels=sided)
+        if exchanged:
+            notes.append(f"{job.raw.labels}: left and right hip exchanged, to where they lie in the patient")
     meta = {
         "patient": job.raw.patient,
         "source": job.source,
-        "sha256": sha256_of(job.raw.path),
+        "series_uid": job.raw.series_uid,
+        "part_of": job.raw.origin,
+        "content_sha256": content_hash(ct),
+        "remap": job.raw.remap,
+        "labels_are_own": labels is not None and job.raw.remap is None,
+        "rescale": None if job.rescale is None else list(job.rescale),
         "orig_spacing": ct.meta["spacing"],
         "orig_orientation": ct.meta["orientation"],
         "orig_size": ct.meta["size"],
-        "settings": settings.as_dict(),
-        "settings_hash": settings.hash(),
+        "settings": job.settings.as_dict(),
+        "settings_hash": job.settings.hash(),
+        "notes": notes,
     }
-    smooth = blur_for(ct, settings.spacing)
+    return ct, labels, meta
+
+
+def _look(job: ScanJob, result: ScanResult) -> None:
+    from diffux2ct.data.crop_grid import cube_centre
+
+    ct, labels, meta = _read(job)
+    if job.needs_vertebrae:
+        labels = _known_labels(labels, meta)
+    if job.num_crops == 0:
+        cube_centre(job.settings.grid, ct, labels, job.settings.size * job.settings.spacing)
+    result.found = meta | {"has_labels": labels is not None}
+
+
+def _cut_cases(job: ScanJob, result: ScanResult) -> None:
+    from diffux2ct.data.crop_grid import cube_centre, random_centres, seed_of
+    from diffux2ct.data.cube import cut_cube
+    from diffux2ct.data.volume_io import sample_labels
+
+    settings = job.settings
+    ct, labels, meta = _read(job)
+    if job.needs_vertebrae:
+        labels = _known_labels(labels, meta)
+    meta["sha256"] = sha256_of(job.raw.path)
     side = settings.size * settings.spacing
-    centres = random_centres(
-        ct.origin, ct.spacing, ct.hu.shape[::-1], side, job.num_crops, job.base, settings.seed
-    )
-    for index, case_id in enumerate(job.case_ids):
+    if job.num_crops:
+        shape = ct.hu.shape[::-1]
+        centres = random_centres(ct.origin, ct.spacing, shape, side, job.num_crops, job.base, settings.seed)
+    else:
+        centres = [cube_centre(settings.grid, ct, labels, side)]
+    if settings.remove_couch:
+        ct = _without_couch(ct, meta["notes"])
+    if settings.instrument is not None and labels is not None:
+        ct, labels, meta["implants"] = _instrumented(ct, labels, job)
+    for case_id, centre in zip(job.case_ids, centres, strict=True):
         if read_case(job.root, case_id) is not None:
             continue
-        centre = centres[index] if job.num_crops else np.array(ct.centre)
         origin = (centre - (settings.size - 1) / 2 * settings.spacing).tolist()
         grid = (settings.spacing, (settings.size,) * 3, origin)
-        cube = sample_grid(smooth, *grid)
-        if cube.hu.max() <= _BODY_HU:
-            raise UserError(f"{job.raw.path}: the crop holds only air; are spacing and HU right?")
-        crop = {"crop": [round(float(c), 3) for c in centre] if job.num_crops else "centre"}
-        cut = None if labels is None else sample_labels(labels, *grid)
+        hu = cut_cube(ct, settings.size, settings.spacing, centre)
+        if hu.max() <= _BODY_HU:
+            raise UserError("the crop holds only air; are spacing and HU right?")
         write_case(
             job.root,
             case_id,
-            cube.hu,
-            cube.spacing,
-            cube.origin,
+            hu,
+            (settings.spacing,) * 3,
+            origin,
             settings.camera,
-            labels=cut,
-            meta=meta | crop,
+            labels=None if labels is None else sample_labels(labels, *grid),
+            meta=meta | {"crop": np.round(centre, 3).tolist() if job.num_crops else settings.grid},
             window=settings.window,
+            projector=settings.projector,
+            attenuation=settings.attenuation,
+            pose_jitter=settings.pose_jitter,
+            pose_seed=seed_of(case_id, settings.seed),
         )
         result.written += 1
 
 
-def random_centres(
-    origin: Sequence[float],
-    spacing: Sequence[float],
-    shape: Sequence[int],
-    side: float,
-    num: int,
-    key: str,
-    seed: int,
-) -> np.ndarray:
-    """``num`` cube centres [num, 3] in mm (x, y, z), uniform where a cube of ``side`` mm stays inside the scan.
+def _without_couch(ct: "CtImage", notes: list[str]) -> "CtImage":
+    from diffux2ct.data.body import remove_couch
 
-    Along an axis where the scan is shorter than the cube, the centre moves by up to a tenth of the side, as far as the
-    scan stays inside the cube. They depend on ``key`` and ``seed`` alone, so neither on other scans nor on ``num``.
-    """
-    extent = np.array(shape) * np.array(spacing)
-    middle = np.array(origin) + (extent - np.array(spacing)) / 2
-    slack = (extent - side) / 2
-    reach = np.where(slack >= 0, slack, np.minimum(-slack, _JITTER * side))
-    generator = np.random.default_rng([seed, zlib.crc32(key.encode())])
-    return middle + generator.uniform(-1.0, 1.0, size=(num, 3)) * reach
+    cleared = remove_couch(ct.hu, ct.spacing)
+    if np.array_equal(cleared, ct.hu):
+        notes.append(f"{ct.meta['path']}: no couch found to remove")
+    return replace(ct, hu=cleared)
+
+
+def _known_labels(labels: "LabelImage | None", meta: dict[str, Any]) -> "LabelImage":
+    """The labels, if they are there and tell vertebrae; else UserError."""
+    if labels is None:
+        raise UserError(
+            "no labels, which grid=lumbar and instrument= need; use grid=centre and instrument=null"
+        )
+    if meta["labels_are_own"]:
+        raise UserError(
+            "the meaning of its label numbers is unknown; say dataset.prepare.labels=ours (L1 is 20) or ctspine1k"
+        )
+    return labels
+
+
+def _instrumented(ct: "CtImage", labels: "LabelImage", job: ScanJob):
+    from diffux2ct.data.crop_grid import seed_of
+    from diffux2ct.data.instrumentation import instrument
+
+    seed = int(np.random.SeedSequence(seed_of(job.base, job.settings.seed)).generate_state(1)[0])
+    return instrument(ct, labels, seed=seed, **(job.settings.instrument or {}))
 
 
 def sha256_of(path: Path) -> str:

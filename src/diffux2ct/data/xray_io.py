@@ -19,6 +19,7 @@ _PICTURES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 _VOLUME_FORMATS = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd")
 _DICOM = (".dcm", ".ima", ".dicom")
 _RADIOGRAPHS = ("CR", "DX", "DR", "RG", "RF", "XA", "RTIMAGE", "OT", "SC")
+_GREY = 60.0  # no line integral: that would be 2.7 m of water
 _ASPECT_TOLERANCE = 0.02  # a stretch of 2% moves the edge of a 400 mm field by 4 mm
 
 
@@ -61,6 +62,11 @@ def read_xray(path: str | Path, head_up: bool | None = None) -> XrayImage:
     if is_line_integral and values.min() < -1e-3 * values.max():
         raise UserError(
             f"{path}: values down to {values.min():g}, but line integrals are never negative; is it normalised?"
+        )
+    if is_line_integral and values.max() > _GREY and (values == np.round(values)).all():
+        raise UserError(
+            f"{path}: whole numbers up to {values.max():g} are grey levels, but line integrals stay below about 30; "
+            "save it as a PNG with the head up"
         )
     if not is_line_integral:
         values -= min(float(values.min()), 0.0)

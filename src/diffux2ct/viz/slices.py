@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Num, UInt8
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 PLANES = ("axial", "coronal", "sagittal")
 
@@ -38,6 +38,8 @@ _REDS = ((253, 219, 199), (214, 96, 77), (103, 0, 31))
 ERROR_COLOURS = (*_BLUES, (255, 255, 255), *_REDS)
 
 BONE_HU = 200.0
+
+_STRIP = 20  # pixels above a picture for its name
 
 
 def bone_centre(hu: Num[np.ndarray, "d h w"]) -> tuple[int, int, int]:
@@ -102,6 +104,20 @@ def upscale(image: UInt8[np.ndarray, "..."], min_side: int = 192) -> UInt8[np.nd
     """
     factor = max(1, math.ceil(min_side / max(image.shape[:2])))
     return image.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def with_sides(image: UInt8[np.ndarray, "r c"], plane: str) -> UInt8[np.ndarray, "r2 c"]:
+    """A picture under a strip that names it and the patient's sides at its edges: R Frontal L."""
+    strip = Image.new("L", (image.shape[1], _STRIP), 0)
+    draw, font = ImageDraw.Draw(strip), ImageFont.load_default(size=13)
+    middle, (left, right) = _STRIP // 2, EDGES[plane]
+    for x, text, anchor in (
+        (4, left, "lm"),
+        (strip.width // 2, plane.capitalize(), "mm"),
+        (strip.width - 4, right, "rm"),
+    ):
+        draw.text((x, middle), text, fill=255, font=font, anchor=anchor)
+    return np.concatenate([np.asarray(strip), image])
 
 
 def png_bytes(image: UInt8[np.ndarray, "..."]) -> bytes:

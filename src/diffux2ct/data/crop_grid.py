@@ -1,0 +1,96 @@
+"""Where the cube is cut out of a scan: its centre in mm, LPS (x, y, z)."""
+
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from diffux2ct.data.ct_image import CtImage, LabelImage
+from diffux2ct.data.label_scheme import LABELS, LUMBAR
+from diffux2ct.errors import UserError
+
+_JITTER = 0.1  # of the cube's side: how far off centre a random crop may lie where the scan is shorter than the cube
+
+
+def cube_centre(grid: str, ct: CtImage, labels: LabelImage | None, side: float) -> Float[np.ndarray, "3"]:
+    """Centre of the one cube of ``side`` mm that ``grid`` (centre, x2ct, lumbar) cuts out of a scan.
+
+    Raises UserError where the labels that ``lumbar`` needs are missing (without the scan's path).
+    """
+    if grid == "x2ct":
+        return x2ct_centre(ct, side)
+    if grid == "lumbar":
+        return lumbar_centre(labels)
+    return np.array(ct.centre)
+
+
+def x2ct_centre(ct: CtImage, side: float) -> Float[np.ndarray, "3"]:
+    """X2CT-GAN's rule on a scan of 1 mm voxels: z keeps the topmost ``side`` mm, x and y the middle.
+
+    Its code takes the LAST slices of an array whose z runs to Superior. A scan that is shorter than the cube is padded
+    on both ends; where that, or the margin of x and y, is odd, the smaller half lies on the lower end.
+    (X2CT-GAN, CT2XRAY/ctpro.py; the cube there is 320 voxels.)
+    """
+    length = round(side)
+    centre = []
+    for axis in range(3):
+        voxels = round(ct.extent[axis])  # of 1 mm; resampling keeps the scan's middle
+        start = (
+            voxels - length
+            if axis == 2 and voxels >= length
+            else (abs(voxels - length) // 2) * (1 if voxels >= length else -1)
+        )
+        centre.append(ct.centre[axis] - voxels / 2 + start + length / 2)
+    return np.array(centre)
+
+
+def lumbar_centre(labels: LabelImage | None) -> Float[np.ndarray, "3"]:
+    """Middle of the box around the vertebrae L1 to L5 (or around a lumbar spine labelled as one).
+
+    Raises UserError where labels are missing or lack one of the five.
+    """
+    if labels is None:
+        raise UserError("no labels, which grid=lumbar needs; use grid=centre")
+    present = np.bincount(labels.labels.ravel(), minlength=256) > 0
+    missing = [name for name in LUMBAR if not present[LABELS[name]]]
+    values = [LABELS[name] for name in LUMBAR]
+    if missing and present[LABELS["lumbar_spine"]]:
+        values = [LABELS["lumbar_spine"]]
+    elif missing:
+        raise UserError(
+            f"the labels hold no {', '.join(missing)}, and grid=lumbar needs L1 to L5; use grid=centre"
+        )
+    inside = np.isin(labels.labels, values)
+    middle = []
+    for axis in (2, 1, 0):
+        found = np.flatnonzero(inside.any(tuple(i for i in range(3) if i != axis)))
+        middle.append((found[0] + found[-1]) / 2)
+    return np.array(labels.origin) + np.array(middle) * np.array(labels.spacing)
+
+
+def random_centres(
+    origin: Sequence[float],
+    spacing: Sequence[float],
+    shape: Sequence[int],
+    side: float,
+    num: int,
+    key: str,
+    seed: int,
+) -> Float[np.ndarray, "n 3"]:
+    """``num`` cube centres [num, 3] in mm (x, y, z), uniform where a cube of ``side`` mm stays inside the scan.
+
+    Along an axis where the scan is shorter than the cube, the centre moves by up to a tenth of the side, as far as the
+    scan stays inside the cube. They depend on ``key`` and ``seed`` alone, so neither on other scans nor on ``num``.
+    """
+    extent = np.array(shape) * np.array(spacing)
+    middle = np.array(origin) + (extent - np.array(spacing)) / 2
+    slack = (extent - side) / 2
+    reach = np.where(slack >= 0, slack, np.minimum(-slack, _JITTER * side))
+    generator = np.random.default_rng(seed_of(key, seed))
+    return middle + generator.uniform(-1.0, 1.0, size=(num, 3)) * reach
+
+
+def seed_of(key: str, seed: int) -> list[int]:
+    """A generator's seed for one named thing, independent of all others."""
+    return [seed, zlib.crc32(key.encode())]

@@ -1,0 +1,68 @@
+"""Grey levels to HU: scans that lost their HU, and a linear map that brings them back.
+
+Only what the user states is applied; nothing is guessed. Without it such a scan is refused.
+"""
+
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from diffux2ct.errors import UserError
+
+FIELDS = ("file", "slope", "intercept")
+Line = tuple[float | int, float | int]
+
+
+class GreyLevels:
+    """HU = slope * grey + intercept, the same for all files or file by file.
+
+    setting: None; (slope, intercept); or the path of a CSV table with columns file (below the raw folder), slope and
+    intercept, whose files are mapped while all others are read as they are.
+    Raises UserError for anything else.
+    """
+
+    def __init__(self, setting: Sequence[float | int] | str | Path | None = None) -> None:
+        self.all: Line | None = None
+        self.by_file: dict[str, Line] = {}
+        self.table = None
+        if isinstance(setting, str | Path):
+            self.table = Path(setting)
+            self.by_file = _read_table(self.table)
+        elif setting is not None:
+            values = list(setting)
+            if len(values) != 2:
+                raise UserError(f"rescale={values}: give [slope, intercept], a CSV table, or null")
+            self.all = _line(values[0], values[1], "rescale")
+
+    def of(self, source: str) -> Line | None:
+        """(slope, intercept) of a file, by its path below the raw folder; None: its values are HU."""
+        return self.by_file.get(source, self.all)
+
+    def check_used(self, sources: Sequence[str]) -> None:
+        """Raises UserError if the table names a file that is no scan: a slip of the pen would be read as HU."""
+        unknown = sorted(set(self.by_file) - set(sources))
+        if unknown:
+            raise UserError(f"{self.table}: no scan is named {', '.join(unknown[:3])}; give paths below raw=")
+
+
+def _read_table(path: Path) -> dict[str, Line]:
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read; rescale= is [slope, intercept] or a CSV table") from error
+    if not rows or any(row.get(field) is None for row in rows for field in FIELDS):
+        raise UserError(f"{path}: the table needs the columns {','.join(FIELDS)} and a row for each file")
+    return {row["file"]: _line(row["slope"], row["intercept"], f"{path}: {row['file']}") for row in rows}
+
+
+def _line(slope: Any, intercept: Any, where: str) -> Line:
+    try:
+        line = float(slope), float(intercept)
+    except (TypeError, ValueError):
+        line = math.nan, math.nan
+    if not all(map(math.isfinite, line)) or line[0] <= 0:
+        raise UserError(f"{where}: slope {slope}, intercept {intercept}; give two numbers, the slope above 0")
+    return line

@@ -1,0 +1,80 @@
+"""Read one scan for preparation: its HU, its grey levels brought back to HU, its padding made air."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from diffux2ct.data.body import label_parts
+from diffux2ct.data.grey_levels import Line
+from diffux2ct.data.image_file import AIR, as_volume, clip_to_hu, read_image
+from diffux2ct.data.resampling import from_sitk
+from diffux2ct.data.sources import RawCase
+from diffux2ct.data.volume_io import CtImage, is_dicom, read_ct
+from diffux2ct.errors import UserError
+
+_FLAT = 0.05  # of a scan: that many voxels of one value, corners included, were never measured
+_OBLIQUE = 1e-4
+
+
+def read_scan(raw: RawCase, line: Line | None) -> CtImage:
+    """The CT of a raw case in HU, axes LPS. line: (slope, intercept) that make its grey levels HU; None: they are HU.
+
+    Padding with one value other than air (resampled scans are often padded with 0 HU, which is water) becomes air, and
+    ``meta["notes"]`` says so. Raises UserError for what is no CT in HU.
+    """
+    if raw.path.suffix.lower() in (".h5", ".hdf5"):
+        return _read_x2ct(raw.path)
+    ct = read_ct(raw.path, raw.series_uid) if line is None else _read_mapped(raw.path, line)
+    value = _padding_value(ct.hu)
+    if value is None:
+        return ct
+    pad = _padding(ct.hu, value)
+    note = f"{raw.path}: {100 * pad.mean():.0f}% are padding of exactly {value:g} HU; taken for air"
+    ct.hu[pad] = AIR
+    return replace(ct, meta={**ct.meta, "notes": [*ct.meta["notes"], note]})
+
+
+def _read_x2ct(path: Path) -> CtImage:
+    from diffux2ct.data.x2ct_hdf5 import read_x2ct
+
+    scan = read_x2ct(path)
+    meta = {"path": str(path), "format": "x2ct", "orientation": "LPI", "spacing": list(scan.spacing)}
+    meta |= {"size": list(scan.hu.shape[::-1]), "notes": list(scan.notes)}
+    return CtImage(scan.hu, scan.spacing, scan.origin, meta)
+
+
+def _read_mapped(path: Path, line: Line) -> CtImage:
+    if path.is_dir() or is_dicom(path):
+        raise UserError(f"{path}: DICOM carries its own rescale; leave it out of dataset.prepare.rescale")
+    image, kind, notes = read_image(path)
+    image = as_volume(image, path)
+    meta = {
+        "path": str(path),
+        "format": kind,
+        "orientation": sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(image.GetDirection()),
+        "spacing": [float(s) for s in image.GetSpacing()],
+        "size": list(image.GetSize()),
+        "notes": [*notes, f"{path}: grey levels taken as HU = {line[0]:g} * grey {line[1]:+g}"],
+    }
+    image = sitk.DICOMOrient(sitk.Cast(image, sitk.sitkFloat32) * line[0] + line[1], "LPS")
+    if np.abs(np.array(image.GetDirection()).reshape(3, 3) - np.eye(3)).max() > _OBLIQUE:
+        raise UserError(f"{path}: an oblique scan of grey levels; resample it to its axes first")
+    return from_sitk(clip_to_hu(image, path), meta)
+
+
+def _padding_value(hu: np.ndarray) -> float | None:
+    """The value of the corners, if all have one that is not air's and it fills much of the scan; else None."""
+    corners = hu[:: hu.shape[0] - 1, :: hu.shape[1] - 1, :: hu.shape[2] - 1]
+    value = corners.flat[0]
+    if value <= -900 or np.any(corners != value) or np.count_nonzero(hu == value) < _FLAT * hu.size:
+        return None
+    return float(value)
+
+
+def _padding(hu: np.ndarray, value: float) -> np.ndarray:
+    """Voxels of exactly ``value`` that hang together with a corner: noise never gives tissue one value."""
+    names, _ = label_parts(hu == value)
+    corners = names[:: hu.shape[0] - 1, :: hu.shape[1] - 1, :: hu.shape[2] - 1]
+    return np.isin(names, np.unique(corners))
