@@ -105,7 +105,7 @@ def test_the_commands_of_the_readme_exist():
     targets = re.findall(r"^make (\w+)", "\n".join(shell_lines()), re.MULTILINE)
     assert {"demo", "test"} <= set(targets)
     assert [t for t in targets if not re.search(rf"^{t}:", makefile, re.MULTILINE)] == []
-    assert set(PROJECT["project"]["scripts"]) == set(re.findall(r"diffux2ct-[a-z]+", README))
+    assert set(PROJECT["project"]["scripts"]) == set(re.findall(r"diffux2ct-[a-z0-9-]+", README))
 
 
 def test_group_choices_of_the_readme_exist():

@@ -20,6 +20,7 @@ from torch import nn
 from diffux2ct.data.dataset import PreparedDataset
 from diffux2ct.errors import UserError
 from diffux2ct.evaluation.distortion import METRICS
+from diffux2ct.geometry.xray_effects import XrayRandomization
 from diffux2ct.reconstructors.base import Reconstructor
 from diffux2ct.training import checkpoint
 from diffux2ct.training.loggers import CsvLogger, Logger, Loggers, TensorBoardLogger, WandbLogger
@@ -50,8 +51,12 @@ def _instantiate(node: DictConfig) -> Any:
 
 
 def build_dataset(cfg: DictConfig, split: str, root: str | None = None) -> PreparedDataset:
-    """One split of the prepared folder that ``cfg`` (the dataset node) names, or of ``root``."""
+    """One split of the prepared folder that ``cfg`` (the dataset node) names, or of ``root``.
+
+    ``cfg.randomize`` counts for the training split alone: what scores a model stays as prepared.
+    """
     folder = Path(root or cfg.root)
+    randomize = plain(cfg.randomize) if split == "train" and cfg.get("randomize") else None
     return PreparedDataset(
         folder,
         split,
@@ -59,6 +64,7 @@ def build_dataset(cfg: DictConfig, split: str, root: str | None = None) -> Prepa
         window=as_window(cfg),
         xray_normalization=cfg.xray_normalization,
         cache=bool(cfg.get("cache", False)),
+        randomize=None if randomize is None else XrayRandomization.from_dict(randomize),
     )
 
 

@@ -1,4 +1,4 @@
-"""The one exception that speaks to the user."""
+"""The exceptions that speak to the user."""
 
 
 class UserError(Exception):
@@ -6,3 +6,14 @@ class UserError(Exception):
 
     Commands print it without a traceback and exit with status 1 (see ``diffux2ct.cli.run_main``).
     """
+
+
+class Stopped(Exception):
+    """A signal ended a run in good order, its work saved. The message says how to go on; empty where another says it.
+
+    Commands print it and exit with status 128 + ``signal``, as a shell reports a command that a signal ended.
+    """
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal

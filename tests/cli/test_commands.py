@@ -3,11 +3,18 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+
+from diffux2ct.cli.evaluate import score_table
+from diffux2ct.data.dataset import read_description
+from diffux2ct.errors import UserError
+from diffux2ct.training import checkpoint
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,7 +37,7 @@ def assert_one_line(done: subprocess.CompletedProcess, *words: str) -> None:
 @pytest.mark.parametrize(
     ("script", "arguments", "words"),
     [
-        ("train.py", ["trainer.max_stepps=3"], ["trainer.max_stepps", "--help"]),
+        ("train.py", ["trainer.max_stepps=3"], ["did you mean trainer.max_steps?", "--help"]),
         ("train.py", ["model=papper"], ["did you mean paper"]),
         ("train.py", ["trainer.max_steps="], ["error:"]),
         ("train.py", ["experiment=demo", "trainer.precision=fp8"], ["choose bf16 or fp32"]),
@@ -52,17 +59,57 @@ def test_missing_dataset_is_explained_in_three_lines(tmp_path):
     assert "prepare_dataset.py dataset=lumbarv" in lines[2]
 
 
+def test_a_folder_of_raw_scans_is_not_advised_as_its_own_output(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "raw" / "p1").mkdir(parents=True)
+    (tmp_path / "raw" / "p1" / "IM0001").write_bytes(b"\0" * 128 + b"DICM" + b"\0" * 9)
+    with pytest.raises(UserError) as error:
+        read_description("raw")
+    lines = str(error.value).splitlines()
+    assert len(lines) == 3
+    assert "raw scans" in lines[0]
+    assert lines[1].endswith("prepare_dataset.py dataset=folder raw=raw out=OTHER")
+    assert lines[2].endswith("train.py dataset=folder dataset.root=OTHER")
+
+
+def test_a_signal_ends_training_on_a_checkpoint_and_not_as_a_success(phantoms, tmp_path):
+    small = ["experiment=demo", "dataset.size=16", f"dataset.root={phantoms}", "dataset.generate=null"]
+    small += [
+        "trainer.batch_size=2",
+        "trainer.max_steps=100000",
+        "trainer.log_every=1",
+        "trainer.lr_schedule=constant",
+    ]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    call = [sys.executable, str(ROOT / "train.py"), *small]
+    running = subprocess.Popen(
+        call, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
+    )
+    metrics = tmp_path / "runs/demo/metrics.csv"
+    while running.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") > 1):
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=120)
+    assert running.returncode == 130, err[-2000:]
+    step = checkpoint.load(tmp_path / "runs/demo")["step"]
+    last = err.strip().splitlines()[-1]
+    assert last == f"stopped at step {step} of 100000; the same command goes on from there"
+    assert "evaluate.py" not in out + err
+
+
 def test_train_evaluate_and_controls_from_the_shell(phantoms, tmp_path):
     small = ["experiment=demo", "dataset.size=16", f"dataset.root={phantoms}", "dataset.generate=null"]
     done = command(
         "train.py", *small, "trainer.max_steps=3", "trainer.batch_size=4", "name=e2e", cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip().endswith("next: python evaluate.py ckpt=runs/e2e")
     (tmp_path / "cut.pt").write_bytes((tmp_path / "runs/e2e/checkpoints/last.pt").read_bytes()[:5000])
     assert_one_line(command("evaluate.py", "ckpt=cut.pt", cwd=tmp_path), "cut.pt", "truncated")
 
     done = command("evaluate.py", "ckpt=runs/e2e", "sampler.num_inference_steps=2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
+    assert "last.pt: step 3 of 3\n" in done.stdout
     folder = tmp_path / "runs/e2e/evaluation/phantom-test-ddim2"
     metrics = json.loads((folder / "metrics.json").read_text())
     keys = {"psnr", "psnr3d", "ssim", "ssim3d"}
@@ -124,3 +171,11 @@ def test_summary_counts_the_paper_s_model(tmp_path):
     assert abs(parts["conditioning"]["parameters"] / 7.49e6 - 1) < 0.01
     assert abs(parts["denoiser"]["forward_tflop"] / 11.22 - 1) < 0.01
     assert abs(parts["denoiser"]["saved_gib"] / 33.0 - 1) < 0.1
+
+
+def test_a_score_below_the_floor_is_marked():
+    metrics = {"psnr": 20.0, "ssim": 0.4, "floor": {"psnr": 19.0, "ssim": 0.5}, "num_cases": 3}
+    head, psnr, ssim = score_table(metrics, ["psnr", "ssim"]).splitlines()
+    assert "3 cases" in head
+    assert psnr.split() == ["psnr", "20.000", "19.000"]
+    assert ssim.split() == ["ssim", "0.400", "0.500", "below", "the", "floor"]

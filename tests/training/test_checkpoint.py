@@ -22,7 +22,9 @@ def test_truncated_file_is_refused_by_name(tmp_path, keep):
     checkpoint.save(path, {"model": {"w": torch.randn(1000)}, "config": {}})
     data = path.read_bytes()
     path.write_bytes(data[: keep if isinstance(keep, int) else int(len(data) * keep)])
-    with pytest.raises(UserError, match=r"c\.pt: not a readable checkpoint"):
+    with pytest.raises(
+        UserError, match=r"c\.pt: not a readable checkpoint, perhaps truncated; use another one$"
+    ):
         checkpoint.load(path)
 
 

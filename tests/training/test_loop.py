@@ -1,5 +1,9 @@
 import csv
 import json
+import os
+import signal
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +12,9 @@ import torch
 from PIL import Image
 
 from diffux2ct.cli.train import run
-from diffux2ct.errors import UserError
+from diffux2ct.errors import Stopped, UserError
 from diffux2ct.training import checkpoint
+from diffux2ct.training.state import StopSignal
 
 GOLDEN = Path(__file__).parents[1] / "goldens" / "loss_curve.json"
 
@@ -115,6 +120,34 @@ def test_validation_samples_scores_and_previews(go):
 def test_max_minutes_ends_the_run_early_with_a_checkpoint(go):
     folder = go("short", "trainer.max_steps=100000", "trainer.max_minutes=0.02")
     assert 0 < checkpoint.load(folder)["step"] < 1000
+
+
+def test_a_signal_ends_the_run_on_a_checkpoint_that_the_same_command_goes_on_from(go, tmp_path):
+    metrics = tmp_path / "killed" / "metrics.csv"
+
+    def kill():
+        while not (metrics.exists() and metrics.read_text().count("\n") > 1):
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=kill, daemon=True).start()
+    with pytest.raises(Stopped, match="stopped at step .* of 100000; the same command goes on") as stopped:
+        go("killed", "trainer.log_every=1", "trainer.max_steps=100000")
+    assert stopped.value.signal == signal.SIGTERM
+    step = checkpoint.load(tmp_path / "killed")["step"]
+    assert f"step {step} " in str(stopped.value)
+    go("killed", "trainer.log_every=1", f"trainer.max_steps={step + 1}")
+    assert list(curve(tmp_path / "killed", "diffusion/total")) == list(range(1, step + 2))
+
+
+def test_one_ctrl_c_that_arrives_twice_is_one():
+    with StopSignal() as stop:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        assert stop.received == signal.SIGINT
+        stop._since -= 60
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_exploded_loss_stops_the_run(go):

@@ -1,6 +1,7 @@
 """Commands. Each module has a ``main``; bad input ends in one line and a non-zero exit."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -8,9 +9,10 @@ from collections.abc import Callable
 def run_main(command: Callable[[], object]) -> None:
     """Run a command; turn what the user can mend into one line on stderr and exit status 1.
 
+    A run that a signal ended exits with status 128 + the signal's number: 130 for Ctrl-C, 143 for SIGTERM.
     ``DIFFUX2CT_TRACEBACK=1`` shows the traceback instead, for those who develop.
     """
-    from diffux2ct.errors import UserError
+    from diffux2ct.errors import Stopped, UserError
 
     try:
         command()
@@ -23,5 +25,13 @@ def run_main(command: Callable[[], object]) -> None:
             raise
         where = f"{error.filename}: " if error.filename else ""
         sys.exit(f"error: {where}{error.strerror or error}; free space or fix the path, then run again")
+    except Stopped as stopped:
+        _end(str(stopped), stopped.signal)
     except KeyboardInterrupt:
-        sys.exit("interrupted; run the same command again to go on")
+        _end("interrupted; run the same command again to go on", signal.SIGINT)
+
+
+def _end(message: str, number: int) -> None:
+    if message:
+        print(message, file=sys.stderr)
+    sys.exit(128 + number)

@@ -1,6 +1,8 @@
 """``python evaluate.py ckpt=PATH``: reconstruct a split's cases from their X-rays and score them."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -54,10 +56,20 @@ def run(cfg: DictConfig) -> None:
             xray_source=cfg.xray_source,
             batch_size=cfg.batch_size,
         )
-    print(f"{'':8}{'model':>9}{'floor':>9}   (floor: the mean training volume, {metrics['num_cases']} cases)")
-    for key in trained.metrics.names:
-        print(f"{key:8}{metrics[key]:9.3f}{metrics['floor'][key]:9.3f}")
+    print(f"{loaded.path}: step {loaded.step} of {trained.trainer.max_steps}")
+    print(score_table(metrics, trained.metrics.names))
     print(f"metrics: {out / 'metrics.json'}\nreport:  {out / 'report.html'}")
+
+
+def score_table(metrics: Mapping[str, Any], names: Sequence[str]) -> str:
+    """What the console shows of metrics.json: each score beside its floor, and a word where it is not above it."""
+    lines = [
+        f"{'':8}{'model':>9}{'floor':>9}   (floor: the mean training volume, {metrics['num_cases']} cases)"
+    ]
+    for name in names:
+        score, floor = metrics[name], metrics["floor"][name]
+        lines.append(f"{name:8}{score:9.3f}{floor:9.3f}{'   below the floor' if score < floor else ''}")
+    return "\n".join(lines)
 
 
 def default_folder(path: Path, dataset: str, cfg: DictConfig, sampling: dict) -> Path:

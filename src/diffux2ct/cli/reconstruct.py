@@ -16,6 +16,8 @@ from torch import Tensor
 
 from diffux2ct import __version__, build
 from diffux2ct.cli.hydra_app import hydra_app
+from diffux2ct.data.camera_file import CameraFile, check_extent, read_camera_files
+from diffux2ct.data.ct_image import triple
 from diffux2ct.data.dataset import normalize_xray, read_description
 from diffux2ct.data.volume_io import write_nifti
 from diffux2ct.data.xray_io import XrayImage, fit_xray, read_xray
@@ -24,7 +26,7 @@ from diffux2ct.geometry.camera import spacing_xyz
 from diffux2ct.geometry.hounsfield import denormalize_hu
 from diffux2ct.training.settings import resolve_device
 from diffux2ct.types import VIEWS
-from diffux2ct.viz.slices import display_xray, grey, save_png, upscale
+from diffux2ct.viz.slices import display_xray, grey, save_png, upscale, with_sides
 
 
 def run(cfg: DictConfig) -> None:
@@ -39,6 +41,8 @@ def run(cfg: DictConfig) -> None:
         raise UserError(
             f"{paths['lateral']}: the same image as frontal={paths['frontal']}; give the other view"
         )
+    given = None if cfg.origin is None else _three("origin", cfg.origin)
+    cameras = read_camera_files(paths)
     loaded = build.load_run(ckpt, cfg.device, cfg.weights)
     dataset = loaded.cfg.dataset
     size, spacing = (
@@ -46,6 +50,8 @@ def run(cfg: DictConfig) -> None:
         if cfg.spacing is not None
         else model_grid(dataset)
     )
+    notes = check_cameras(cameras, size, spacing, dataset)
+    origin, origin_source = place(cameras, size, spacing, given)
     xrays = prepare_xrays(images, size, dataset.xray_normalization)
     changed = {key: value for key, value in cfg.sampler.items() if value is not None}
     sampling = build.plain(OmegaConf.merge(loaded.cfg.sampler, changed))  # type: ignore[arg-type]
@@ -73,13 +79,19 @@ def run(cfg: DictConfig) -> None:
         "sampler": sampling,
         "size": size,
         "spacing": spacing,
+        "origin": origin,
+        "origin_source": origin_source,
+        "notes": notes,
         "window": list(dataset.window),
         "device": str(device),
         "precision": cfg.precision,
         "seconds": round(time.perf_counter() - start, 3),
     }
-    write_outputs(out, np.round(hu).astype(np.int16), spacing, xrays, record)
-    print(f"reconstruction: {out / 'reconstruction.nii.gz'}\nX-rays as used: {out / 'xrays_used.png'}")
+    write_outputs(out, np.round(hu).astype(np.int16), spacing, origin, xrays, record)
+    for note in notes:
+        print(f"warning: {note}")
+    print(f"reconstruction: {out / 'reconstruction.nii.gz'} (position: {origin_source})")
+    print(f"X-rays as used: {out / 'xrays_used.png'}")
 
 
 def prepare_xrays(images: Mapping[str, XrayImage], size: int, normalization: str) -> dict[str, Tensor]:
@@ -97,8 +109,51 @@ def prepare_xrays(images: Mapping[str, XrayImage], size: int, normalization: str
     return {view: normalize_xray(values, normalization)[None, None] for view, values in fitted.items()}
 
 
+def check_cameras(
+    cameras: Mapping[str, CameraFile], size: int, spacing: list[float], dataset: DictConfig
+) -> list[str]:
+    """UserError where the X-rays show another cube than the model makes; notes on what is odd and can still be used."""
+    notes = []
+    trained = _trained_camera(dataset)
+    for known in cameras.values():
+        check_extent(known, triple([size * step for step in spacing]))
+        if known.output == "max" and dataset.xray_normalization == "fixed":
+            raise UserError(
+                f"{known.path}: output=max, but this model was trained on absolute line integrals; write the X-rays "
+                "again with output=line_integral"
+            )
+        if trained and known.camera != trained:
+            notes.append(f"{known.path}: camera {known.camera}, but the model was trained on {trained}")
+        if known.moved:
+            notes.append(
+                f"{known.path}: the patient was turned or shifted, so the CT will not lie on the scan"
+            )
+    return list(dict.fromkeys(notes))
+
+
+def place(
+    cameras: Mapping[str, CameraFile], size: int, spacing: list[float], given: list[float] | None
+) -> tuple[list[float], str]:
+    """Origin (x, y, z) in mm LPS of the CT's first voxel, and where that is from.
+
+    With camera.json for both views the CT has the centre of the cube that was X-rayed, so that it overlays the scan.
+    """
+    if given is not None:
+        return given, "given"
+    # The isocentre, which both X-rays look at, is the middle of the volume.
+    centre, source = (0.0, 0.0, 0.0), "arbitrary: centred at 0"
+    if len(cameras) == len(VIEWS):
+        centre, source = next(iter(cameras.values())).centre, "camera.json"
+    return [c - (size - 1) / 2 * step for c, step in zip(centre, spacing, strict=True)], source
+
+
 def write_outputs(
-    out: Path, hu: np.ndarray, spacing: list[float], xrays: Mapping[str, Tensor], record: Mapping[str, Any]
+    out: Path,
+    hu: np.ndarray,
+    spacing: list[float],
+    origin: list[float],
+    xrays: Mapping[str, Tensor],
+    record: Mapping[str, Any],
 ) -> None:
     """Write the three files; each appears whole, and the record, which vouches for the others, last."""
     if out.exists() and not out.is_dir():
@@ -106,11 +161,10 @@ def write_outputs(
     partial = out / f".partial-{os.getpid()}"
     partial.mkdir(parents=True)
     try:
-        # The isocentre, which both X-rays look at, is the origin of the patient's coordinates.
-        origin = [-(n - 1) / 2 * s for n, s in zip(hu.shape[::-1], spacing, strict=True)]
         write_nifti(partial / "reconstruction.nii.gz", hu, spacing, origin)
         pictures = [
-            upscale(grey(display_xray(xrays[view][0, 0].numpy()), (-1.0, 1.0)), 256) for view in VIEWS
+            with_sides(upscale(grey(display_xray(xrays[view][0, 0].numpy()), (-1.0, 1.0)), 256), view)
+            for view in VIEWS
         ]
         save_png(partial / "xrays_used.png", np.concatenate(pictures, axis=1))
         (partial / "reconstruct.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
@@ -139,6 +193,24 @@ def model_grid(dataset: DictConfig) -> tuple[int, list[float]]:
         raise UserError(f"{dataset.root}: not there, so the voxel spacing is unknown; add spacing=MM")
     size = int(made["size"] if size is None else size)
     return size, [s * made["size"] / size for s in spacing_xyz(made["spacing"])]
+
+
+def _trained_camera(dataset: DictConfig) -> str | None:
+    """The preset of the camera that a model was trained on, as the prepared folder or else its settings tell."""
+    if (Path(dataset.root) / "dataset.json").is_file():
+        return read_description(dataset.root).get("preset")
+    made = dataset.get("generate") or dataset.get("prepare") or {}
+    return made.get("camera")
+
+
+def _three(name: str, value: Any) -> list[float]:
+    try:
+        x, y, z = (float(number) for number in value)
+    except (TypeError, ValueError):
+        x = y = z = float("nan")
+    if not np.isfinite((x, y, z)).all():
+        raise UserError(f"{name}={value}: give three numbers (x, y, z) in mm, for instance '{name}=[0,0,10]'")
+    return [x, y, z]
 
 
 def _describe(image: XrayImage, sha256: str) -> dict[str, Any]:

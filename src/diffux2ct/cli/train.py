@@ -9,7 +9,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from diffux2ct import build
-from diffux2ct.cli.hydra_app import hydra_app
+from diffux2ct.cli.hydra_app import as_typed, hydra_app
 from diffux2ct.training import checkpoint, distributed
 from diffux2ct.training.loop import train
 from diffux2ct.training.settings import resolve_device
@@ -48,7 +48,7 @@ def run(cfg: DictConfig) -> None:
         config,
     )
     if rank == 0:
-        print(f"checkpoint: {path}\nnext: python evaluate.py ckpt={run_dir}")
+        print(f"checkpoint: {path}\nnext: python evaluate.py {as_typed('ckpt', str(run_dir))}")
 
 
 def sweep_suffix() -> str:
@@ -58,7 +58,8 @@ def sweep_suffix() -> str:
     overrides = [
         o for o in HydraConfig.get().overrides.task if not re.match(r"(experiment|name|run_dir)=", o)
     ]
-    slug = re.sub(r"[^\w.,-]+", "-", ",".join(overrides)).strip("-,")
+    # No comma or equals sign: the name goes into other commands, where Hydra would read them as syntax.
+    slug = "_".join(re.sub(r"[^\w.-]+", "-", override).strip("-") for override in overrides)
     return f"-{slug}" if slug else ""
 
 

@@ -40,12 +40,12 @@ td.worse { color: #a5281b; font-weight: 600; }
 th[aria-sort=ascending] button::after { content: " ▲"; font-size: 9px; }
 th[aria-sort=descending] button::after { content: " ▼"; font-size: 9px; }
 .scroll { overflow-x: auto; }
-.grid { display: grid; grid-template-columns: 92px repeat(5, 192px); gap: 6px; width: max-content; }
+.grid { display: grid; grid-template-columns: 92px repeat(5, minmax(110px, 192px)); gap: 6px; }
 .col { font-weight: 600; font-size: 13px; align-self: end; }
 .col small { display: block; font-weight: 400; }
 .row { font-size: 12px; color: var(--soft); align-self: center; }
 .row b { color: var(--ink); font-size: 13px; }
-figure { margin: 0; position: relative; width: 192px; line-height: 0; border: 1px solid var(--line); }
+figure { margin: 0; position: relative; width: 100%; max-width: 192px; line-height: 0; border: 1px solid var(--line); }
 img { width: 100%; image-rendering: pixelated; }
 figure i {
   position: absolute; top: 50%; left: 4px; font: 600 11px/1 system-ui, sans-serif; color: #fff;
@@ -54,6 +54,7 @@ figure i {
 figure i + i { left: auto; right: 4px; }
 .foot { display: flex; flex-wrap: wrap; gap: 20px 48px; margin-top: 18px; }
 .xrays { display: flex; flex-wrap: wrap; gap: 6px; }
+.xrays figure { width: 192px; }
 .xrays h3 { width: 100%; margin: 0; }
 .xrays p { margin: 4px 0 0; font-size: 12px; color: var(--soft); }
 .floor { max-width: 600px; }

@@ -62,10 +62,7 @@ def load(path: Path) -> dict[str, Any]:
             warnings.simplefilter("ignore")
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can fail in any way, and each means the same to the user
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise UserError(
-            f"{path}: not a readable checkpoint, perhaps truncated ({reason}); use another one"
-        ) from error
+        raise UserError(f"{path}: not a readable checkpoint, perhaps truncated; use another one") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT or "model" not in state:
         raise UserError(f"{path}: not a diffux2ct checkpoint of format {FORMAT}; use one that train.py wrote")
     return state

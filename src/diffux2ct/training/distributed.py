@@ -37,13 +37,13 @@ def barrier() -> None:
         dist.barrier()
 
 
-def agree(flag: bool, device: torch.device) -> bool:
-    """True on all ranks if it is true on any: ranks must leave the loop at the same step."""
+def agree(value: int, device: torch.device) -> int:
+    """The largest value of any rank: all must leave the loop at the same step, and for the same reason."""
     if not dist.is_initialized():
-        return flag
-    value = torch.tensor(float(flag), device=device)
-    dist.all_reduce(value, op=dist.ReduceOp.MAX)
-    return bool(value > 0)
+        return int(value)
+    largest = torch.tensor(int(value), device=device)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return int(largest)
 
 
 def average(losses: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from diffux2ct.errors import Stopped
 from diffux2ct.reconstructors.base import Reconstructor
 from diffux2ct.training import checkpoint, distributed
 from diffux2ct.training.loggers import Loggers
@@ -35,7 +36,7 @@ def train(
 
     All randomness is f(seed, step, sample): a resumed run equals an undisturbed one bit for bit on one device,
     and neither data order nor noise depends on the number of processes. Raises UserError for a changed config,
-    an uneven batch and a loss that is no longer finite.
+    an uneven batch and a loss that is no longer finite; Stopped, with the checkpoint written, after SIGINT or SIGTERM.
     """
     # 1. Validate, and find our place among the processes.
     rank, world = distributed.start()
@@ -85,7 +86,7 @@ def train(
                 state.save(run_dir, settings.keep_last)
 
         # 7. End on a checkpoint, and say where the run stands.
-        progress.close()
+        progress.bar.close()
         if rank == 0:
             check_finite(losses, state.step)
             state.save(run_dir, settings.keep_last)
@@ -95,8 +96,12 @@ def train(
                 and not settings.is_due(settings.val_every, state.step)
             ):
                 validator(model, state.ema, device, settings, loggers, state.step)
+        stopped_by = distributed.agree(stop.received, device)
     distributed.barrier()
     distributed.stop()
+    if stopped_by:
+        place = f"stopped at step {state.step} of {settings.max_steps}; the same command goes on from there"
+        raise Stopped(place if rank == 0 else "", stopped_by)
     return run_dir / "checkpoints" / "last.pt"
 
 
@@ -116,8 +121,8 @@ class Progress:
         """Whether the budget is used up or a signal asks to stop; the same answer on all ranks."""
         self.state.elapsed = self.elapsed_before + time.monotonic() - self.began
         minutes = self.settings.max_minutes
-        over = self.stop.received or (minutes is not None and self.state.elapsed > minutes * 60)
-        return self.state.step >= self.settings.max_steps or distributed.agree(over, self.device)
+        over = self.stop.received > 0 or (minutes is not None and self.state.elapsed > minutes * 60)
+        return self.state.step >= self.settings.max_steps or distributed.agree(over, self.device) > 0
 
     def advance(self) -> None:
         """One step done."""
@@ -135,11 +140,3 @@ class Progress:
         total = next(value for name, value in values.items() if name.endswith("/total"))
         self.bar.set_postfix(loss=f"{total:.4f}", samples_s=f"{values['samples_per_second']:.1f}")
         return values
-
-    def close(self) -> None:
-        """Close the bar, and say so where a signal ended the run."""
-        self.bar.close()
-        if self.stop.received and not self.bar.disable:
-            print(
-                f"stopped at step {self.state.step}, checkpoint written; the same command goes on from there"
-            )

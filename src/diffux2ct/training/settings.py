@@ -13,7 +13,8 @@ class TrainerSettings:
     """Plain settings of a run. ``batch_size`` is the global batch, over all ranks and accumulated parts.
 
     ``max_minutes`` ends a run early (time of all its resumed parts); cadences are in steps, 0 turns one off.
-    ``lr_schedule``: ``constant`` (the paper) or ``cosine`` to zero at ``max_steps``.
+    ``lr_schedule``: ``constant`` (the paper), ``cosine`` to zero at ``max_steps``, or ``linear_decay``: constant for
+    the first half of ``max_steps``, then linear to zero (X2CT-GAN's code).
     """
 
     max_steps: int
@@ -47,8 +48,10 @@ class TrainerSettings:
                 raise UserError(f"trainer.{key}={getattr(self, key)}: must be a whole number, 0 or more")
         if self.precision not in ("bf16", "fp32"):
             raise UserError(f"trainer.precision={self.precision}: choose bf16 or fp32")
-        if self.lr_schedule not in ("constant", "cosine"):
-            raise UserError(f"trainer.lr_schedule={self.lr_schedule}: choose constant or cosine")
+        if self.lr_schedule not in ("constant", "cosine", "linear_decay"):
+            raise UserError(
+                f"trainer.lr_schedule={self.lr_schedule}: choose constant, cosine or linear_decay"
+            )
 
     def check_world(self, world: int) -> None:
         """Raise UserError unless the global batch divides evenly over ranks and accumulated parts."""
@@ -68,6 +71,8 @@ class TrainerSettings:
         factor = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
         if self.lr_schedule == "cosine":
             factor *= 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.max_steps)))
+        elif self.lr_schedule == "linear_decay":
+            factor *= min(1.0, max(0.0, 2 * (1 - step / self.max_steps)))
         return factor
 
 

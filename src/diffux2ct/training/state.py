@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from torch import nn
 from diffux2ct.reconstructors.base import Objective, Reconstructor
 from diffux2ct.training import checkpoint
 from diffux2ct.training.ema import Ema
+
+_ECHO_SECONDS = 2.0
 
 OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
@@ -89,10 +92,15 @@ def prepare_model(model: Reconstructor, device: torch.device, channels_last: boo
 
 
 class StopSignal:
-    """Turns SIGINT and SIGTERM into a flag while it is open, so that a step is finished and saved before the end."""
+    """Takes note of SIGINT and SIGTERM while it is open, so that a step is finished and saved before the end.
+
+    ``received``: the first signal's number, 0 for none. A second one interrupts at once, but for those of the first
+    seconds: a Ctrl-C reaches a process from the terminal and again from torchrun.
+    """
 
     def __init__(self) -> None:
-        self.received = False
+        self.received = 0
+        self._since = 0.0
         self._former: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignal":
@@ -106,6 +114,7 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _set(self, number: int, _: Any) -> None:
-        if self.received:
+        if not self.received:
+            self.received, self._since = number, time.monotonic()
+        elif time.monotonic() - self._since > _ECHO_SECONDS:
             raise KeyboardInterrupt
-        self.received = True

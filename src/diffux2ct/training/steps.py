@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from diffux2ct.errors import UserError
 from diffux2ct.reconstructors.base import Objective
@@ -40,19 +40,37 @@ def endless_batches(
         world,
         settings.accumulate,
     )
+    share = settings.batch_size // world
+    part = share // settings.accumulate
+
+    def seeds(count: int) -> Tensor:
+        at, k = step + count // settings.accumulate, count % settings.accumulate
+        return sample_seeds(settings.seed, at, rank * share + k * part, part)
+
     loader = DataLoader(
         dataset,
-        batch_sampler=sampler,
+        batch_sampler=SeededSampler(sampler, seeds) if getattr(dataset, "randomize", None) else sampler,
         num_workers=settings.num_workers,
         persistent_workers=settings.num_workers > 0,
         pin_memory=device.type == "cuda",
     )
-    share = settings.batch_size // world
-    part = share // settings.accumulate
     for count, batch in enumerate(loader):
-        at, k = step + count // settings.accumulate, count % settings.accumulate
-        batch["seed"] = sample_seeds(settings.seed, at, rank * share + k * part, part)
+        batch["seed"] = seeds(count)
         yield {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+
+
+class SeededSampler(Sampler[list[tuple[int, int]]]):
+    """Each index of a batch sampler with its sample's seed, (index, seed), for a dataset that draws at random.
+
+    seeds: of the sampler's batch number ``count``. A worker that loads a batch ahead then draws what the step will use.
+    """
+
+    def __init__(self, sampler: Sampler[list[int]], seeds: Callable[[int], Tensor]) -> None:
+        self.sampler, self.seeds = sampler, seeds
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for count, indices in enumerate(self.sampler):
+            yield list(zip(indices, self.seeds(count).tolist(), strict=True))
 
 
 def step_objectives(

@@ -1,0 +1,111 @@
+"""What a user mistypes ends in one line that says the way out; what we print can be pasted."""
+
+import shlex
+import sys
+
+import pytest
+from hydra import compose, initialize_config_module
+
+from diffux2ct.cli.hydra_app import as_typed, hydra_app
+from diffux2ct.cli.train import sweep_suffix
+
+
+@pytest.fixture
+def call(monkeypatch, tmp_path):
+    """Runs a command's front door in an empty folder with the words of a command line; returns the configs it got."""
+
+    def call(config: str, *words: str) -> list:
+        got = []
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [config, *words])
+        hydra_app(config, lambda cfg: got.append((cfg, sweep_suffix())))
+        return got
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("config", "word", "parts"),
+    [
+        ("train", "expriment=demo", ["'expriment'", "did you mean experiment?", "--cfg job"]),
+        ("train", "trainer.maxsteps=4", ["did you mean trainer.max_steps?", "--help"]),
+        ("train", "num_workers=4", ["did you mean trainer.num_workers?"]),
+        ("train", "loss.projection_wieght=4", ["did you mean loss.projection_weight?"]),
+        ("train", "zzz=1", ["unknown key 'zzz'; --cfg job"]),
+        ("train", "model=3", ["a number"]),
+        ("train", "loss=paper,snr", ["-m runs once for each"]),
+        (
+            "drr",
+            "ct=../my scans/patient 7 (b=2).nii.gz",
+            ["""quotes: 'ct="../my scans/patient 7 (b=2).nii.gz"'"""],
+        ),
+        ("drr", "ct=a,b.nii.gz", ["""'ct="a,b.nii.gz"'"""]),
+        ("drr", "ct=scan[1].nii", ["""'ct="scan[1].nii"'"""]),
+        ("drr", "scans/patient", ["scans/patient: is not key=value", "'key=a b'"]),
+    ],
+)
+def test_a_mistyped_word_is_answered_in_one_line(call, capfd, config, word, parts):
+    words = ["experiment=demo"] if config == "train" else ["out=out"]
+    with pytest.raises(SystemExit) as end:
+        call(config, *words, word)
+    message = str(end.value.code)
+    assert message.startswith("error: ")
+    assert "\n" not in message
+    assert "hydra.cc" not in message
+    for part in parts:
+        assert part in message
+    assert capfd.readouterr() == ("", "")
+
+
+def test_keys_of_the_chosen_options_are_known(call):
+    """``generate`` exists only with the phantoms, which come with the experiment."""
+    with pytest.raises(SystemExit) as end:
+        call("train", "experiment=demo", "dataset.generate.num_trian=3")
+    assert "did you mean dataset.generate.num_train?" in str(end.value.code)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "runs/demo",
+        "a,b",
+        "a=b",
+        "x (1)",
+        "[1]",
+        "it's",
+        'say "x"',
+        'back\\" slash',
+        "ends\\",
+        "a b",
+        "1",
+        "null",
+        "~/x",
+    ],
+)
+def test_what_is_printed_to_be_typed_is_read_back_as_it_was(value):
+    (word,) = shlex.split(as_typed("ckpt", value))
+    with initialize_config_module("diffux2ct.configs", version_base="1.3"):
+        assert compose("evaluate", [word]).ckpt == value
+
+
+def test_plain_names_are_not_quoted():
+    assert (
+        as_typed("ckpt", "runs/demo-loss-paper_trainer.max_steps-4")
+        == "ckpt=runs/demo-loss-paper_trainer.max_steps-4"
+    )
+
+
+def test_runs_of_a_sweep_have_names_that_can_be_typed_and_litter_nothing(call, tmp_path):
+    got = call(
+        "train",
+        "-m",
+        "experiment=demo",
+        "loss=paper,snr",
+        "trainer.max_steps=4",
+        "'dataset.window=[-1000,900]'"[1:-1],
+    )
+    names = [cfg.run_dir + suffix for cfg, suffix in got]
+    common = "_trainer.max_steps-4_dataset.window--1000-900"
+    assert names == [f"runs/demo-loss-{loss}{common}" for loss in ("paper", "snr")]
+    assert [as_typed("ckpt", name) for name in names] == [f"ckpt={name}" for name in names]
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.iterdir()] == ["runs"]
