@@ -10,6 +10,7 @@ import torch
 from diffux2ct.data.dataset import PreparedDataset
 from diffux2ct.data.label_scheme import LABELS, label_name, rod_label, screw_label
 from diffux2ct.data.phantom import Phantom, generate_dataset, make_phantom
+from diffux2ct.data.phantom.ranges import ranges_table
 from diffux2ct.errors import UserError
 
 BONES = ("L1", "L2", "L3", "L4", "L5", "sacrum", "left_hip", "right_hip", "ribs")
@@ -230,3 +231,8 @@ def test_two_processes_write_what_one_writes(tmp_path: Path) -> None:
         for i in range(len(one)):
             for key in ("volume", "frontal", "lateral"):
                 torch.testing.assert_close(one[i][key], two[i][key], rtol=1e-6, atol=1e-6)
+
+
+def test_the_documented_ranges_are_those_of_the_code():
+    page = Path(__file__).parents[2] / "docs" / "phantom.md"
+    assert ranges_table() in page.read_text(encoding="utf-8")

@@ -81,7 +81,7 @@ class Anatomy:
             z = float(self.spine["T7"].centre[2]) - 14 + jitter
         # The table is set so that the trunk stands in the middle of the scan.
         y = (self.at("front", z) + self.at("back", z)) / 2 + self["centre_y"] / 2
-        return np.array([-self["centre_x"] / 3, y, z])
+        return np.array([self["centre_x"] / 2, y, z])
 
 
 def fat_layers(adiposity: float) -> tuple[float, float, float]:
