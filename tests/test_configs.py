@@ -43,7 +43,7 @@ def test_every_experiment_builds(experiment):
     build_all(composed(f"experiment={experiment}", "dataset.root=/nowhere"))
 
 
-@pytest.mark.parametrize("config", ["evaluate", "prepare", "drr", "reconstruct", "summarize"])
+@pytest.mark.parametrize("config", ["evaluate", "prepare", "drr", "reconstruct", "segment", "summarize"])
 def test_every_command_s_config_composes(config):
     assert composed(config=config)
 

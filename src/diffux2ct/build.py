@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from hydra.errors import HydraException
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -21,7 +21,7 @@ from diffux2ct.data.dataset import PreparedDataset
 from diffux2ct.errors import UserError
 from diffux2ct.evaluation.distortion import METRICS
 from diffux2ct.geometry.xray_effects import XrayRandomization
-from diffux2ct.reconstructors.base import Reconstructor
+from diffux2ct.reconstructors.base import Reconstructor, Trainable
 from diffux2ct.training import checkpoint
 from diffux2ct.training.loggers import CsvLogger, Logger, Loggers, TensorBoardLogger, WandbLogger
 from diffux2ct.training.settings import TrainerSettings, resolve_device
@@ -29,9 +29,17 @@ from diffux2ct.training.state import prepare_model
 from diffux2ct.training.validation import Validator
 
 
-def build_reconstructor(cfg: DictConfig) -> Reconstructor:
-    """The model that ``cfg.model`` names, with its parts, freshly initialised."""
+def build_reconstructor(cfg: DictConfig) -> Trainable:
+    """The model that ``cfg.model`` names, with its parts, freshly initialised.
+
+    It is a `Reconstructor`, but for models that ``reconstructs`` denies.
+    """
     return _instantiate(cfg.model)
+
+
+def reconstructs(cfg: DictConfig) -> bool:
+    """Whether ``cfg.model`` makes CTs; a segmentation network does not."""
+    return issubclass(get_class(cfg.model._target_), Reconstructor)
 
 
 def build_settings(cfg: DictConfig) -> TrainerSettings:
@@ -65,6 +73,7 @@ def build_dataset(cfg: DictConfig, split: str, root: str | None = None) -> Prepa
         xray_normalization=cfg.xray_normalization,
         cache=bool(cfg.get("cache", False)),
         randomize=None if randomize is None else XrayRandomization.from_dict(randomize),
+        labels=plain(cfg).get("labels"),
     )
 
 
@@ -84,8 +93,8 @@ def ensure_dataset(cfg: DictConfig) -> None:
 
 
 def build_validator(cfg: DictConfig) -> Validator | None:
-    """A validator on the held-out ``val`` cases, or None when the folder has none or validation is off."""
-    if not cfg.trainer.val_every:
+    """A validator on the ``val`` cases; None without any, when off, and for a model that does not reconstruct."""
+    if not cfg.trainer.val_every or not reconstructs(cfg):
         return None
     split = Path(cfg.dataset.root) / "split.json"
     if split.is_file() and not json.loads(split.read_text())["val"]:
@@ -130,12 +139,22 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
 
 @dataclass
 class LoadedRun:
-    """A checkpoint's model, ready to reconstruct, and where it came from."""
+    """A checkpoint's model, ready for use, and where it came from."""
 
-    reconstructor: Reconstructor
+    model: Trainable
     cfg: DictConfig
     path: Path
     step: int
+
+    @property
+    def reconstructor(self) -> Reconstructor:
+        """The model; UserError where it is one that does not reconstruct."""
+        if not isinstance(self.model, Reconstructor):
+            raise UserError(
+                f"{self.path}: does not reconstruct, it is a {type(self.model).__name__}; give the run of a "
+                "reconstructor (scripts/segment.py takes segmentation networks)"
+            )
+        return self.model
 
 
 def load_run(ckpt: str | Path, device: str = "auto", weights: str = "ema") -> LoadedRun:

@@ -48,7 +48,8 @@ def run(cfg: DictConfig) -> None:
         config,
     )
     if rank == 0:
-        print(f"checkpoint: {path}\nnext: python evaluate.py {as_typed('ckpt', str(run_dir))}")
+        script = "evaluate.py" if build.reconstructs(cfg) else "scripts/segment.py"
+        print(f"checkpoint: {path}\nnext: python {script} {as_typed('ckpt', str(run_dir))}")
 
 
 def sweep_suffix() -> str:

@@ -8,7 +8,9 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-CONV = {2: nn.Conv2d, 3: nn.Conv3d}
+from diffux2ct.models.convolution import Conv3d
+
+CONV = {2: nn.Conv2d, 3: Conv3d}
 
 
 def without_autocast(device: str) -> AbstractContextManager:

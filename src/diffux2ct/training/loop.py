@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from diffux2ct.errors import Stopped
-from diffux2ct.reconstructors.base import Reconstructor
+from diffux2ct.reconstructors.base import Trainable
 from diffux2ct.training import checkpoint, distributed
 from diffux2ct.training.loggers import Loggers
 from diffux2ct.training.settings import TrainerSettings, resolve_device
@@ -23,7 +23,7 @@ from diffux2ct.training.validation import Validator
 
 
 def train(
-    make_reconstructor: Callable[[], Reconstructor],
+    make_reconstructor: Callable[[], Trainable],
     train_set: Dataset,
     validator: Validator | None,
     make_optimizer: OptimizerFactory,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffux2ct.reconstructors.base import Objective, Reconstructor
+from diffux2ct.reconstructors.base import Objective, Trainable
 from diffux2ct.training import checkpoint
 from diffux2ct.training.ema import Ema
 
@@ -25,7 +25,7 @@ OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 class RunState:
     """Everything that a checkpoint holds. ``elapsed`` is training time in seconds, all resumed parts included."""
 
-    model: Reconstructor
+    model: Trainable
     optimizers: dict[str, torch.optim.Optimizer]
     ema: Ema | None
     config: dict[str, Any]
@@ -35,7 +35,7 @@ class RunState:
     @classmethod
     def create(
         cls,
-        model: Reconstructor,
+        model: Trainable,
         objectives: Sequence[Objective],
         make_optimizer: OptimizerFactory,
         ema_decay: float | None,
@@ -81,7 +81,7 @@ class RunState:
         self.step, self.elapsed = int(state["step"]), float(state["elapsed"])
 
 
-def prepare_model(model: Reconstructor, device: torch.device, channels_last: bool) -> Reconstructor:
+def prepare_model(model: Trainable, device: torch.device, channels_last: bool) -> Trainable:
     """Move to the device; 3D weights to channels_last_3d, which is the fast layout of 3D convolutions."""
     model = model.to(device)
     if channels_last:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from diffux2ct.geometry.hounsfield import denormalize_hu
-from diffux2ct.reconstructors.base import Reconstructor, xrays_of
+from diffux2ct.reconstructors.base import Reconstructor, Trainable, xrays_of
 from diffux2ct.training.ema import Ema
 from diffux2ct.training.loggers import Loggers
 from diffux2ct.training.settings import TrainerSettings
@@ -38,7 +38,7 @@ class Validator:
     @torch.inference_mode()
     def __call__(
         self,
-        model: Reconstructor,
+        model: Trainable,
         ema: Ema | None,
         device: torch.device,
         settings: TrainerSettings,
@@ -46,6 +46,7 @@ class Validator:
         step: int,
     ) -> dict[str, float]:
         """Reconstruct, score, log ``val/<metric>`` and one preview; the model is left in training mode."""
+        assert isinstance(model, Reconstructor), "build_validator makes none for other models"
         model.eval()
         count = min(settings.num_val_cases, len(self.dataset))  # type: ignore[arg-type]
         scores: dict[str, list[float]] = {name: [] for name in self.metrics}
