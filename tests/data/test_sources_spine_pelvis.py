@@ -66,7 +66,10 @@ def test_ctspine1k_what_is_left_out(tmp_path: Path) -> None:
     assert [case.patient for case in discovery.cases] == [f"{COLONOG}.0001", "CTC-1018399231", "liver_12"]
     assert dict(discovery.left_out) == {
         f"TCIA/{COLONOG}.0001/1/2": "DICOM; CTSpine1K's scans are the NIfTI files of its release",
-        "mine.nii.gz": "a name of none of CTSpine1K's four collections",
+        "mine.nii.gz": (
+            "neither below a folder named after one of CTSpine1K's four collections "
+            "(COLONOG, HNSCC-3DCT-RT, MSD-T10, COVID-19) nor named like its scans"
+        ),
         "raw_data/labels/HNSCC-3DCT-RT/HN_P001_seg.nii.gz": "labels without their scan",
         "raw_data/volumes/COVID-19/volume-covid19-A-0147_ct.nii.gz": "COVID-19: not in dataset.prepare.origins",
         "raw_data/volumes/COVID-19/volume-covid19-A-0202_0_ct.nii.gz": "COVID-19: not in dataset.prepare.origins",
@@ -161,3 +164,10 @@ def test_ctpelvic1k_masks_alone_are_no_data_set(tmp_path: Path) -> None:
         UserError, match="1 CTPelvic1K masks but none of their CTs .*a mask whose CT is not here"
     ):
         discover("ctpelvic1k", tmp_path)
+
+
+def test_ctspine1k_takes_other_names_in_the_folders_of_its_collections(tmp_path: Path) -> None:
+    write_volume(tmp_path / "volumes/COLONOG/some_scan.nii.gz")
+    write_volume(tmp_path / "labels/COLONOG/some_scan_seg.nii.gz", label=True)
+    (case,) = discover("ctspine1k", tmp_path).cases
+    assert (case.origin, case.patient, case.labels is not None) == ("COLONOG", "some_scan", True)

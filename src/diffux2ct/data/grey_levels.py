@@ -18,8 +18,8 @@ Line = tuple[float | int, float | int]
 class GreyLevels:
     """HU = slope * grey + intercept, the same for all files or file by file.
 
-    setting: None; (slope, intercept); or the path of a CSV table with columns file (below the raw folder), slope and
-    intercept, whose files are mapped while all others are read as they are.
+    setting: None; (slope, intercept); or the path of a CSV table with columns file (its path below the raw folder, or
+    its name where no other has it), slope and intercept, whose files are mapped while all others are read as they are.
     Raises UserError for anything else.
     """
 
@@ -41,7 +41,11 @@ class GreyLevels:
         return self.by_file.get(source, self.all)
 
     def check_used(self, sources: Sequence[str]) -> None:
-        """Raises UserError if the table names a file that is no scan: a slip of the pen would be read as HU."""
+        """Settle names without their folders; UserError for a file that is no scan: it would be read as HU."""
+        for name in set(self.by_file) - set(sources):
+            found = [source for source in sources if source.rpartition("/")[2] == name]
+            if len(found) == 1:
+                self.by_file[found[0]] = self.by_file.pop(name)
         unknown = sorted(set(self.by_file) - set(sources))
         if unknown:
             raise UserError(f"{self.table}: no scan is named {', '.join(unknown[:3])}; give paths below raw=")

@@ -88,7 +88,10 @@ def clip_to_hu(image: sitk.Image, path: Path) -> sitk.Image:
             if high <= 255
             else "not HU (is the rescale intercept, often -1024, missing?)"
         )
-        raise UserError(f"{path}: values from {low:g} to {high:g} are {hint}; convert the scan to HU first")
+        raise UserError(
+            f"{path}: values from {low:g} to {high:g} are {hint}; convert the scan to HU first, "
+            "or prepare it with dataset.prepare.rescale"
+        )
     if high > 100_000:
         raise UserError(f"{path}: values up to {high:g} cannot be HU; convert the scan to HU first")
     fits_int16 = values.dtype.kind in "iu" and high <= np.iinfo(np.int16).max

@@ -1,15 +1,12 @@
 """Run jobs on scans, in this process or in several; what ends them all becomes one line."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
 
-import torch
 from tqdm import tqdm
 
 from diffux2ct.data.scan_job import DISK_FULL, ScanJob, ScanResult
+from diffux2ct.data.workers import num_cores, run_in_workers
 from diffux2ct.errors import UserError
 
 Work = Callable[[ScanJob], ScanResult]
@@ -22,11 +19,10 @@ def run_jobs(
 
     Raises UserError for a full disk and for a killed worker.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = max(1, min(cores if workers is None else workers, len(jobs)))
+    workers = max(1, min(num_cores() if workers is None else workers, len(jobs)))
     with tqdm(total=len(jobs), desc="preparing", unit="scan", disable=not progress or not jobs) as bar:
         try:
-            for pair in _results(work, jobs, workers):
+            for pair in run_in_workers(work, jobs, workers, _use_one_thread):
                 bar.update()
                 yield pair
         except OSError as error:
@@ -42,24 +38,7 @@ def run_jobs(
             ) from error
 
 
-def _results(work: Work, jobs: Sequence[ScanJob], workers: int) -> Iterator[tuple[ScanJob, ScanResult]]:
-    if workers == 1:
-        for job in jobs:
-            yield job, work(job)
-        return
-    # spawn: a forked child of a process that has used torch's threads can hang.
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker)
-    try:
-        futures = {pool.submit(work, job): job for job in jobs}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _start_worker() -> None:
-    """One thread each: the processes already fill the cores."""
+def _use_one_thread() -> None:
     from diffux2ct.data.volume_io import use_threads
 
-    torch.set_num_threads(1)
     use_threads(1)

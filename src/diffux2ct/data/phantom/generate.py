@@ -3,12 +3,8 @@
 import errno
 import hashlib
 import json
-import os
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 from tqdm import tqdm
@@ -16,6 +12,7 @@ from tqdm import tqdm
 from diffux2ct.data.case_writer import finish_dataset, read_case, write_case, write_text
 from diffux2ct.data.phantom.anatomy import REGIONS
 from diffux2ct.data.phantom.make import MIN_PAINTED_SIZE, make_phantom
+from diffux2ct.data.workers import num_cores, run_in_workers
 from diffux2ct.errors import UserError
 from diffux2ct.geometry.hounsfield import HU_WINDOW
 
@@ -67,7 +64,7 @@ def generate_dataset(
     try:
         progress = tqdm(total=len(todo), desc="phantoms", unit="case", disable=not todo)
         with progress:
-            for _ in _run(job, todo, size, workers):
+            for _ in run_in_workers(job, todo, _choose_workers(len(todo), size, workers)):
                 progress.update()
         spacing = [float(extent_mm / size)] * 3
         name = "phantom" if region == "lumbar" else f"phantom_{region}"
@@ -133,28 +130,9 @@ def _write_phantom(
     )
 
 
-def _run(job: partial, cases: list[tuple[str, int]], size: int, workers: int | None) -> Iterator[None]:
-    """Do every case, in this process where starting others would take longer than the work."""
+def _choose_workers(num_cases: int, size: int, workers: int | None) -> int:
+    """As many as cores, or one where starting others would take longer than the work."""
     if workers is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        seconds = len(cases) * 0.5 * (max(size, MIN_PAINTED_SIZE) / 128) ** 2
-        workers = cores if seconds > 10 else 1  # another process takes some seconds to start
-    workers = min(workers, len(cases))
-    if workers <= 1:
-        for case in cases:
-            yield job(case)
-        return
-    # spawn: a forked child of a process that has used torch's threads can hang.
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_use_one_thread)
-    try:
-        for future in as_completed([pool.submit(job, case) for case in cases]):
-            yield future.result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _use_one_thread() -> None:
-    """The processes already fill the cores."""
-    import torch
-
-    torch.set_num_threads(1)
+        seconds = num_cases * 0.5 * (max(size, MIN_PAINTED_SIZE) / 128) ** 2
+        workers = num_cores() if seconds > 10 else 1  # another process takes some seconds to start
+    return min(workers, num_cases)

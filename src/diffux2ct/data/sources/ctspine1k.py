@@ -39,8 +39,14 @@ def find_ctspine1k(tree: Tree) -> Discovery:
         name = stem(path)
         if name.endswith("_seg") or _in_labels(path.relative_to(tree.root)):
             labels.setdefault(name.removesuffix("_seg"), path)
-        elif _origin(name) is None:
-            left_out.append((tree.below(path), "a name of none of CTSpine1K's four collections"))
+        elif _origin(path) is None:
+            left_out.append(
+                (
+                    tree.below(path),
+                    "neither below a folder named after one of CTSpine1K's four collections "
+                    f"({', '.join(ORIGINS)}) nor named like its scans",
+                )
+            )
         else:
             scans.append(path)
     left_out += [
@@ -48,9 +54,7 @@ def find_ctspine1k(tree: Tree) -> Discovery:
         for folder in tree.dicom
     ]
     cases = [
-        RawCase(
-            patient_of(stem(path)), path, labels.get(stem(path)), None, "ctspine1k", _origin(stem(path)) or ""
-        )
+        RawCase(patient_of(stem(path)), path, labels.get(stem(path)), None, "ctspine1k", _origin(path) or "")
         for path in scans
     ]
     cases, twice = first_of_each(cases, tree)
@@ -74,8 +78,11 @@ def patient_of(name: str) -> str:
     return name
 
 
-def _origin(name: str) -> str | None:
-    return next((origin for pattern, origin in _NAMES if pattern.match(name)), None)
+def _origin(path: Path) -> str | None:
+    """By the folder it lies in, or by its name where a release has no such folders."""
+    folders = {part.upper() for part in path.parent.parts}
+    by_name = (origin for pattern, origin in _NAMES if pattern.match(stem(path)))
+    return next((origin for origin in ORIGINS if origin in folders), None) or next(by_name, None)
 
 
 def _in_labels(path: Path) -> bool:

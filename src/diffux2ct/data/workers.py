@@ -1,0 +1,58 @@
+"""Independent jobs in several processes that end with the process that started them."""
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from typing import TypeVar
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_in_workers(
+    work: Callable[[Job], Result],
+    jobs: Sequence[Job],
+    workers: int,
+    prepare: Callable[[], None] | None = None,
+) -> Iterator[tuple[Job, Result]]:
+    """(job, result) as jobs finish, in any order; in this process where ``workers`` is 1.
+
+    prepare: called once in each new process. Raises what ``work`` raises, and BrokenProcessPool for a killed worker.
+    """
+    if workers <= 1:
+        for job in jobs:
+            yield job, work(job)
+        return
+    # spawn: a forked child of a process that has used torch's threads can hang.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(prepare,))
+    try:
+        futures = {pool.submit(work, job): job for job in jobs}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start(prepare: Callable[[], None] | None) -> None:
+    import torch
+
+    torch.set_num_threads(1)  # the processes already fill the cores
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if prepare is not None:
+        prepare()
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed cannot stop its workers: they would write on beside the next run."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
