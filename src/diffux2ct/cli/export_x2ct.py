@@ -1,5 +1,7 @@
 """``scripts/export_x2ct.py``: a prepared folder to X2CT-GAN's HDF5 layout."""
 
+import sys
+
 from omegaconf import DictConfig
 
 from diffux2ct.cli.hydra_app import hydra_app
@@ -11,6 +13,8 @@ def run(cfg: DictConfig) -> None:
     from diffux2ct.data.x2ct_exchange import export_x2ct
 
     report = export_x2ct(str(cfg.data), str(cfg.out), views=str(cfg.views))
+    for note in report.notes:
+        print(f"note: {note}", file=sys.stderr)
     counts = ", ".join(f"{part} {len(names)}" for part, names in report.split.items())
     print(f"{cfg.out}: {report.written} cases ({counts}) written in {report.seconds:.0f} s")
 

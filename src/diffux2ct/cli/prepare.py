@@ -36,18 +36,15 @@ def run(cfg: DictConfig) -> None:
         "labels": recipe["labels"],
         "workers": None if cfg.workers is None else _number("workers", cfg.workers),
     }
+    from_x2ct = recipe["source"] == "x2ct"
     if cfg.dry_run:
-        rows, report = survey(raw, **arguments)
+        rows, report = _survey_import(cfg, recipe) if from_x2ct else survey(raw, **arguments)
         _tell_survey(rows, report)
     else:
         if cfg.out is None and OmegaConf.is_missing(cfg.dataset, "root"):
             raise UserError("out is not given; add out=DIR, the folder to write")
         out = Path(cfg.dataset.root if cfg.out is None else cfg.out)
-        report = (
-            _import(cfg, recipe, out)
-            if recipe["source"] == "x2ct"
-            else prepare(cfg.dataset.name, raw, out, **arguments)
-        )
+        report = _import(cfg, recipe, out) if from_x2ct else prepare(cfg.dataset.name, raw, out, **arguments)
         sheets = write_contact_sheets(out) if cfg.contact_sheet else []
         _tell(report, out, sheets)
     if cfg.strict and report.bad:
@@ -58,14 +55,29 @@ def _import(cfg: DictConfig, recipe: Mapping[str, Any], out: Path) -> PrepareRep
     """X2CT-GAN's files: cubes that are cut already, with X-rays of their own."""
     from diffux2ct.data.x2ct_exchange import import_x2ct
 
-    if recipe["crops"] or recipe["instrument"] is not None or recipe["remove_couch"]:
-        raise UserError(
-            "source x2ct holds cubes that are cut already; crops=0, instrument=null, remove_couch=false"
-        )
-    xrays = recipe.get("xrays", "stored")
-    return import_x2ct(
-        cfg.raw, out, cfg.dataset.name, settings=_settings(recipe), xrays=xrays, split=recipe["split"]
-    )
+    return import_x2ct(cfg.raw, out, cfg.dataset.name, **_import_arguments(cfg, recipe))
+
+
+def _survey_import(cfg: DictConfig, recipe: Mapping[str, Any]) -> tuple[list[dict[str, Any]], PrepareReport]:
+    from diffux2ct.data.x2ct_exchange import survey_x2ct
+
+    return survey_x2ct(cfg.raw, **_import_arguments(cfg, recipe))
+
+
+def _import_arguments(cfg: DictConfig, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of ``import_x2ct``. Raises UserError for settings that its cubes leave nothing to."""
+    for key in ("crops", "test_crops", "origins", "rescale", "labels"):
+        if recipe[key]:
+            raise UserError(
+                f"{key}={recipe[key]} has no effect on X2CT-GAN's cubes, which are cut already; leave it out"
+            )
+    return {
+        "settings": _settings(recipe),
+        "asked": {key for key in ("size", "spacing") if cfg[key] is not None},
+        "xrays": recipe.get("xrays", "stored"),
+        "split": recipe["split"],
+        "workers": None if cfg.workers is None else _number("workers", cfg.workers),
+    }
 
 
 def _settings(recipe: Mapping[str, Any]) -> PrepareSettings:

@@ -12,6 +12,7 @@ from diffux2ct.data.image_file import AIR, as_volume, clip_to_hu, read_image
 from diffux2ct.data.resampling import from_sitk
 from diffux2ct.data.sources import RawCase
 from diffux2ct.data.volume_io import CtImage, is_dicom, read_ct
+from diffux2ct.data.x2ct_hdf5 import read_x2ct_ct
 from diffux2ct.errors import UserError
 
 _FLAT = 0.05  # of a scan: that many voxels of one value, corners included, were never measured
@@ -25,7 +26,7 @@ def read_scan(raw: RawCase, line: Line | None) -> CtImage:
     ``meta["notes"]`` says so. Raises UserError for what is no CT in HU.
     """
     if raw.path.suffix.lower() in (".h5", ".hdf5"):
-        return _read_x2ct(raw.path)
+        return read_x2ct_ct(raw.path)
     ct = read_ct(raw.path, raw.series_uid) if line is None else _read_mapped(raw.path, line)
     value = _padding_value(ct.hu)
     if value is None:
@@ -34,15 +35,6 @@ def read_scan(raw: RawCase, line: Line | None) -> CtImage:
     note = f"{raw.path}: {100 * pad.mean():.0f}% are padding of exactly {value:g} HU; taken for air"
     ct.hu[pad] = AIR
     return replace(ct, meta={**ct.meta, "notes": [*ct.meta["notes"], note]})
-
-
-def _read_x2ct(path: Path) -> CtImage:
-    from diffux2ct.data.x2ct_hdf5 import read_x2ct
-
-    scan = read_x2ct(path)
-    meta = {"path": str(path), "format": "x2ct", "orientation": "LPI", "spacing": list(scan.spacing)}
-    meta |= {"size": list(scan.hu.shape[::-1]), "notes": list(scan.notes)}
-    return CtImage(scan.hu, scan.spacing, scan.origin, meta)
 
 
 def _read_mapped(path: Path, line: Line) -> CtImage:

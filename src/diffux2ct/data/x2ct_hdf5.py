@@ -16,22 +16,21 @@ same rays' directions, but what is near the source, and so larger, differs. ``x2
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Num, UInt8
 
-from diffux2ct.data.ct_image import CtImage
+from diffux2ct.data.ct_image import CtImage, Triple
+from diffux2ct.data.x2ct_header import XRAY_KEYS, X2ctHeader, dataset, header_of, need_h5py, opened
 from diffux2ct.errors import UserError
 from diffux2ct.geometry.camera import camera_preset
 from diffux2ct.geometry.drr import render_pair
-from diffux2ct.types import VIEWS
 
 OFFSET = 1024  # what is added to HU
-SIDE_MM = 320.0  # of the cube, where the file does not tell
-_KEYS = dict(zip(VIEWS, ("xray1", "xray2"), strict=True))
+STORABLE = (-OFFSET, 32767 - OFFSET)  # HU
 
 
 @dataclass(frozen=True)
@@ -39,72 +38,77 @@ class X2ctScan:
     """A scan read from such a file.
 
     hu: [D, H, W] int16, axes LPS. spacing: (x, y, z) mm. xrays: {"frontal": [rows, cols], "lateral": ...} in [0, 1] of
-    each image's maximum, rows to Superior, columns to Left / Posterior; None if the file has none. scales: their
-    maxima as line integrals; None unless the file was written by ``write_x2ct``. origin: mm LPS of the first voxel, as
-    written, or with the cube's centre at 0. labels: [D, H, W] or None. attrs: what else the file tells. notes: lines
-    for the user.
+    each image's maximum, rows to Superior, columns to Left / Posterior; None if the file has none. origin: mm LPS of
+    the first voxel, as written, or with the cube's centre at 0. labels: [D, H, W] or None. header: what else the file
+    tells, ``header.scales`` (the X-rays' maxima as line integrals) among it.
     """
 
     hu: Num[np.ndarray, "D H W"]
-    spacing: tuple[float, float, float]
+    spacing: Triple
     xrays: dict[str, np.ndarray] | None
-    scales: dict[str, float] | None
-    origin: tuple[float, float, float]
-    labels: np.ndarray | None = None
-    attrs: dict[str, Any] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    origin: Triple
+    labels: np.ndarray | None
+    header: X2ctHeader
 
 
 def read_x2ct(path: str | Path, size: int | None = None) -> X2ctScan:
     """Read a file; size: voxels and pixels per side to average it down to (None = as stored).
 
-    Raises UserError: h5py is missing, the file cannot be read, has no ``ct``, or one that is no cube of HU + 1024.
+    Raises UserError: h5py is missing, the file cannot be read, has no ``ct``, one that is no cube of HU + 1024, or
+    keeps data in another file.
     """
     path = Path(path)
-    h5py = need_h5py(path)
-    try:
-        with h5py.File(path, "r") as file:
-            arrays = {name: np.asarray(item) for name, item in file.items() if isinstance(item, h5py.Dataset)}
-            attrs = dict(file.attrs)
-            stored = {view: file[name].attrs.get("scale") for view, name in _KEYS.items() if name in file}
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: no readable HDF5 file, or a damaged one; download it again") from error
-    if "ct" not in arrays:
-        held = ", ".join(sorted(arrays)) or "nothing"
-        raise UserError(f"{path}: no dataset 'ct' (it has {held}); give X2CT-GAN's ct_xray_data.h5")
-    hu = _checked_hu(arrays["ct"], path)
-    side, notes = _side(arrays, path)
-    if size is not None and size != hu.shape[0]:
-        hu = np.round(average_to(hu, size, path)).astype(np.int16)
-    step = side / hu.shape[0]
-    xrays = _xrays(arrays, size, path)
-    if xrays is None:
-        notes.append(f"{path}: no X-rays in it")
-    told = all(stored.get(view) is not None for view in VIEWS)
-    x, y, z = attrs.get("origin", [-(side - step) / 2] * 3)
-    labels = arrays.get("labels")
-    return X2ctScan(
+    with opened(path) as file:
+        header = header_of(file, path)
+        ct = dataset(file, "ct", path)[()]
+        images = {view: file[name][()] for view, name in XRAY_KEYS.items()} if header.has_xrays else None
+        labels = _labels(file, ct.shape, path)
+    hu, step = _checked_hu(ct, path), header.spacing()
+    xrays = None if images is None else {view: _xray(image, view, path) for view, image in images.items()}
+    first = -(header.side - step) / 2
+    stored = X2ctScan(
         np.ascontiguousarray(hu[::-1]),
         (step, step, step),
         xrays,
-        {view: float(stored[view]) for view in VIEWS} if told else None,
-        (float(x), float(y), float(z)),
-        np.ascontiguousarray(labels[::-1]) if labels is not None and labels.shape == hu.shape else None,
-        {name: value.item() if isinstance(value, np.generic) else value for name, value in attrs.items()},
-        notes,
+        header.origin or (first, first, first),
+        labels,
+        header,
     )
+    return stored if size is None else averaged(stored, size, path)
+
+
+def averaged(scan: X2ctScan, size: int, path: Path) -> X2ctScan:
+    """The scan with ``size`` voxels and pixels per side, averaged; labels, which have no average, are left out then.
+
+    Raises UserError if that is more than is stored.
+    """
+    xrays = scan.xrays and {
+        view: image if image.shape == (size, size) else average_to(image, size, path).astype(np.float32)
+        for view, image in scan.xrays.items()
+    }
+    if size == scan.hu.shape[0]:
+        return replace(scan, xrays=xrays)
+    hu = np.round(average_to(scan.hu, size, path)).astype(np.int16)
+    step = scan.header.spacing(size)
+    shift = (step - scan.spacing[0]) / 2  # the cube stays, its first voxel's centre moves inward
+    x, y, z = (start + shift for start in scan.origin)
+    return replace(scan, hu=hu, spacing=(step, step, step), xrays=xrays, origin=(x, y, z), labels=None)
 
 
 def read_x2ct_ct(path: str | Path) -> CtImage:
-    """The CT of a file alone, as ``volume_io.read_ct`` would give it."""
-    scan = read_x2ct(path)
+    """The CT of a file alone, as ``volume_io.read_ct`` would give it. Raises UserError, see ``read_x2ct``."""
+    return ct_of(read_x2ct(path), path)
+
+
+def ct_of(scan: X2ctScan, path: str | Path) -> CtImage:
+    """The CT of a scan as it was stored in ``path``."""
     meta = {
         "path": str(path),
-        "format": "h5",
+        "format": "x2ct",
         "orientation": "LPI",
         "spacing": list(scan.spacing),
         "size": list(scan.hu.shape[::-1]),
-        "notes": scan.notes,
+        "notes": list(scan.header.notes),
     }
     return CtImage(scan.hu, scan.spacing, scan.origin, meta)
 
@@ -121,7 +125,7 @@ def write_x2ct(
 ) -> Path:
     """Write a file that X2CT-GAN's code reads, whole or not at all.
 
-    hu: axes LPS, clipped below at -1024 HU. spacing: (x, y, z) mm, all equal. xrays: line integrals, rows to Superior;
+    hu: axes LPS, clipped to ``STORABLE``. spacing: (x, y, z) mm, all equal. xrays: line integrals, rows to Superior;
     they become 8 bit by their own maximum, which is kept as the attribute ``scale``. origin, labels, attrs (text and
     numbers): for ``read_x2ct`` alone; X2CT-GAN does not look at them.
     Raises UserError: h5py is missing, or the file cannot be written.
@@ -133,12 +137,13 @@ def write_x2ct(
     partial = path.with_name(f".{path.name}.partial")
     try:
         with h5py.File(partial, "w") as file:
-            ct = np.round(np.maximum(hu, -OFFSET) + OFFSET).astype(np.int16)
+            ct = np.round(np.clip(hu, *STORABLE).astype(np.float32) + OFFSET).astype(np.int16)
             file["ct"] = np.ascontiguousarray(ct[::-1])
             ori_size = max(1, round(side))
             file["ori_size"] = np.int64(ori_size)
             file["spacing"] = np.full(3, side / ori_size)
-            for view, name in _KEYS.items():
+            file.attrs["voxel_mm"] = float(spacing[0])
+            for view, name in XRAY_KEYS.items():
                 image, scale = to_8bit(xrays[view])
                 file[name] = np.ascontiguousarray(image[::-1])
                 file[name].attrs["scale"] = scale
@@ -192,21 +197,8 @@ def average_to(array: Num[np.ndarray, "..."], size: int, path: Path) -> Float[np
     return array
 
 
-def need_h5py(path: Path) -> Any:
-    """The module h5py. Raises UserError if it is not installed."""
-    try:
-        import h5py
-    except ImportError as error:
-        raise UserError(f"{path}: HDF5 needs h5py; pip install 'diffux2ct[x2ct]'") from error
-    return h5py
-
-
 def _checked_hu(ct: np.ndarray, path: Path) -> np.ndarray:
-    if ct.ndim != 3 or len(set(ct.shape)) != 1 or ct.shape[0] < 2:
-        raise UserError(
-            f"{path}: ct is {'x'.join(map(str, ct.shape))}, not a cube; give X2CT-GAN's ct_xray_data.h5"
-        )
-    if ct.dtype.kind not in "iuf" or not np.isfinite(ct).all():
+    if not np.isfinite(ct).all():
         raise UserError(f"{path}: ct holds values that are no numbers; download it again")
     low, high = float(ct.min()), float(ct.max())
     if low < -OFFSET / 2 or high <= 2.0:
@@ -214,31 +206,19 @@ def _checked_hu(ct: np.ndarray, path: Path) -> np.ndarray:
             f"{path}: ct runs from {low:g} to {high:g}, and HU + 1024 is expected (air 0, water 1024); "
             "was it saved as plain HU or normalised?"
         )
-    return np.round(ct).astype(np.int32).clip(0, np.iinfo(np.int16).max).astype(np.int16) - np.int16(OFFSET)
+    return np.round(ct.clip(0, np.iinfo(np.int16).max)).astype(np.int16) - np.int16(OFFSET)
 
 
-def _side(arrays: Mapping[str, np.ndarray], path: Path) -> tuple[float, list[str]]:
-    """Side of the cube in mm."""
-    if "ori_size" not in arrays or "spacing" not in arrays:
-        return SIDE_MM, [f"{path}: does not tell its size in mm; taken for a cube of {SIDE_MM:g} mm"]
-    sides = np.ravel(arrays["ori_size"]).astype(float) * np.ravel(arrays["spacing"]).astype(float)
-    if not np.isfinite(sides).all() or sides.min() <= 0 or np.ptp(sides) > 0.02 * sides.mean():
-        raise UserError(f"{path}: ori_size x spacing is {sides.tolist()} mm, not a cube; cannot be used")
-    if np.ptp(sides) == 0:
-        return float(sides[0]), []
-    # X2CT-GAN's resampling to 1 mm rounds to whole voxels, which leaves spacings of 0.999 and the like.
-    return float(np.round(sides.mean(), 1)), []
-
-
-def _xrays(arrays: Mapping[str, np.ndarray], size: int | None, path: Path) -> dict[str, np.ndarray] | None:
-    if not all(name in arrays for name in _KEYS.values()):
+def _labels(file: Any, shape: tuple[int, ...], path: Path) -> np.ndarray | None:
+    """Labels as ``write_x2ct`` wrote them; others' datasets of that name are none of ours."""
+    item = dataset(file, "labels", path)
+    if item is None or item.shape != shape or item.dtype != np.uint8:
         return None
-    images = {}
-    for view, name in _KEYS.items():
-        image = arrays[name].squeeze()
-        if image.ndim != 2 or image.dtype.kind not in "iuf" or not np.isfinite(image).all():
-            raise UserError(f"{path}: {name} is no grey image; download it again")
-        if size is not None and image.shape != (size, size):
-            image = average_to(image, size, path)
-        images[view] = np.ascontiguousarray(image[::-1]).astype(np.float32) / np.float32(255)
-    return images
+    return np.ascontiguousarray(item[()][::-1])
+
+
+def _xray(image: np.ndarray, view: str, path: Path) -> np.ndarray:
+    image = image.squeeze()
+    if image.ndim != 2 or not np.isfinite(image).all():
+        raise UserError(f"{path}: {XRAY_KEYS[view]} is no grey image; download it again")
+    return np.ascontiguousarray(image[::-1]).astype(np.float32) / np.float32(255)
