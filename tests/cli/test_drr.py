@@ -214,6 +214,21 @@ def test_a_failed_write_keeps_the_earlier_result(scan, tmp_path):
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
+def test_camera_json_never_stands_beside_images_of_another_run(scan, tmp_path):
+    out = tmp_path / "drr"
+    run(configure(ct=str(scan), out=str(out), size=32))
+    before = (out / "frontal.npy").read_bytes()
+    (out / "lateral.npy").unlink()
+    (out / "lateral.npy").mkdir()  # so that moving the results in stops halfway
+    with pytest.raises(OSError, match="lateral.npy"):
+        run(configure(ct=str(scan), out=str(out), size=16, spacing=4.0))
+    assert (out / "frontal.npy").read_bytes() != before
+    assert not (out / "camera.json").exists()
+    (out / "lateral.npy").rmdir()
+    run(configure(ct=str(scan), out=str(out), size=16, spacing=4.0))
+    assert json.loads((out / "camera.json").read_text())["size"] == 16
+
+
 def test_the_command_reports_a_user_error_in_one_line(tmp_path):
     command = [sys.executable, str(ROOT / "scripts" / "synthesize_drr.py"), "ct=nowhere.nii.gz", "out=drr"]
     done = subprocess.run(

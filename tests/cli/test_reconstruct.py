@@ -20,6 +20,7 @@ from diffux2ct.data.camera_file import read_camera_files
 from diffux2ct.data.dataset import normalize_xray
 from diffux2ct.data.xray_io import read_xray
 from diffux2ct.errors import UserError
+from diffux2ct.geometry.camera import camera_preset
 from diffux2ct.training import checkpoint
 from diffux2ct.types import VIEWS
 
@@ -260,6 +261,32 @@ def test_another_camera_and_a_moved_patient_are_warned_of(run_folder, scan, tmp_
     assert [f"warning: {note}" for note in notes] == capsys.readouterr().out.splitlines()[-4:-2]
     assert "camera x2ct, but the model was trained on lumbar" in notes[0]
     assert "turned or shifted" in notes[1]
+
+
+def test_a_camera_that_changed_behind_its_name_is_warned_of(scan, tmp_path):
+    def notes(name, trained):
+        described = {"format": 1, "size": 16, "preset": name, "camera": trained}
+        (tmp_path / "dataset.json").write_text(json.dumps(described))
+        (tmp_path / "manifest.csv").touch()
+        dataset = OmegaConf.create({"root": str(tmp_path), "xray_normalization": "max"})
+        folder = scan / ("drr" if name == "lumbar" else name)
+        views = read_camera_files({view: folder / f"{view}.npy" for view in VIEWS})
+        return [
+            note
+            for note in check_cameras(views, 16, [16.0] * 3, dataset)
+            if "camera x2ct" in note or "lumbar" in note
+        ]
+
+    # Pixels of another size on the same panel are no other camera.
+    assert notes("lumbar", camera_preset("lumbar", 16, 16.0).to_dict()) == []
+    x2ct = camera_preset("x2ct", 16, 16.0).to_dict()
+    assert notes("x2ct", x2ct) == []
+    old = {key: value for key, value in x2ct.items() if key != "reverse"}
+    (note,) = notes("x2ct", old)
+    assert note.endswith("camera x2ct, but the model was trained on reverse=False (these: True)")
+    (note,) = notes("x2ct", x2ct | {"sad": 600.0})
+    assert note.endswith("sad=600.0 (these: 541.0)")
+    assert notes("x2ct", None) == []
 
 
 def test_relative_values_are_refused_where_absolute_ones_are_needed(scan):

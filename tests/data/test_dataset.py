@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -255,6 +256,22 @@ def test_a_randomized_run_resumes_bit_for_bit(compose, tmp_path: Path) -> None:
         assert torch.equal(value, parts[key]), key
     with pytest.raises(UserError, match=r"another config \(dataset\.randomize"):
         train.run(compose(f"run_dir={tmp_path / 'whole'}", "name=whole", "trainer.max_steps=4"))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_named_pipe_is_not_opened(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    held = os.open(
+        pipe, os.O_RDWR
+    )  # so that opening it would not wait, and what it holds would pass for DICOM
+    try:
+        os.write(held, bytes(128) + b"DICM")
+        with pytest.raises(UserError, match="no prepared data set here"):
+            PreparedDataset(tmp_path)
+        assert len(os.read(held, 200)) == 132
+    finally:
+        os.close(held)
 
 
 def test_a_folder_made_for_another_window_is_refused(root: Path) -> None:

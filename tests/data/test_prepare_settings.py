@@ -13,6 +13,7 @@ from diffux2ct.data.crop_grid import lumbar_centre, x2ct_centre
 from diffux2ct.data.ct_image import CtImage, LabelImage
 from diffux2ct.data.label_scheme import LABELS
 from diffux2ct.data.prepare import PrepareSettings, prepare, survey
+from diffux2ct.data.split import split_patients
 from diffux2ct.errors import UserError
 
 
@@ -224,3 +225,16 @@ def test_the_configs_name_settings_that_exist(name: str) -> None:
     assert settings.camera == ("x2ct" if chest else "lumbar")
     assert settings.grid == ("x2ct" if chest else "lumbar" if name == "lumbarv_open" else "centre")
     assert (settings.size, settings.spacing) == (128, 2.5 if chest else 2.0)
+
+
+def test_lumbarv_open_is_split_in_the_papers_proportion() -> None:
+    with initialize_config_module("diffux2ct.configs", version_base="1.3"):
+        split = compose("prepare", overrides=["dataset=lumbarv_open"]).dataset.prepare.split
+    notes: list[str] = []
+    parts = split_patients([f"p{i:04d}" for i in range(1005)], OmegaConf.to_container(split), 0, notes=notes)
+    counts = {part: len(members) for part, members in parts.items()}
+    assert counts == {"train": 851, "val": 15, "test": 139}
+    assert counts["test"] / 1005 == pytest.approx(37 / 268, rel=0.01)
+    # What the config says of it.
+    comment = (Path(__file__).parents[2] / "configs/dataset/lumbarv_open.yaml").read_text(encoding="utf-8")
+    assert "139 and 15 of CTSpine1K's" in comment

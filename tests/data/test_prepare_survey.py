@@ -1,6 +1,8 @@
 """What is used and what is left out: dry run, the same scan under two names, published splits, summaries."""
 
 import json
+import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -9,8 +11,12 @@ import pytest
 import SimpleITK as sitk
 
 from diffux2ct.cli.prepare import main
+from diffux2ct.data.label_scheme import LABELS
 from diffux2ct.data.prepare import PrepareSettings, prepare, survey
 from diffux2ct.data.prepare_report import by_reason
+from diffux2ct.errors import UserError
+
+from .dicom_files import hu_volume, write_series
 
 SETTINGS = PrepareSettings(16, 8.0)
 QUIET = {"workers": 1, "progress": False}
@@ -54,6 +60,91 @@ def test_a_scan_that_two_patients_have_is_used_once(raw: Path, tmp_path: Path) -
     (raw / "again.mha").unlink()
     last = prepare("folder", raw, out, settings=SETTINGS, split={"test": ["p1"]}, **QUIET)
     assert (last.written, last.not_used, last.split["test"]) == (1, [], ["p1"])
+
+
+def test_a_scan_that_was_another_patients_is_looked_at_again_when_it_changed(
+    raw: Path, tmp_path: Path
+) -> None:
+    scan(raw / "q.mha", 1)
+    out = tmp_path / "out"
+    report = prepare("folder", raw, out, settings=SETTINGS, **QUIET)
+    assert [source for source, _ in report.not_used] == ["q.mha"]
+    scan(raw / "q.mha", 9)
+    report = prepare("folder", raw, out, settings=SETTINGS, **QUIET)
+    assert (report.written, report.found, report.not_used) == (1, 4, [])
+    assert json.loads((out / "summary.json").read_text())["repeats"] == {}
+
+
+def test_a_case_of_a_scan_that_changed_is_refused(raw: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    prepare("folder", raw, out, settings=SETTINGS, crops=2, **QUIET)
+    before = files_of(out)
+    os.utime(raw / "p1.nii.gz")  # a new time, the same bytes
+    (raw / "p3.nii.gz").rename(raw / "p3")
+    (raw / "p3").rename(raw / "p3.nii.gz")
+    assert prepare("folder", raw, out, settings=SETTINGS, crops=2, **QUIET).found == 8
+    assert files_of(out) == before
+    kept = (raw / "p1.nii.gz").stat()
+    scan(tmp_path / "other.nii.gz", 9)
+    os.utime(
+        tmp_path / "other.nii.gz", ns=(kept.st_atime_ns, kept.st_mtime_ns - 10**12)
+    )  # as a download may be
+    (tmp_path / "other.nii.gz").rename(raw / "p1.nii.gz")
+    told = r"case p1_c00, p1_c01 was made from another content of .*p1.nii.gz; give another out=, or delete these"
+    with pytest.raises(UserError, match=told):
+        prepare("folder", raw, out, settings=SETTINGS, crops=2, **QUIET)
+    assert files_of(out) == before
+    for case_id in ("p1_c00", "p1_c01"):
+        shutil.rmtree(out / "cases" / case_id)
+    assert prepare("folder", raw, out, settings=SETTINGS, crops=2, **QUIET).written == 2
+
+
+def test_a_series_is_the_same_whatever_else_is_put_into_its_folder(tmp_path: Path) -> None:
+    paths = write_series(tmp_path / "raw" / "p", hu_volume((20, 16, 20)))
+    out = tmp_path / "out"
+    prepare("folder", tmp_path / "raw", out, settings=SETTINGS, **QUIET)
+    (tmp_path / "raw" / "p" / "index.bin").write_bytes(b"a viewer's")
+    assert prepare("folder", tmp_path / "raw", out, settings=SETTINGS, **QUIET).found == 1
+    paths[-1].unlink()
+    with pytest.raises(UserError, match="was made from another content"):
+        prepare("folder", tmp_path / "raw", out, settings=SETTINGS, **QUIET)
+
+
+def test_a_camera_that_changed_behind_its_name_is_refused(raw: Path, tmp_path: Path) -> None:
+    out, settings = tmp_path / "out", PrepareSettings(16, 8.0, "x2ct")
+    prepare("folder", raw, out, settings=settings, **QUIET)
+    for path, key in ((out / "dataset.json", "camera"), (out / "cases/p2/case.json", "camera_geometry")):
+        whole = path.read_text()
+        value = json.loads(whole)
+        del value[key]["reverse"]  # as before the preset was reversed
+        path.write_text(json.dumps(value))
+        what = "out" if key == "camera" else "case p2"
+        with pytest.raises(UserError, match=f"{what} was prepared .* camera.reverse=False .now True.; give"):
+            prepare("folder", raw, out, settings=settings, **QUIET)
+        # X-rays that were imported have the camera that they came with.
+        path.write_text(json.dumps(value | {"xrays": "stored"}))
+        assert prepare("folder", raw, out, settings=settings, **QUIET).found == 4
+        path.write_text(whole)
+
+
+def test_dry_run_knows_scans_that_take_no_implants(raw: Path, tmp_path: Path) -> None:
+    labels = np.zeros((24, 30, 36), np.uint8)
+    labels[4:8, 18:21, 16:20], labels[9:13, 18:21, 16:20] = (
+        LABELS["L4"],
+        LABELS["L3"],
+    )  # no canal, no pedicles
+    image = sitk.GetImageFromArray(labels)
+    image.SetSpacing((4.0, 4.0, 5.0))
+    sitk.WriteImage(image, str(raw / "p0_seg.nii.gz"))
+    for seed in (1, 2, 3):
+        (raw / f"p{seed}.nii.gz").unlink()
+    settings = PrepareSettings(16, 8.0, instrument={"levels": [1, 1]})
+    rows, dry = survey(raw, settings=settings, labels="ours", **QUIET)
+    with pytest.raises(UserError, match="none of 1 scans could be used") as error:
+        prepare("folder", raw, tmp_path / "out", settings=settings, labels="ours", **QUIET)
+    assert rows == []
+    assert [source for source, _ in dry.bad] == ["p0.nii.gz"]
+    assert str(error.value).endswith(f"p0.nii.gz: {dry.bad[0][1]}")
 
 
 def test_a_patient_s_own_scan_twice_is_kept_and_told(raw: Path, tmp_path: Path) -> None:

@@ -32,8 +32,8 @@ def test_folder_takes_files_and_series_and_sets_labels_aside(tmp_path: Path) -> 
     for name in ("a_labels.nii.gz", "labelsTr/d.nii", "totalseg_s0308_label.nii.gz", "mask_4label_e.nii.gz"):
         write_volume(tmp_path / name, label=True)
     write_text(tmp_path / "x.txt", "no scan")
-    write_series(tmp_path / "dicom/P1/1.2.3")
-    write_series(tmp_path / "dicom/P2")
+    write_series(tmp_path / "dicom/P1/1.2.3", patient="")
+    write_series(tmp_path / "dicom/P2", patient="")
     write_series(tmp_path / "dicom/P2/xray", "DX", num=1)
     write_series(tmp_path / "dicom/P3/topogram", num=2, image_type=("ORIGINAL", "PRIMARY", "LOCALIZER"))
     discovery = discover("folder", tmp_path)
@@ -65,7 +65,7 @@ def test_repeated_names_take_the_parent_folder(tmp_path: Path) -> None:
 
 
 def test_raw_folder_may_be_a_series_itself(tmp_path: Path) -> None:
-    write_series(tmp_path / "patient7")
+    write_series(tmp_path / "patient7", patient="")
     assert found(discover("folder", tmp_path / "patient7"), tmp_path / "patient7") == {
         "patient7": (".", None)
     }
@@ -85,6 +85,42 @@ def test_series_mixed_in_one_folder_are_told_apart(tmp_path: Path) -> None:
         "DICOM of modality CR, not CT",
         "a localizer (scout) or a single slice, not a CT volume",
     ]
+
+
+def test_a_patient_in_several_folders_is_one(tmp_path: Path) -> None:
+    # Exported with one folder a series; one header lost its ID, in the folder of a patient who is known.
+    for folder, patient in (("1.2.3", "ANNA"), ("1.2.4", "ANNA"), ("1.2.5/a", "BEA"), ("1.2.5/b", "")):
+        write_series(tmp_path / folder, patient=patient)
+    write_series(tmp_path / "1.2.6", patient="")
+    first = write_series(tmp_path / "flat", patient="BEA", number=1)
+    second = write_series(tmp_path / "flat", patient="BEA", number=2)
+    discovery = discover("folder", tmp_path)
+    assert [(c.patient, c.path.relative_to(tmp_path).as_posix()) for c in discovery.cases] == [
+        ("1.2.6", "1.2.6"),
+        ("ANNA", "1.2.3"),
+        ("ANNA", "1.2.4"),
+        ("BEA", "1.2.5/a"),
+        ("BEA", "1.2.5/b"),
+        ("BEA", "flat"),
+        ("BEA", "flat"),
+    ]
+    assert {case.series_uid for case in discovery.cases} == {None, first, second}
+    assert discovery.notes == [
+        "the PatientID of 2 patients is in several folders, which are taken together: ANNA in 1.2.3, 1.2.4, ..."
+    ]
+
+
+def test_one_patient_id_for_all_is_an_anonymisers(tmp_path: Path) -> None:
+    for folder in ("P1", "P2", "P3"):
+        write_series(tmp_path / folder, patient="ANON")
+    discovery = discover("folder", tmp_path)
+    assert [case.patient for case in discovery.cases] == ["P1", "P2", "P3"]
+    (note,) = discovery.notes
+    assert note.startswith("all 3 DICOM folders have the PatientID ANON, taken for an anonymiser's")
+    write_series(tmp_path / "P4", patient="CLEO")
+    discovery = discover("lumbarv", tmp_path)
+    assert [case.patient for case in discovery.cases] == ["ANON", "ANON", "ANON", "CLEO"]
+    assert "ANON in P1, P2, P3" in discovery.notes[0]
 
 
 def test_links_in_a_circle_end(tmp_path: Path) -> None:

@@ -166,7 +166,10 @@ def _units(output: str) -> dict[str, str]:
 
 
 def _write(out: Path, images: Mapping[str, np.ndarray], record: Mapping[str, Any]) -> None:
-    """Write everything beside ``out``, then move it in: a failure leaves ``out`` as it was."""
+    """Write everything beside ``out``, then move it in file by file, camera.json last: it tells what the others are.
+
+    A failure while writing leaves ``out`` as it was; one while moving leaves it without camera.json.
+    """
     partial = out.with_name(f".{out.name or 'drr'}.partial-{os.getpid()}")
     try:
         partial.mkdir(parents=True)
@@ -176,7 +179,9 @@ def _write(out: Path, images: Mapping[str, np.ndarray], record: Mapping[str, Any
             Image.fromarray(grey).save(partial / f"{view}.png")
         (partial / "camera.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         out.mkdir(exist_ok=True)
-        for file in sorted(partial.iterdir()):
+        # An older camera.json must not vouch for newer images, nor a newer one for older images.
+        (out / "camera.json").unlink(missing_ok=True)
+        for file in sorted(partial.iterdir(), key=lambda path: (path.name == "camera.json", path.name)):
             os.replace(file, out / file.name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -22,7 +22,7 @@ from diffux2ct.data.dataset import normalize_xray, read_description
 from diffux2ct.data.volume_io import write_nifti
 from diffux2ct.data.xray_io import XrayImage, fit_xray, read_xray
 from diffux2ct.errors import UserError
-from diffux2ct.geometry.camera import spacing_xyz
+from diffux2ct.geometry.camera import Camera, spacing_xyz
 from diffux2ct.geometry.hounsfield import denormalize_hu
 from diffux2ct.training.settings import resolve_device
 from diffux2ct.types import VIEWS
@@ -35,12 +35,7 @@ def run(cfg: DictConfig) -> None:
         if cfg[key] not in choices:
             raise UserError(f"{key}={cfg[key]}: choose {' or '.join(choices)}")
     ckpt, out, paths = Path(cfg.ckpt), Path(cfg.out), {view: Path(cfg[view]) for view in VIEWS}
-    images = {view: read_xray(path, cfg.head_up) for view, path in paths.items()}
-    hashes = {view: _sha256(path) for view, path in paths.items()}
-    if len(set(hashes.values())) < len(hashes):
-        raise UserError(
-            f"{paths['lateral']}: the same image as frontal={paths['frontal']}; give the other view"
-        )
+    images, hashes = _read_views(paths, cfg.head_up)
     given = None if cfg.origin is None else _three("origin", cfg.origin)
     cameras = read_camera_files(paths)
     loaded = build.load_run(ckpt, cfg.device, cfg.weights)
@@ -57,16 +52,7 @@ def run(cfg: DictConfig) -> None:
     sampling = build.plain(OmegaConf.merge(loaded.cfg.sampler, changed))  # type: ignore[arg-type]
     device = resolve_device(cfg.device)
     start = time.perf_counter()
-    # The generator stays on the CPU, so that a seed gives the same noise on every device.
-    generator = torch.Generator().manual_seed(cfg.seed)
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
-        on_device = {view: image.to(device) for view, image in xrays.items()}
-        volume = loaded.reconstructor.reconstruct(on_device, generator=generator, **sampling)
-    volume = volume[0, 0].float().cpu()
-    if not torch.isfinite(volume).all():
-        raise UserError(
-            f"{loaded.path}: the reconstruction holds NaN or infinite values; use another checkpoint"
-        )
+    volume = _sample(loaded, xrays, device, cfg, sampling)
     hu = np.asarray(denormalize_hu(volume.clamp(-1, 1), tuple(dataset.window)))
     record = {
         "diffux2ct": __version__,
@@ -94,6 +80,40 @@ def run(cfg: DictConfig) -> None:
     print(f"X-rays as used: {out / 'xrays_used.png'}")
 
 
+def _read_views(
+    paths: Mapping[str, Path], head_up: bool | None
+) -> tuple[dict[str, XrayImage], dict[str, str]]:
+    """The X-rays and their files' SHA-256, by view. Raises UserError where both are one image."""
+    images = {view: read_xray(path, head_up) for view, path in paths.items()}
+    hashes = {view: _sha256(path) for view, path in paths.items()}
+    if len(set(hashes.values())) < len(hashes):
+        raise UserError(
+            f"{paths['lateral']}: the same image as frontal={paths['frontal']}; give the other view"
+        )
+    return images, hashes
+
+
+def _sample(
+    loaded: build.LoadedRun,
+    xrays: Mapping[str, Tensor],
+    device: torch.device,
+    cfg: DictConfig,
+    sampling: Mapping[str, Any],
+) -> Tensor:
+    """The model's volume [D, H, W] in its own range, float32 on the CPU. Raises UserError where it is not finite."""
+    # The generator stays on the CPU, so that a seed gives the same noise on every device.
+    generator = torch.Generator().manual_seed(cfg.seed)
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
+        on_device = {view: image.to(device) for view, image in xrays.items()}
+        volume = loaded.reconstructor.reconstruct(on_device, generator=generator, **sampling)
+    volume = volume[0, 0].float().cpu()
+    if not torch.isfinite(volume).all():
+        raise UserError(
+            f"{loaded.path}: the reconstruction holds NaN or infinite values; use another checkpoint"
+        )
+    return volume
+
+
 def prepare_xrays(images: Mapping[str, XrayImage], size: int, normalization: str) -> dict[str, Tensor]:
     """Radiographs as the model wants them: [1, 1, size, size] in [-1, 1].
 
@@ -114,7 +134,7 @@ def check_cameras(
 ) -> list[str]:
     """UserError where the X-rays show another cube than the model makes; notes on what is odd and can still be used."""
     notes = []
-    trained = _trained_camera(dataset)
+    trained, geometry = _trained_camera(dataset)
     for known in cameras.values():
         check_extent(known, triple([size * step for step in spacing]))
         if known.output == "max" and dataset.xray_normalization == "fixed":
@@ -124,6 +144,8 @@ def check_cameras(
             )
         if trained and known.camera != trained:
             notes.append(f"{known.path}: camera {known.camera}, but the model was trained on {trained}")
+        elif differences := _geometry_differs(known, geometry):
+            notes.append(f"{known.path}: camera {known.camera}, but the model was trained on {differences}")
         if known.moved:
             notes.append(
                 f"{known.path}: the patient was turned or shifted, so the CT will not lie on the scan"
@@ -195,12 +217,41 @@ def model_grid(dataset: DictConfig) -> tuple[int, list[float]]:
     return size, [s * made["size"] / size for s in spacing_xyz(made["spacing"])]
 
 
-def _trained_camera(dataset: DictConfig) -> str | None:
-    """The preset of the camera that a model was trained on, as the prepared folder or else its settings tell."""
+def _trained_camera(dataset: DictConfig) -> tuple[str | None, Mapping[str, Any] | None]:
+    """Preset and geometry of the camera that a model was trained on; where its prepared folder is gone, the preset."""
     if (Path(dataset.root) / "dataset.json").is_file():
-        return read_description(dataset.root).get("preset")
+        description = read_description(dataset.root)
+        return description.get("preset"), description.get("camera")
     made = dataset.get("generate") or dataset.get("prepare") or {}
-    return made.get("camera")
+    return made.get("camera"), None
+
+
+def _geometry_differs(known: CameraFile, trained: Mapping[str, Any] | None) -> str:
+    """How the camera of the model's training differs from that of the X-rays; empty where it does not.
+
+    A preset may have changed since. The panels may have other pixels, if they are of one size.
+    """
+    given = _geometry(json.loads(known.path.read_text(encoding="utf-8"))["camera"])
+    wanted = _geometry(trained)
+    return ", ".join(
+        f"{key}={value} (these: {given[key]})"
+        for key, value in wanted.items()
+        if key in given and (value != given[key] if isinstance(value, str) else not _near(value, given[key]))
+    )
+
+
+def _geometry(camera: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What one camera's X-rays have in common whatever their pixels; empty where it is not fully told."""
+    try:
+        told = Camera.from_dict(camera or {})
+    except UserError:
+        return {}
+    panel = [round(told.rows * told.pitch[0], 3), round(told.cols * told.pitch[1], 3)]
+    return {"kind": told.kind, "sad": told.sad, "sid": told.sid, "reverse": told.reverse, "panel": panel}
+
+
+def _near(a: Any, b: Any) -> bool:
+    return np.allclose(a, b, rtol=0.01, atol=0)
 
 
 def _three(name: str, value: Any) -> list[float]:

@@ -20,7 +20,7 @@ from diffux2ct.errors import UserError
 from diffux2ct.geometry.camera import camera_preset
 from diffux2ct.geometry.drr import render_pair
 from diffux2ct.geometry.hounsfield import HU_WINDOW
-from diffux2ct.geometry.pose import random_poses
+from diffux2ct.geometry.pose import Pose, random_poses
 
 FORMAT = 1
 SPLITS = ("train", "val", "test")
@@ -77,10 +77,7 @@ def write_case(
     volume = np.round(np.clip(hu, window[0], window[1])).astype(np.int16)
     step = float(spacing[0])
     camera = camera_preset(camera_name, size, step)
-    poses = None
-    if pose_jitter is not None:
-        generator = np.random.default_rng(pose_seed)
-        poses = random_poses(generator, pose_jitter["degrees"], pose_jitter["mm"])
+    poses = _poses(pose_jitter, pose_seed)
     xrays = render_pair(
         volume, (step, step, step), camera, size, projector=projector, attenuation=attenuation, jitter=poses
     )
@@ -194,6 +191,13 @@ def _check_cube(
         )
     if labels is not None and labels.shape != hu.shape:
         raise ValueError(f"{case_id}: labels {labels.shape} do not match the volume {hu.shape}")
+
+
+def _poses(jitter: Mapping[str, float | int] | None, seed: int | Sequence[int]) -> Mapping[str, Pose] | None:
+    """A pose a view, or None where the patient lies straight."""
+    if jitter is None:
+        return None
+    return random_poses(np.random.default_rng(seed), jitter["degrees"], jitter["mm"])
 
 
 def _measured(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -287,6 +287,8 @@ def _first_scan(root: Path) -> str | None:
 
 def _is_dicom(path: Path) -> bool:
     try:
+        if not path.is_file():  # opening a named pipe would wait for ever
+            return False
         with path.open("rb") as file:
             return file.read(132)[128:] == b"DICM"
     except OSError:

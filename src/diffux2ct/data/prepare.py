@@ -9,13 +9,13 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from diffux2ct.data.case_writer import SPLITS, finish_dataset, read_case, write_case
-from diffux2ct.data.prepare_plan import Plan, make_plan
+from diffux2ct.data.prepare_plan import Plan, Request, make_plan
 from diffux2ct.data.prepare_report import PrepareReport, summarize, write_summary
-from diffux2ct.data.prepare_settings import PrepareSettings, changed
-from diffux2ct.data.same_scan import find_same, same_scan_note
+from diffux2ct.data.prepare_settings import PrepareSettings, camera_changed, changed
+from diffux2ct.data.same_scan import find_same, holds, made_of_another, same_scan_note
 from diffux2ct.data.scan_job import ScanJob, prepare_scan, survey_scan
 from diffux2ct.data.scan_pool import run_jobs
 from diffux2ct.data.split import write_split
@@ -23,51 +23,33 @@ from diffux2ct.errors import UserError
 
 __all__ = ["PrepareReport", "PrepareSettings", "finish_dataset", "prepare", "survey", "write_case"]
 
+Repeats = dict[str, dict[str, str]]
+"""Scans that another patient has too, by name: {"same_as": the name that is used, "sha256": of the files left out}."""
+
 
 def prepare(
     name: str,
     raw: str | Path,
     out: str | Path,
     *,
-    source: str = "folder",
-    origins: Sequence[str] | None = None,
-    settings: PrepareSettings | None = None,
-    crops: int = 0,
-    test_crops: int | None = None,
-    split: Mapping[str, Any] | str | None = None,
-    rescale: Sequence[float | int] | str | Path | None = None,
-    labels: str | None = None,
     workers: int | None = None,
     progress: bool = True,
+    **request: Unpack[Request],
 ) -> PrepareReport:
     """Prepare every scan under ``raw`` into ``out``; finished cases are kept, so that a stopped run goes on.
 
-    source, origins: see ``discover``. crops: random crops a scan instead of the settings' grid (0); test_crops: the
-    same for val and test patients (None = crops). split: see ``split_patients``. rescale: (slope, intercept) or a CSV
-    table, see ``GreyLevels``. labels: how a plain folder's label numbers are meant, "ours" (``label_scheme``) or a key
-    of ``REMAP``. workers: processes (None = all cores).
+    request: see ``Request``. workers: processes (None = all cores).
     A scan that cannot be used is listed in the report and does not stop the others; one that two patients have is used
     once. Raises UserError for a raw folder without scans, an ``out`` prepared with other settings, a full disk, and
     when no scan could be used.
     """
     start = time.monotonic()
-    settings, out = settings or PrepareSettings(), Path(out)
-    plan = make_plan(
-        raw,
-        out,
-        source=source,
-        origins=origins,
-        settings=settings,
-        crops=crops,
-        test_crops=test_crops,
-        split=split,
-        rescale=rescale,
-        labels=labels,
-    )
+    out = Path(out)
+    plan = make_plan(raw, out, **request)
     report = PrepareReport(not_used=plan.not_used, notes=plan.notes)
     repeated = _known_repeats(out, plan.jobs)
     todo = _check_resume(out, [job for job in plan.jobs if job.base not in repeated], report)
-    _check_space(out, todo, settings)
+    _check_space(out, todo, plan.jobs[0].settings)
     waiting = {job.base for job in todo} | set(repeated)
     done = [job for job in plan.jobs if job.base not in waiting]
     for job, result in run_jobs(prepare_scan, todo, workers, progress):
@@ -88,16 +70,9 @@ def prepare(
 def survey(
     raw: str | Path,
     *,
-    source: str = "folder",
-    origins: Sequence[str] | None = None,
-    settings: PrepareSettings | None = None,
-    crops: int = 0,
-    test_crops: int | None = None,
-    split: Mapping[str, Any] | str | None = None,
-    rescale: Sequence[float | int] | str | Path | None = None,
-    labels: str | None = None,
     workers: int | None = None,
     progress: bool = True,
+    **request: Unpack[Request],
 ) -> tuple[list[dict[str, Any]], PrepareReport]:
     """What ``prepare`` with these arguments would use, and why it would leave out the rest; nothing is written.
 
@@ -105,19 +80,7 @@ def survey(
     bad, not_used and notes. Reads every scan, which is the slow half of reading, filtering and projecting: a header
     tells neither whether values are HU nor whether a file is whole or the same scan as another.
     """
-    settings = settings or PrepareSettings()
-    plan = make_plan(
-        raw,
-        "",
-        source=source,
-        origins=origins,
-        settings=settings,
-        crops=crops,
-        test_crops=test_crops,
-        split=split,
-        rescale=rescale,
-        labels=labels,
-    )
+    plan = make_plan(raw, "", **request)
     report = PrepareReport(not_used=plan.not_used, notes=plan.notes)
     found: dict[str, dict[str, Any]] = {}
     for job, result in run_jobs(survey_scan, plan.jobs, workers, progress):
@@ -149,7 +112,7 @@ def _row(plan: Plan, job: ScanJob, found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _finish(
-    name: str, out: Path, plan: Plan, done: list[ScanJob], repeated: dict[str, str], report: PrepareReport
+    name: str, out: Path, plan: Plan, done: list[ScanJob], repeated: Repeats, report: PrepareReport
 ) -> None:
     """Drop scans that another patient has, then write the tables; dataset.json, which says finished, last."""
     first = {job.base: read_case(out, job.case_ids[0]) or {} for job in done}
@@ -161,8 +124,8 @@ def _finish(
     for base in repeats:
         for case_id in by_base[base].case_ids:
             shutil.rmtree(out / "cases" / case_id, ignore_errors=True)
-    for base, kept in repeated.items():
-        report.not_used.append((by_base[base].source, same_scan_note(by_base[kept])))
+    for base, known in repeated.items():
+        report.not_used.append((by_base[base].source, same_scan_note(by_base[known["same_as"]])))
     kept = [job for job in done if job.base not in repeats]
     for partial in (out / "cases").glob(".*.partial"):  # of a killed run
         shutil.rmtree(partial, ignore_errors=True)
@@ -172,7 +135,10 @@ def _finish(
     report.split = _case_split(plan, kept)
     records = {i: read_case(out, i) or {} for ids in report.split.values() for i in ids}
     report.summary = summarize(name, report.split, records, report)
-    report.summary["repeats"] = dict(sorted((repeated | repeats).items()))
+    found = {
+        base: {"same_as": same, "sha256": first[base].get("sha256", "")} for base, same in repeats.items()
+    }
+    report.summary["repeats"] = dict(sorted((repeated | found).items()))
     settings = plan.jobs[0].settings
     write_summary(out, report.summary)
     write_split(out / "split_patients.json", name, settings.seed, plan.patients)
@@ -187,41 +153,53 @@ def _case_split(plan: Plan, jobs: Sequence[ScanJob]) -> dict[str, list[str]]:
     }
 
 
-def _known_repeats(out: Path, jobs: Sequence[ScanJob]) -> dict[str, str]:
-    """Scans that an earlier run found to be another patient's, by name, and that other's: they need no second look."""
+def _known_repeats(out: Path, jobs: Sequence[ScanJob]) -> Repeats:
+    """Scans that an earlier run found to be another patient's too: they need no second look while they are the same."""
     try:
         known = json.loads((out / "summary.json").read_text(encoding="utf-8")).get("repeats", {})
     except (OSError, ValueError):
         return {}
     whole = {job.base for job in jobs if all(read_case(out, case_id) for case_id in job.case_ids)}
-    here = {job.base for job in jobs}
-    return {base: kept for base, kept in known.items() if base in here and kept in whole}
+    repeats = {}
+    for job in jobs:
+        told = known.get(job.base)
+        # An older summary tells only the other's name.
+        if isinstance(told, dict) and told["same_as"] in whole and holds(job, told["sha256"]):
+            repeats[job.base] = told
+    return repeats
 
 
 def _check_resume(out: Path, jobs: Sequence[ScanJob], report: PrepareReport) -> list[ScanJob]:
-    """Jobs that still have cases to write; UserError if what is there was prepared differently."""
+    """Jobs that still have cases to write; UserError if what is there was prepared differently, or of other scans."""
     if (out / "dataset.json").is_file() and jobs:
-        description = json.loads((out / "dataset.json").read_text(encoding="utf-8"))
-        before = {**description, "camera": description["preset"]}
-        _refuse_changes(out, out.name, jobs[0].settings.as_dict(), before)
+        before = json.loads((out / "dataset.json").read_text(encoding="utf-8"))
+        settings, told = jobs[0].settings, {**before, "camera": before["preset"]}
+        geometry = None if before.get("xrays") == "stored" else before["camera"]
+        _refuse(out, out.name, changed(settings.as_dict(), told) or camera_changed(settings, geometry))
     todo = []
     for job in jobs:
-        records = [read_case(out, case_id) for case_id in job.case_ids]
-        for case_id, record in zip(job.case_ids, records, strict=True):
-            if record is not None:
-                now = job.settings.as_dict() | {"source": job.source}
-                now |= {"rescale": job.rescale and list(job.rescale), "remap": job.raw.remap}
-                before = {key: record.get(key) for key in ("source", "rescale", "remap")}
-                before |= record.get("settings", {})
-                _refuse_changes(out, f"case {case_id}", now, before)
-                report.found += 1
-        if None in records:
+        found = {i: record for i in job.case_ids if (record := read_case(out, i)) is not None}
+        for case_id, record in found.items():
+            now = job.settings.as_dict() | {"source": job.source}
+            now |= {"rescale": job.rescale and list(job.rescale), "remap": job.raw.remap}
+            before = {key: record.get(key) for key in ("source", "rescale", "remap")}
+            before |= record.get("settings", {})
+            # Stored X-rays were made by whatever camera they came with.
+            geometry = None if record.get("xrays") == "stored" else record.get("camera_geometry")
+            _refuse(out, f"case {case_id}", changed(now, before) or camera_changed(job.settings, geometry))
+        if others := made_of_another(job, found):
+            raise UserError(
+                f"{out}: case {', '.join(others)} was made from another content of {job.raw.path}; give another out=, "
+                f"or delete {'the case' if len(others) == 1 else 'these cases'} in {out / 'cases'}"
+            )
+        report.found += len(found)
+        if len(found) < len(job.case_ids):
             todo.append(job)
     return todo
 
 
-def _refuse_changes(out: Path, what: str, now: dict[str, Any], before: dict[str, Any]) -> None:
-    if differences := changed(now, before):
+def _refuse(out: Path, what: str, differences: Sequence[str]) -> None:
+    if differences:
         raise UserError(
             f"{out}: {what} was prepared with other settings, {', '.join(differences)}; "
             f"give another out=, or delete {out}"

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from diffux2ct.data.grey_levels import GreyLevels
 from diffux2ct.data.label_scheme import REMAP
@@ -32,23 +32,43 @@ class Plan:
         return next(part for part, members in self.patients.items() if job.raw.patient in members)
 
 
+class Request(TypedDict, total=False):
+    """What is asked for beside the folders, as ``prepare`` and ``survey`` take it; the defaults are ``make_plan``'s.
+
+    source, origins: see ``discover``. settings: of every case. crops: random crops a scan instead of the settings'
+    grid (0); test_crops: the same for val and test patients (None = crops). split: see ``split_patients``.
+    rescale: (slope, intercept) or a CSV table, see ``GreyLevels``. labels: how a plain folder's label numbers are
+    meant, "ours" (``label_scheme``) or a key of ``REMAP``.
+    """
+
+    source: str
+    origins: Sequence[str] | None
+    settings: PrepareSettings | None
+    crops: int
+    test_crops: int | None
+    split: Mapping[str, Any] | str | None
+    rescale: Sequence[float | int] | str | Path | None
+    labels: str | None
+
+
 def make_plan(
     raw: str | Path,
     out: str | Path,
     *,
-    source: str,
-    origins: Sequence[str] | None,
-    settings: PrepareSettings,
-    crops: int,
-    test_crops: int | None,
-    split: Mapping[str, Any] | str | None,
-    rescale: Sequence[float | int] | str | Path | None,
-    labels: str | None,
+    source: str = "folder",
+    origins: Sequence[str] | None = None,
+    settings: PrepareSettings | None = None,
+    crops: int = 0,
+    test_crops: int | None = None,
+    split: Mapping[str, Any] | str | None = None,
+    rescale: Sequence[float | int] | str | Path | None = None,
+    labels: str | None = None,
 ) -> Plan:
-    """Find the scans and split their patients; arguments as in ``prepare``. Reads no scan and writes nothing.
+    """Find the scans and split their patients; arguments as in ``Request``. Reads no scan and writes nothing.
 
     Raises UserError for settings that cannot be and for a raw folder without scans.
     """
+    settings = settings or PrepareSettings()
     settings.check()
     if crops < 0 or (test_crops or 0) < 0:
         raise UserError(

@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from diffux2ct.errors import UserError
+from diffux2ct.geometry.attenuation import ATTENUATIONS
 from diffux2ct.geometry.camera import camera_preset
+from diffux2ct.geometry.drr import PROJECTORS
 from diffux2ct.geometry.hounsfield import HU_WINDOW
 
 GRIDS = ("centre", "x2ct", "lumbar")
-PROJECTORS = ("joseph", "siddon", "trilinear")
-ATTENUATIONS = ("plastimatch", "water", "two_material")
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,23 @@ def changed(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
     defaults = PrepareSettings().as_dict()
     told = {key: before.get(key, defaults.get(key)) for key in now}
     return [f"{key}={told[key]} (now {now[key]})" for key in now if told[key] != now[key]]
+
+
+def camera_changed(settings: PrepareSettings, before: Mapping[str, Any] | None) -> list[str]:
+    """As ``changed``, for the camera's geometry that an older folder tells: a preset may change behind its name."""
+    if not before:
+        return []
+    now = camera_preset(settings.camera, settings.size, float(settings.spacing)).to_dict()
+    told = {"reverse": False} | dict(before)  # which the oldest do not tell
+    return [
+        f"camera.{key}={told.get(key)} (now {now[key]})" for key in now if not _same(told.get(key), now[key])
+    ]
+
+
+def _same(a: Any, b: Any) -> bool:
+    if a is None or isinstance(b, str | bool):
+        return a == b
+    return np.shape(a) == np.shape(b) and np.allclose(a, b, rtol=1e-6, atol=0)
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -71,7 +71,8 @@ def prepare_scan(job: ScanJob) -> ScanResult:
 def survey_scan(job: ScanJob) -> ScanResult:
     """Read one scan and its labels as ``prepare_scan`` does, and write nothing: ``found`` is what case.json would say.
 
-    All of the scan is read: only its voxels tell whether it is whole, in HU, and the same as another.
+    All of the scan is read: only its voxels tell whether it is whole, in HU, and the same as another. Implants are put
+    in where there shall be any: only that tells whether its pedicles can take them.
     """
     return _guarded(job, _look)
 
@@ -138,6 +139,8 @@ def _look(job: ScanJob, result: ScanResult) -> None:
         labels = _known_labels(labels, meta)
     if job.num_crops == 0:
         cube_centre(job.settings.grid, ct, labels, job.settings.size * job.settings.spacing)
+    if job.settings.instrument is not None:
+        _, labels = _altered(ct, labels, meta, job)
     result.found = meta | {"has_labels": labels is not None}
 
 
@@ -157,10 +160,7 @@ def _cut_cases(job: ScanJob, result: ScanResult) -> None:
         centres = random_centres(ct.origin, ct.spacing, shape, side, job.num_crops, job.base, settings.seed)
     else:
         centres = [cube_centre(settings.grid, ct, labels, side)]
-    if settings.remove_couch:
-        ct = _without_couch(ct, meta["notes"])
-    if settings.instrument is not None and labels is not None:
-        ct, labels, meta["implants"] = _instrumented(ct, labels, job)
+    ct, labels = _altered(ct, labels, meta, job)
     for case_id, centre in zip(job.case_ids, centres, strict=True):
         if read_case(job.root, case_id) is not None:
             continue
@@ -185,6 +185,17 @@ def _cut_cases(job: ScanJob, result: ScanResult) -> None:
             pose_seed=seed_of(case_id, settings.seed),
         )
         result.written += 1
+
+
+def _altered(
+    ct: "CtImage", labels: "LabelImage | None", meta: dict[str, Any], job: ScanJob
+) -> "tuple[CtImage, LabelImage | None]":
+    """The scan without its couch and with implants, as the settings say; ``meta`` gets notes and implants."""
+    if job.settings.remove_couch:
+        ct = _without_couch(ct, meta["notes"])
+    if job.settings.instrument is not None and labels is not None:
+        ct, labels, meta["implants"] = _instrumented(ct, labels, job)
+    return ct, labels
 
 
 def _without_couch(ct: "CtImage", notes: list[str]) -> "CtImage":

@@ -2,6 +2,8 @@
 
 import os
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from diffux2ct.data.sources.common import (
@@ -29,16 +31,16 @@ def find_folder(tree: Tree) -> Discovery:
 
     The patient is the file's stem, or its parent folder where stems repeat (``P1/ct.nii.gz``, ``P2/ct.nii.gz``).
     Files and folders with a word label, mask or seg in their names are labels; they go to the scan of the same name.
-    For DICOM the patient is the first folder in which the paths of the series differ, or the PatientID in the headers
-    where one folder holds series of several patients.
+    For DICOM the patient is the PatientID in the headers. Where there is none, or where an anonymiser gave one to all,
+    it is the first folder in which the paths of the series differ.
     """
     cases, left_out = _volumes(tree)
-    series, others = _series(tree)
+    series, others, notes = _series(tree)
     hdf5 = [
         (tree.below(path), "HDF5; X2CT-GAN's files are read by dataset.prepare.source=x2ct")
         for path in tree.hdf5
     ]
-    return Discovery(sorted_cases([*cases, *series]), sorted([*left_out, *others, *hdf5]))
+    return Discovery(sorted_cases([*cases, *series]), sorted([*left_out, *others, *hdf5]), notes=notes)
 
 
 def _volumes(tree: Tree) -> tuple[list[RawCase], list[tuple[str, str]]]:
@@ -66,7 +68,7 @@ def _volumes(tree: Tree) -> tuple[list[RawCase], list[tuple[str, str]]]:
     return cases, left_out
 
 
-def _series(tree: Tree) -> tuple[list[RawCase], list[tuple[str, str]]]:
+def _series(tree: Tree) -> tuple[list[RawCase], list[tuple[str, str]], list[str]]:
     cases, left_out = [], []
     common = Path(os.path.commonpath(tree.dicom)) if tree.dicom else tree.root
     for folder in tree.dicom:
@@ -79,20 +81,20 @@ def _series(tree: Tree) -> tuple[list[RawCase], list[tuple[str, str]]]:
         elif reason := not_a_ct(found):
             left_out.append((tree.below(folder), reason))
         else:
-            cases.append(RawCase(patient, folder))
-    return cases, left_out
+            cases.append((RawCase(patient, folder), found.patient))
+    cases, notes = _by_patient_id(cases, tree)
+    return cases, left_out, notes
 
 
 def _mixed_series(
     found: DicomFolder, patient: str, tree: Tree
-) -> tuple[list[RawCase], list[tuple[str, str]]]:
-    """A scan a CT series of a folder that holds several; all its headers are read."""
+) -> tuple[list[tuple[RawCase, str]], list[tuple[str, str]]]:
+    """A scan, with its PatientID, a CT series of a folder that holds several; all its headers are read."""
     series: dict[str, tuple[dict[str, str], int]] = {}
     for path in sorted(found.path.iterdir()):
         if path.is_file() and (header := read_header(path)).get("SeriesInstanceUID"):
             uid = header["SeriesInstanceUID"]
             series[uid] = (header, series.get(uid, ({}, 0))[1] + int(header.get("NumberOfFrames") or 1))
-    owners = {header.get("PatientID", "") for header, _ in series.values()} - {""}
     cases, left_out = [], []
     for uid, (header, count) in series.items():
         where = f"{tree.below(found.path)} series {uid}"
@@ -101,6 +103,36 @@ def _mixed_series(
         elif count < 2 or "LOCALIZER" in header.get("ImageType", "").upper():
             left_out.append((where, "a localizer (scout) or a single slice, not a CT volume"))
         else:
-            owner = header.get("PatientID", "") if len(owners) > 1 else ""
-            cases.append(RawCase(owner or patient, found.path, series_uid=uid))
+            cases.append((RawCase(patient, found.path, series_uid=uid), header.get("PatientID", "")))
     return cases, left_out
+
+
+def _by_patient_id(series: Sequence[tuple[RawCase, str]], tree: Tree) -> tuple[list[RawCase], list[str]]:
+    """Scans, whose patients are folders so far, by the PatientID beside each; and what the user should know of it."""
+    told = {patient_id for _, patient_id in series}
+    folders = {case.path for case, _ in series}
+    if len(folders) > 1 and len(told) == 1 and told != {""}:
+        note = (
+            f"all {len(folders)} DICOM folders have the PatientID {told.pop()}, taken for an anonymiser's: their names "
+            "tell the patients apart; if it is one person, that person may be in train and in test"
+        )
+        return [case for case, _ in series], [note]
+    ids: dict[str, set[str]] = {}  # by the patient that the folders tell
+    for case, patient_id in series:
+        ids.setdefault(case.patient, set()).update({patient_id} - {""})
+    cases, folders_of = [], {}
+    for case, patient_id in series:
+        # A series without an ID goes to the one person whose folder it lies in.
+        others = ids[case.patient]
+        patient = patient_id or (next(iter(others)) if len(others) == 1 else case.patient)
+        cases.append(replace(case, patient=patient))
+        folders_of.setdefault(patient, set()).add(case.patient)
+    joined = {patient: sorted(names) for patient, names in folders_of.items() if len(names) > 1}
+    if not joined:
+        return cases, []
+    first = min(joined)
+    note = (
+        f"the PatientID of {len(joined)} patients is in several folders, which are taken together: "
+        f"{first} in {', '.join(joined[first][:5])}{', ...' if len(joined[first]) > 5 or len(joined) > 1 else ''}"
+    )
+    return cases, [note]
