@@ -101,7 +101,7 @@ def make_plan(
             settings,
             grey.of(_below(case, raw)),
         )
-        for case, base in zip(cases, _case_names(cases), strict=True)
+        for case, base in zip(cases, case_names(cases), strict=True)
     ]
     told = {"source": source, "crops": crops, "test_crops": held_out}
     return Plan(sorted(jobs, key=lambda job: job.base), patients, list(found.left_out), notes, told)
@@ -118,7 +118,7 @@ def _below(case: RawCase, raw: Path) -> str:
     return case.path.relative_to(raw).as_posix()
 
 
-def _case_names(scans: Sequence[RawCase]) -> list[str]:
+def case_names(scans: Sequence[RawCase]) -> list[str]:
     """A folder name a scan: the patient's, made safe, numbered where a patient has several scans."""
     names: list[str] = []
     taken: set[str] = set()

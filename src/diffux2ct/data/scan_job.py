@@ -65,7 +65,7 @@ class ScanResult:
 
 def prepare_scan(job: ScanJob) -> ScanResult:
     """Cut the missing cases of one scan. What is wrong with the scan comes back as a reason; a full disk is raised."""
-    return _guarded(job, _cut_cases)
+    return guarded(job, _cut_cases)
 
 
 def survey_scan(job: ScanJob) -> ScanResult:
@@ -74,10 +74,11 @@ def survey_scan(job: ScanJob) -> ScanResult:
     All of the scan is read: only its voxels tell whether it is whole, in HU, and the same as another. Implants are put
     in where there shall be any: only that tells whether its pedicles can take them.
     """
-    return _guarded(job, _look)
+    return guarded(job, _look)
 
 
-def _guarded(job: ScanJob, work: Callable[[ScanJob, ScanResult], None]) -> ScanResult:
+def guarded(job: ScanJob, work: Callable[[ScanJob, ScanResult], None]) -> ScanResult:
+    """The result of ``work``; what is wrong with the scan becomes its reason, a full disk is raised."""
     result = ScanResult()
     try:
         work(job, result)

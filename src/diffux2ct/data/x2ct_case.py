@@ -13,7 +13,7 @@ import numpy as np
 from diffux2ct.data.case_writer import write_case
 from diffux2ct.data.ct_image import content_hash
 from diffux2ct.data.prepare_settings import PrepareSettings
-from diffux2ct.data.scan_job import ScanJob, ScanResult, _guarded, sha256_of
+from diffux2ct.data.scan_job import ScanJob, ScanResult, guarded, sha256_of
 from diffux2ct.data.x2ct_hdf5 import X2ctScan, averaged, ct_of, read_x2ct, x2ct_views
 from diffux2ct.data.x2ct_header import X2ctHeader
 from diffux2ct.errors import UserError
@@ -58,12 +58,12 @@ def settings_of(
 
 def import_file(job: ScanJob, *, xrays: str) -> ScanResult:
     """Write the case of one file; xrays: "stored" or "rendered". What is wrong with it comes back as a reason."""
-    return _guarded(job, _rendered if xrays == "rendered" else _stored)
+    return guarded(job, _rendered if xrays == "rendered" else _stored)
 
 
 def survey_file(job: ScanJob) -> ScanResult:
     """Read one file as ``import_file`` does and write nothing: ``found`` is what case.json would say."""
-    return _guarded(job, _look)
+    return guarded(job, _look)
 
 
 def _look(job: ScanJob, result: ScanResult) -> None:

@@ -16,19 +16,10 @@ import numpy as np
 from tqdm import tqdm
 
 from diffux2ct.data.case_writer import SPLITS, read_case
-from diffux2ct.data.prepare import (
-    _case_split,
-    _check_resume,
-    _check_space,
-    _finish,
-    _known_repeats,
-    _row,
-)
+from diffux2ct.data.plan_runner import run_plan, survey_plan
 from diffux2ct.data.prepare_plan import Plan
 from diffux2ct.data.prepare_report import PrepareReport
 from diffux2ct.data.prepare_settings import PrepareSettings
-from diffux2ct.data.same_scan import find_same
-from diffux2ct.data.scan_pool import run_jobs
 from diffux2ct.data.sources.x2ct import FILE
 from diffux2ct.data.split import write_lists
 from diffux2ct.data.x2ct_case import VIEWS_STORED, import_file, survey_file
@@ -62,31 +53,13 @@ def import_x2ct(
     A file that cannot be used is listed and does not stop the others; a scan that two patients have is used once.
     Raises UserError: nothing to import, settings without effect, other settings before, h5py missing, a full disk.
     """
-    start, out = time.monotonic(), Path(out)
+    out = Path(out)
     plan, report = plan_x2ct(raw, out, settings, asked, xrays, split)
     _refuse_other_xrays(out, plan, xrays)
-    repeated = _known_repeats(out, plan.jobs)
-    todo = _check_resume(out, [job for job in plan.jobs if job.base not in repeated], report)
-    _check_space(out, todo, plan.jobs[0].settings)
     for left in out.glob(".*.importing"):  # of a killed run
         shutil.rmtree(left, ignore_errors=True)
-    waiting = {job.base for job in todo} | set(repeated)
-    done = [job for job in plan.jobs if job.base not in waiting]
-    for job, result in run_jobs(partial(import_file, xrays=xrays), todo, workers, progress):
-        report.written += result.written
-        if result.reason:
-            report.bad.append((job.source, result.reason))
-        else:
-            done.append(job)
-    if not done:
-        source, reason = min(report.bad)
-        raise UserError(
-            f"{raw}: none of {len(report.bad)} files could be used; the first: {source}: {reason}"
-        )
-    done.sort(key=lambda job: job.base)
-    _finish(name, out, plan, done, repeated, report)
-    report.seconds = time.monotonic() - start
-    return report
+    work = partial(import_file, xrays=xrays)
+    return run_plan(name, raw, out, plan, work, report, workers=workers, progress=progress)
 
 
 def survey_x2ct(
@@ -101,20 +74,7 @@ def survey_x2ct(
 ) -> tuple[list[dict[str, Any]], PrepareReport]:
     """What ``import_x2ct`` with these arguments would use, as ``prepare.survey`` tells it; nothing is written."""
     plan, report = plan_x2ct(raw, Path(), settings, asked, xrays, split)
-    found: dict[str, dict[str, Any]] = {}
-    for job, result in run_jobs(survey_file, plan.jobs, workers, progress):
-        if result.reason:
-            report.bad.append((job.source, result.reason))
-        else:
-            found[job.base] = result.found
-    usable = [job for job in plan.jobs if job.base in found]
-    repeats = find_same(usable, {base: what["content_sha256"] for base, what in found.items()}, report)
-    kept = [job for job in usable if job.base not in repeats]
-    report.bad.sort()
-    report.not_used.sort()
-    report.notes += [note for job in kept for note in found[job.base]["notes"]]
-    report.split = _case_split(plan, kept)
-    return [_row(plan, job, found[job.base]) for job in kept], report
+    return survey_plan(plan, survey_file, report, workers=workers, progress=progress)
 
 
 def export_x2ct(

@@ -9,10 +9,10 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from diffux2ct.data.prepare_plan import Plan, _case_names
+from diffux2ct.data.prepare_plan import Plan, case_names
 from diffux2ct.data.prepare_report import PrepareReport
 from diffux2ct.data.prepare_settings import PrepareSettings
-from diffux2ct.data.scan_job import ScanJob, ScanResult, _guarded
+from diffux2ct.data.scan_job import ScanJob, ScanResult, guarded
 from diffux2ct.data.sources import discover
 from diffux2ct.data.sources.x2ct import scan_name
 from diffux2ct.data.split import resolve_conflicts, split_patients
@@ -50,7 +50,7 @@ def plan_x2ct(
     found = discover("x2ct", raw)
     need_h5py(found.cases[0].path)
     report = PrepareReport(not_used=list(found.left_out), notes=list(found.notes))
-    names = _case_names([replace(case, patient=scan_name(case.path) or case.patient) for case in found.cases])
+    names = case_names([replace(case, patient=scan_name(case.path) or case.patient) for case in found.cases])
     jobs, headers = [], {}
     patients = {case.patient: case.patient for case in found.cases}
     for case, base in zip(found.cases, names, strict=True):
@@ -105,7 +105,7 @@ def _header(job: ScanJob, report: PrepareReport) -> X2ctHeader | None:
     def read(job: ScanJob, result: ScanResult) -> None:
         result.found["header"] = read_x2ct_header(job.raw.path)
 
-    result = _guarded(job, read)
+    result = guarded(job, read)
     if result.reason:
         report.bad.append((job.source, result.reason))
     return result.found.get("header")
