@@ -117,13 +117,13 @@ def test_linear_decay_is_constant_for_half_the_steps():
 
 
 @pytest.mark.parametrize(
-    ("experiment", "beta2", "schedule", "steps"),
+    ("experiment", "beta2", "schedule", "num_cases", "steps"),
     [
-        ("x2ct_gan_paper", 0.999, "constant", 300 * 917 / 4),
-        ("x2ct_gan_code", 0.99, "linear_decay", 100 * 916 / 4),
+        ("x2ct_gan_paper", 0.999, "constant", 917, 68_775),
+        ("x2ct_gan_code", 0.99, "linear_decay", 916, 22_900),
     ],
 )
-def test_recipes(experiment, beta2, schedule, steps):
+def test_recipes(experiment, beta2, schedule, num_cases, steps):
     with initialize_config_module("diffux2ct.configs", version_base="1.3"):
         cfg = hydra_compose("train", overrides=[f"experiment={experiment}"])
     assert (cfg.optim._target_, cfg.optim.lr, list(cfg.optim.betas)) == (
@@ -131,8 +131,8 @@ def test_recipes(experiment, beta2, schedule, steps):
         2e-4,
         [0.5, beta2],
     )
-    settings = build.build_settings(cfg)
-    assert (settings.lr_schedule, settings.batch_size, settings.max_steps) == (schedule, 4, round(steps))
+    settings = build.build_settings(cfg).with_steps_for(num_cases)
+    assert (settings.lr_schedule, settings.batch_size, settings.max_steps) == (schedule, 4, steps)
     weights = (cfg.model.adversarial_weight, cfg.model.mse_weight, cfg.model.projection_weight)
     assert (weights, cfg.model.generator.dropout, cfg.dataset.size) == ((0.1, 10, 10), 0.5, 128)
 

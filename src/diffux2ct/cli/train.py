@@ -21,9 +21,6 @@ def run(cfg: DictConfig) -> None:
     run_dir = Path(cfg.run_dir + sweep_suffix())
     cfg.run_dir = str(run_dir)
     settings = build.build_settings(cfg)
-    config = build.plain(cfg)
-    # Refuse before anything is written.
-    checkpoint.find_resume(run_dir, settings.resume, config)
     resolve_device(settings.device)
     build.check_optimizer(cfg)
     rank, world = distributed.start()
@@ -32,6 +29,10 @@ def run(cfg: DictConfig) -> None:
         build.ensure_dataset(cfg.dataset)
     distributed.barrier()
     train_set = build.build_dataset(cfg.dataset, "train")
+    settings = settings.with_steps_for(len(train_set))
+    cfg.trainer.max_steps = settings.max_steps
+    config = build.plain(cfg)
+    checkpoint.find_resume(run_dir, settings.resume, config)  # refuses before the run's folder is written
     validator = build.build_validator(cfg)
     if rank == 0:
         run_dir.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ FORMAT = 1
 # What a resumed run may change: budget, cadence and where things are shown, never what is learnt.
 FREE_TO_CHANGE = (
     "trainer.max_steps",
+    "trainer.max_epochs",
     "trainer.max_minutes",
     "trainer.log_every",
     "trainer.val_every",

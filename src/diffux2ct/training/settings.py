@@ -1,7 +1,7 @@
 """What a training run may be told, checked before anything is built."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -12,7 +12,8 @@ from diffux2ct.errors import UserError
 class TrainerSettings:
     """Plain settings of a run. ``batch_size`` is the global batch, over all ranks and accumulated parts.
 
-    ``max_minutes`` ends a run early (time of all its resumed parts); cadences are in steps, 0 turns one off.
+    ``max_epochs``, where given, takes the place of ``max_steps``. ``max_minutes`` ends a run early (time of all its
+    resumed parts); cadences are in steps, 0 turns one off.
     ``lr_schedule``: ``constant`` (the paper), ``cosine`` to zero at ``max_steps``, or ``linear_decay``: constant for
     the first half of ``max_steps``, then linear to zero (X2CT-GAN's code).
     """
@@ -20,6 +21,7 @@ class TrainerSettings:
     max_steps: int
     batch_size: int = 2
     accumulate: int = 1
+    max_epochs: float | int | None = None
     max_minutes: float | int | None = None
     precision: str = "bf16"
     channels_last: bool = True
@@ -46,12 +48,21 @@ class TrainerSettings:
         for key in ("log_every", "val_every", "checkpoint_every", "warmup_steps", "num_workers", "seed"):
             if not isinstance(getattr(self, key), int) or getattr(self, key) < 0:
                 raise UserError(f"trainer.{key}={getattr(self, key)}: must be a whole number, 0 or more")
+        for key in ("max_epochs", "max_minutes"):
+            if getattr(self, key) is not None and not getattr(self, key) > 0:
+                raise UserError(f"trainer.{key}={getattr(self, key)}: must be above 0, or null for no limit")
         if self.precision not in ("bf16", "fp32"):
             raise UserError(f"trainer.precision={self.precision}: choose bf16 or fp32")
         if self.lr_schedule not in ("constant", "cosine", "linear_decay"):
             raise UserError(
                 f"trainer.lr_schedule={self.lr_schedule}: choose constant, cosine or linear_decay"
             )
+
+    def with_steps_for(self, num_train_cases: int) -> "TrainerSettings":
+        """These settings with the steps that ``max_epochs`` over so many cases take; themselves where it is None."""
+        if self.max_epochs is None:
+            return self
+        return replace(self, max_steps=max(1, round(self.max_epochs * num_train_cases / self.batch_size)))
 
     def check_world(self, world: int) -> None:
         """Raise UserError unless the global batch divides evenly over ranks and accumulated parts."""
