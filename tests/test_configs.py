@@ -5,14 +5,21 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
 
 from diffux2ct import build
 from diffux2ct.diffusion.samplers import SAMPLERS
 from diffux2ct.evaluation.distortion import METRICS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-OPTIONS = sorted((p.parent.name, p.stem) for p in CONFIGS.glob("*/*.yaml") if p.parent.name != "experiment")
+OPTIONS = sorted(
+    (p.parent.relative_to(CONFIGS).as_posix(), p.stem)
+    for p in CONFIGS.glob("*/**/*.yaml")
+    if p.parent.name != "experiment"
+)
 EXPERIMENTS = sorted(p.stem for p in CONFIGS.glob("experiment/*.yaml"))
+GROUPS = {group: [option for g, option in OPTIONS if g == group] for group, _ in OPTIONS}
+NUM_ROUNDS = max(len(options) for options in GROUPS.values())
 
 
 def composed(*overrides: str, config: str = "train"):
@@ -35,12 +42,37 @@ def build_all(cfg) -> None:
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_of_every_group_builds(group, option):
-    build_all(composed("experiment=demo", f"{group}={option}", "dataset.root=/nowhere", "dataset.size=32"))
+    base = ["experiment=demo"] + (["dataset=folder"] if group.startswith("dataset/") else [])
+    build_all(composed(*base, f"{group}={option}", "dataset.root=/nowhere", "dataset.size=32"))
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_builds(experiment):
     build_all(composed(f"experiment={experiment}", "dataset.root=/nowhere"))
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("round_", range(NUM_ROUNDS))
+def test_every_option_of_every_group_builds_in_every_experiment(experiment, round_):
+    """Round k takes the k-th option of all groups at once, so that a few rounds have every option in every experiment."""
+    chosen = {group: options[round_ % len(options)] for group, options in GROUPS.items()}
+    if sets_conditioning(experiment):  # keys that the other kinds of conditioning do not have
+        chosen["conditioning"] = "implicit"
+    for group in nested_groups_without_place(chosen["dataset"]):
+        del chosen[group]
+    overrides = [f"{group}={option}" for group, option in chosen.items()]
+    build_all(composed(f"experiment={experiment}", *overrides, "dataset.root=/nowhere", "dataset.size=32"))
+
+
+def sets_conditioning(experiment: str) -> bool:
+    return "conditioning" in OmegaConf.load(CONFIGS / "experiment" / f"{experiment}.yaml")
+
+
+def nested_groups_without_place(dataset: str) -> list[str]:
+    """Groups below dataset/ that this one has no use for: phantoms are not prepared from scans."""
+    text = (CONFIGS / "dataset" / f"{dataset}.yaml").read_text(encoding="utf-8")
+    nested = [group for group in GROUPS if group.startswith("dataset/")]
+    return [group for group in nested if f"- {group.split('/')[1]}:" not in text]
 
 
 @pytest.mark.parametrize("config", ["evaluate", "prepare", "drr", "reconstruct", "segment", "summarize"])
