@@ -1,6 +1,6 @@
 """DRR speed on the CPU: our projectors, nanodrr, diffdrr and plastimatch, same volume, same cone camera, same run.
 
-    pip install "diffux2ct[peers]" plastimatch==1.10.0
+    pip install -c constraints.txt -e '.[peers]' plastimatch==1.10.0
     python benchmarks/drr.py                    # writes benchmarks/drr_cpu.csv
 
 Without the packages that the peers' viewers want (kornia, pyvista, ...), and without pip touching torch:
@@ -19,12 +19,9 @@ and suffer more than others from a neighbour.
 """
 
 import argparse
-import csv
 import os
-import platform
 import random
 import statistics
-import sys
 import tempfile
 import time
 import warnings
@@ -33,12 +30,13 @@ from pathlib import Path
 
 import torch
 
+from _common import HERE, cpu_model, skip, write_csv
+from _drr_peers import Plastimatch, diffdrr, nanodrr, plastimatch_program
 from diffux2ct import __version__
 from diffux2ct.geometry.camera import camera_preset
 from diffux2ct.geometry.drr import PROJECTORS
 from diffux2ct.geometry.hounsfield import attenuation_from_hu
 from diffux2ct.types import VIEWS
-from drr_peers import Plastimatch, diffdrr, nanodrr, plastimatch_program
 
 PLASTIMATCH_CALL = ("plastimatch", "exact (Siddon), whole call")
 PLASTIMATCH_OWN = ("plastimatch", "exact (Siddon), projecting")
@@ -103,15 +101,6 @@ def differences(images, reference) -> tuple[float, float]:
     return float(gap.mean() / b.mean()), float(gap.max() / b.max())
 
 
-def cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
 def package_version(name: str) -> str:
     try:
         return version(name)
@@ -158,21 +147,22 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--repeats", type=int, default=11)
+    parser.add_argument("--size", type=int, default=128, help="voxels per side of the cube of 256 mm")
     parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, os.cpu_count() or 1}))
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("drr_cpu.csv"))
+    parser.add_argument("--out", type=Path, default=HERE / "drr_cpu.csv")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
 
     from diffux2ct.data.phantom import make_phantom
 
-    size, spacing = 128, 2.0
+    size, spacing = args.size, 256.0 / args.size
     hu = torch.from_numpy(make_phantom(0, 0, size=size, extent_mm=size * spacing).hu)
     camera = camera_preset("lumbar", size, spacing)
     folder = tempfile.TemporaryDirectory()
     try:
         renderers = contenders(hu, spacing, camera, Path(folder.name))
     except ImportError as error:
-        sys.exit(f"error: {error}; install the peers: pip install 'diffux2ct[peers]' (or see --help)")
+        skip(f"{error}; install the peers: pip install -c constraints.txt -e '.[peers]' (or see --help)")
 
     images = {key: forward(*renderer) for key, renderer in renderers.items()}
     setup = {
@@ -184,12 +174,7 @@ def main() -> None:
         "repeats": args.repeats,
     }
     rows = [row | setup for row in table(renderers, images, args.threads, args.repeats)]
-    partial = args.out.with_name(f".{args.out.name}.partial")
-    with partial.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(partial, args.out)
+    write_csv(args.out, rows)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """How far our DRRs are from plastimatch's, nanodrr's and diffdrr's on a real CT, in both cone-beam presets.
 
-    pip install "diffux2ct[peers]" plastimatch==1.10.0
-    python benchmarks/drr_parity.py CT_FILE     # writes benchmarks/drr_parity.csv
+    pip install -c constraints.txt -e '.[peers]' plastimatch==1.10.0
+    python benchmarks/drr_parity.py [CT_FILE]   # writes benchmarks/drr_parity.csv
+
+Without an argument the CT is a chest in ../shared/data, beside the checkout.
 
 The cube of 128 voxels at the scan's centre, clipped to [-1024, 1500] HU as for training, is rendered on the camera's
 own panel by each of our projectors and by each peer; every combination is compared. mean_error is the mean absolute
@@ -10,9 +12,6 @@ panel, is what registers our image to the peer's (phase correlation, to 1/100 pi
 """
 
 import argparse
-import csv
-import os
-import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -22,12 +21,13 @@ import numpy as np
 import torch
 from skimage.registration import phase_cross_correlation
 
+from _common import HERE, SHARED, skip, write_csv
+from _drr_peers import Plastimatch, diffdrr, nanodrr
 from diffux2ct.data.volume_io import crop_or_pad, read_ct, resample
 from diffux2ct.geometry.camera import Camera, camera_preset
 from diffux2ct.geometry.drr import PROJECTORS
 from diffux2ct.geometry.hounsfield import attenuation_from_hu
 from diffux2ct.types import VIEWS
-from drr_peers import Plastimatch, diffdrr, nanodrr
 
 PRESETS = {"lumbar": 2.0, "x2ct": 2.5}  # and the voxel size, mm, that goes with it
 
@@ -85,9 +85,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("ct", type=Path)
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("drr_parity.csv"))
+    parser.add_argument("ct", type=Path, nargs="?", default=SHARED / "ct" / "lidc0314_chest.nii.gz")
+    parser.add_argument("--out", type=Path, default=HERE / "drr_parity.csv")
     args = parser.parse_args()
+    if not args.ct.exists():
+        skip(f"no CT at {args.ct}; give one")
     warnings.filterwarnings("ignore")
     rows = []
     try:
@@ -98,13 +100,8 @@ def main() -> None:
                 rows.append({"ct": args.ct.name} | row | errors | shifts)
                 print(*rows[-1].values(), sep="  ")
     except ImportError as error:
-        sys.exit(f"error: {error}; install the peers: see --help")
-    partial = args.out.with_name(f".{args.out.name}.partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(partial, args.out)
+        skip(f"{error}; install the peers: see --help")
+    write_csv(args.out, rows)
 
 
 if __name__ == "__main__":

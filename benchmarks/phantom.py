@@ -7,9 +7,7 @@ count what else the machine does; cpu_seconds is what one phantom takes of a cor
 """
 
 import argparse
-import csv
 import os
-import platform
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -17,9 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from _common import HERE, machine, write_csv
 from diffux2ct.data.phantom import REGIONS, make_phantom
-
-HERE = Path(__file__).resolve().parent
 
 
 def paint(region: str, size: int, seconds: float, first: int) -> tuple[int, float, float]:
@@ -62,17 +59,12 @@ def main() -> None:
             for region in REGIONS:
                 for processes in args.processes:
                     row = measure(pool, region, size, processes, args.seconds)
-                    rows.append(row | {"numpy": np.__version__, "machine": platform.machine()})
+                    rows.append(row | {"numpy": np.__version__, "machine": machine()})
                     print(
                         f"{size:4d} {region:8s}{processes:3d} processes {row['volumes_per_second']:>7s} volumes/s "
                         f"{row['cpu_seconds']} s of a core each"
                     )
-    partial = args.out.with_name(f".{args.out.name}.partial")
-    with partial.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(partial, args.out)
+    write_csv(args.out, rows)
 
 
 if __name__ == "__main__":

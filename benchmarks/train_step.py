@@ -2,13 +2,11 @@
 
     python benchmarks/train_step.py            # writes benchmarks/train_step_cpu.csv
 
-Forward, backward and Adam of DiffuX2CT (``model=tiny`` and ``small``) at the given sizes. Seconds are medians.
+Forward, backward and Adam of DiffuX2CT (``widths=tiny`` and ``small``) at the given sizes. Seconds are medians.
 """
 
 import argparse
-import csv
 import os
-import platform
 import statistics
 import time
 from pathlib import Path
@@ -16,17 +14,17 @@ from pathlib import Path
 import torch
 from hydra import compose, initialize_config_module
 
+from _common import HERE, machine, write_csv
 from diffux2ct import build
 from diffux2ct.training.state import prepare_model
 
-HERE = Path(__file__).resolve().parent
 WAYS = {"fp32-contiguous": (False, False), "bf16-channels_last_3d": (True, True)}
 
 
-def make_step(model: str, size: int, batch: int, bf16: bool, channels_last: bool):
+def make_step(widths: str, size: int, batch: int, bf16: bool, channels_last: bool):
     """A function that takes one step."""
     with initialize_config_module("diffux2ct.configs", version_base="1.3"):
-        cfg = compose("train", ["experiment=demo", f"model={model}", f"dataset.size={size}"])
+        cfg = compose("train", ["experiment=demo", f"widths={widths}", f"dataset.size={size}"])
     torch.manual_seed(0)
     reconstructor = prepare_model(build.build_reconstructor(cfg), torch.device("cpu"), channels_last).train()
     optimizer = torch.optim.Adam(reconstructor.parameters(), 1e-4)
@@ -48,7 +46,7 @@ def make_step(model: str, size: int, batch: int, bf16: bool, channels_last: bool
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument(
-        "--cases", nargs="+", default=["tiny:32:8", "small:32:4", "small:64:1"], help="model:size:batch"
+        "--cases", nargs="+", default=["tiny:32:8", "small:32:4", "small:64:1"], help="widths:size:batch"
     )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -57,8 +55,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     rows = []
     for case in args.cases:
-        model, size, batch = case.split(":")
-        steps = {name: make_step(model, int(size), int(batch), *way) for name, way in WAYS.items()}
+        widths, size, batch = case.split(":")
+        steps = {name: make_step(widths, int(size), int(batch), *way) for name, way in WAYS.items()}
         for step in steps.values():
             step()  # what the first call sets up is not timed
         times = {name: [] for name in steps}
@@ -68,21 +66,18 @@ def main() -> None:
         medians = {name: statistics.median(values) for name, values in times.items()}
         rows.append(
             {
-                "model": model,
+                "widths": widths,
                 "size": size,
                 "batch": batch,
                 **{f"{name}_seconds": f"{value:.4f}" for name, value in medians.items()},
                 "speedup": f"{medians['fp32-contiguous'] / medians['bf16-channels_last_3d']:.2f}",
                 "threads": args.threads,
                 "torch": torch.__version__,
-                "machine": platform.machine(),
+                "machine": machine(),
             }
         )
         print(rows[-1], flush=True)
-    with open(args.out, "w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(args.out, rows)
 
 
 if __name__ == "__main__":

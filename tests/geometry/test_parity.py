@@ -150,7 +150,7 @@ def check(ours, reference, parity, limits):
 @pytest.mark.parametrize("preset", ["lumbar", "x2ct"])
 def test_real_ct_against_plastimatch(parity, chest, preset, view, tmp_path):
     """Siddon is plastimatch's own rule; the interpolating two see the same voxels smoother."""
-    from drr_peers import Plastimatch, plastimatch_program
+    from _drr_peers import Plastimatch, plastimatch_program
 
     if plastimatch_program() is None:
         pytest.skip("plastimatch is not installed: pip install plastimatch==1.10.0")
@@ -167,14 +167,14 @@ def test_real_ct_against_differentiable_peers(parity, chest, peer, preset, view)
     """nanodrr interpolates as our joseph and trilinear do; diffdrr's default is Siddon."""
     for name in ("torchio", peer):
         pytest.importorskip(name, reason=f"{name} is not installed: pip install 'diffux2ct[peers]'")
-    import drr_peers
+    import _drr_peers
 
     if peer == "diffdrr" and preset == "x2ct" and view == "lateral":
         pytest.skip("the frontal view is enough: diffdrr takes many seconds for 320 x 320 pixels")
     mu, _, spacing, camera, ours = chest(preset, view)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        reference = getattr(drr_peers, peer)(mu, spacing, camera)[1](view).numpy()
+        reference = getattr(_drr_peers, peer)(mu, spacing, camera)[1](view).numpy()
     interpolating = 1e-3 if peer == "nanodrr" else 1e-2
     boxes = 1e-2 if peer == "nanodrr" else 1e-5
     check(ours, reference, parity, {"siddon": boxes, "joseph": interpolating, "trilinear": interpolating})

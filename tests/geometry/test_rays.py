@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,10 +14,13 @@ from diffux2ct.geometry.siddon import project_siddon
 
 VIEWS = ("frontal", "lateral")
 CAMERAS = [Camera(kind, 300.0, 500.0, 5, 7, (4.0, 3.0)) for kind in ("cone", "slit", "parallel")]
+REVERSED = [replace(camera, reverse=True) for camera in CAMERAS]
 OBLIQUE = Pose((12.0, -7.0, 25.0), (5.0, -3.0, 8.0))
 
 
-@pytest.mark.parametrize("camera", CAMERAS, ids=lambda camera: camera.kind)
+@pytest.mark.parametrize(
+    "camera", CAMERAS + REVERSED, ids=lambda camera: camera.kind + (" reversed" if camera.reverse else "")
+)
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("pose", [None, OBLIQUE], ids=["straight", "oblique"])
 def test_every_point_of_a_ray_is_seen_by_its_pixel(camera, view, pose):
@@ -37,6 +42,12 @@ def test_rays_start_where_the_beam_does():
     np.testing.assert_allclose(slit[0][..., :2], np.broadcast_to((0.0, -300.0), (5, 7, 2)))
     np.testing.assert_allclose(parallel[1] - parallel[0], np.broadcast_to((0.0, 100.0, 0.0), (5, 7, 3)))
     np.testing.assert_allclose(cone[1][..., 1], 200.0)
+    # Reversed, source and panel change sides, in the lateral view too.
+    cone, slit, parallel = (camera_rays(camera, "lateral", reach_mm=50.0) for camera in REVERSED)
+    np.testing.assert_allclose(cone[0], np.broadcast_to((300.0, 0.0, 0.0), (5, 7, 3)))
+    np.testing.assert_allclose(cone[1][..., 0], -200.0)
+    np.testing.assert_allclose(slit[0][..., 0], 300.0)
+    np.testing.assert_allclose(parallel[1] - parallel[0], np.broadcast_to((-100.0, 0.0, 0.0), (5, 7, 3)))
 
 
 def test_a_volume_is_measured_as_it_lies_before_it_is_let_in():
@@ -48,6 +59,12 @@ def test_a_volume_is_measured_as_it_lies_before_it_is_let_in():
     for pose in (Pose((0, 0, 0), (0, 140, 0)), Pose((0, 0, 90), (0, 60, 0))):
         with pytest.raises(UserError, match="crop it or move the camera"):
             check_clearance(grid, camera, "frontal", pose)
+    # A panel 50 mm behind the isocentre, seen from the front or from the back.
+    near = Camera("cone", 150.0, 200.0, 4, 4, (1.0, 1.0))
+    for camera, side in ((near, 1), (replace(near, reverse=True), -1)):
+        check_clearance(grid, camera, "frontal", Pose((0, 0, 0), (0, -40 * side, 0)))
+        with pytest.raises(UserError, match="its panel at 50 mm"):
+            check_clearance(grid, camera, "frontal", Pose((0, 0, 0), (0, 40 * side, 0)))
     check_clearance(
         grid, Camera("parallel", 0.0, 0.0, 4, 4, (1.0, 1.0)), "frontal", Pose((0, 0, 0), (0, 140, 0))
     )
