@@ -1,90 +1,29 @@
-"""Virtual instrumentation, on vertebrae painted here (so that the canal is known exactly) and on real labels."""
+"""Virtual instrumentation, on vertebrae that are painted, so that the canal is known exactly."""
 
-import hashlib
 import os
 import subprocess
 import sys
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy import ndimage
 
-from diffux2ct.data.ct_image import CtImage, LabelImage
+from diffux2ct.data.ct_image import LabelImage
 from diffux2ct.data.instrumentation import InstrumentSettings, instrument
 from diffux2ct.data.instrumentation.construct import Rod
-from diffux2ct.data.instrumentation.frame import Field, Frame
+from diffux2ct.data.instrumentation.frame import Field
 from diffux2ct.data.instrumentation.shapes import coverage, rod_solid
 from diffux2ct.data.instrumentation.vertebra import centroids, load_labels, measure_vertebra
 from diffux2ct.data.label_scheme import LABELS, rod_label, screw_label
 from diffux2ct.errors import UserError
 
-CANAL = (11.0, 8.0)  # mm, half axes of every painted canal
-FRONT = -40.0  # mm, front of the painted bodies in their own frames
-
-
-def tilted(origin, degrees: float) -> Frame:
-    return Frame(np.array(origin, float), np.eye(3)).turned(0, degrees)
-
-
-# Lordosis: L3 leans forward, L4 lies level.
-FRAMES = {22: tilted((0.0, 0.0, 34.0), 8.0), 23: tilted((1.0, 3.0, 0.0), 0.0)}
-
-
-def paint_vertebra(p: np.ndarray, pedicle: float = 9.0) -> np.ndarray:
-    """A lumbar vertebra around the middle of its canal; p [..., 3] mm in its frame; pedicle: width, mm."""
-    x, y, z = np.abs(p[..., 0]), p[..., 1], p[..., 2]
-    canal = (x / CANAL[0]) ** 2 + (y / CANAL[1]) ** 2 <= 1
-    body = ((x / 24) ** 2 + ((y + 24) / 16) ** 2 <= 1) & (np.abs(z) <= 13)
-    pedicles = (
-        (np.abs(x - CANAL[0] - pedicle / 2) <= pedicle / 2) & (y > -18) & (y < 8) & (np.abs(z - 4) <= 7)
-    )
-    ring = ((x / 17) ** 2 + (y / 15) ** 2 <= 1) & (y > 2) & (z > -10) & (z < 8)
-    facets = (np.abs(x - 17) <= 5) & (y > 4) & (y < 14) & (z > -10) & (z < 12)
-    transverse = (x < 38) & (np.abs(y - 7) <= 3) & (np.abs(z - 4) <= 4)
-    spinous = (x <= 3) & (y > 10) & (y < 34) & (np.abs(z + 4) <= 6)
-    return (body | pedicles | ring | facets | transverse | spinous) & ~canal
-
-
-@cache
-def patient(pedicle: float = 9.0, spacing=(1.0, 1.0, 1.5), skin_behind: float = 75.0):
-    """A trunk of muscle with L3 and L4 in it, and their labels."""
-    shape = [round(e / s) for e, s in zip((130, 150, 100), spacing, strict=True)]
-    origin = (-65.0, -60.0, -40.0)
-    axes = [o + np.arange(n) * s for o, n, s in zip(origin, shape, spacing, strict=True)]
-    z, y, x = np.meshgrid(*axes[::-1], indexing="ij")
-    points = np.stack((x, y, z), -1)
-    hu = np.where((y < skin_behind) & (y > -55) & (np.abs(x) < 60), 50, -1000).astype(np.int16)
-    labels = np.zeros(hu.shape, np.uint8)
-    for value, frame in FRAMES.items():
-        bone = paint_vertebra(frame.to_local(points), pedicle)
-        hu[bone], labels[bone] = 300, value
-    return CtImage(hu, spacing, origin), LabelImage(labels, spacing, origin)
+from .painted_vertebrae import CANAL, FRAMES, digest, patient, shaft_of, share_inside
 
 
 @pytest.fixture(scope="module")
 def operated():
     return instrument(*patient(), seed=1, bilateral=1)
-
-
-def shaft_of(screw: dict, step: float = 0.4) -> np.ndarray:
-    """Points that fill a recorded screw's shaft, mm LPS."""
-    entry, tip = np.array(screw["entry"]), np.array(screw["tip"])
-    axis = (tip - entry) / np.linalg.norm(tip - entry)
-    across = np.linalg.svd(axis[None])[2][1:]
-    disc = np.stack(np.meshgrid(*[np.arange(-4, 4, step)] * 2), -1).reshape(-1, 2)
-    disc = disc[np.linalg.norm(disc, axis=1) <= screw["diameter"] / 2]
-    along = np.arange(0, np.linalg.norm(tip - entry), step)
-    return (entry + along[:, None, None] * axis + disc @ across).reshape(-1, 3)
-
-
-def share_inside(screw: dict, labels: LabelImage) -> float:
-    """Share of the shaft's points whose nearest voxel has the screw's vertebra as its label."""
-    index = np.rint((shaft_of(screw) - labels.origin) / labels.spacing).astype(int)
-    found = labels.labels[index[:, 2], index[:, 1], index[:, 0]]
-    return float((found == LABELS[screw["vertebra"]]).mean())
 
 
 def test_screws_lie_in_their_vertebrae_and_leave_the_canal_free(operated):
@@ -162,15 +101,11 @@ def test_another_seed_gives_other_screws(operated):
     assert other[2]["screws"] != operated[2]["screws"]
 
 
-def digest(result) -> str:
-    ct, labels, record = result
-    return hashlib.sha256(ct.hu.tobytes() + labels.labels.tobytes() + repr(record).encode()).hexdigest()
-
-
 def test_a_seed_gives_the_same_bytes_in_another_process_with_another_number_of_threads(operated):
     code = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_instrumentation as t; "
-        "print(t.digest(t.instrument(*t.patient(), seed=1, bilateral=1)))"
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import painted_vertebrae as t; "
+        "from diffux2ct.data.instrumentation import instrument; "
+        "print(t.digest(instrument(*t.patient(), seed=1, bilateral=1)))"
     )
     threads = "4" if os.environ.get("OMP_NUM_THREADS") != "4" else "1"
     counts = {f"{name}_NUM_THREADS": threads for name in ("OMP", "OPENBLAS", "MKL")}
@@ -300,61 +235,3 @@ def test_lumbarv_open_asks_for_what_the_settings_know():
     assert InstrumentSettings.from_dict(values) == InstrumentSettings()
     assert (prepare.source, prepare.grid, prepare.spacing, prepare.size) == ("ctspine1k", "lumbar", 2.0, 128)
     assert InstrumentSettings.from_dict(InstrumentSettings().to_dict()) == InstrumentSettings()
-
-
-GREY = {"0510": [85, 122, 127], "0532": [52, 96, 103], "0646": [5, 55, 66], "0694": [6, 57, 66]}
-
-
-def colonog(root: Path, name: str) -> tuple[CtImage, LabelImage]:
-    """A real scan of 8-bit grey, turned into HU by what air, fat and muscle have, and its vertebra labels."""
-    import SimpleITK as sitk
-
-    from diffux2ct.data.volume_io import read_labels
-
-    image = sitk.ReadImage(str(root / "labelled_8bit" / f"colonog_{name}_ct.nii.gz"))
-    image = sitk.DICOMOrient(image, "LPS")
-    slope, offset = np.polyfit(GREY[name], [-990, -105, 55], 1)
-    hu = (sitk.GetArrayFromImage(image) * slope + offset).clip(-1024, 3071).astype(np.int16)
-    ct = CtImage(hu, tuple(map(float, image.GetSpacing())), tuple(map(float, image.GetOrigin())))
-    return ct, read_labels(root / "labelled_8bit" / f"colonog_{name}_label.nii.gz")
-
-
-def canal_depth(labels: LabelImage, value: int) -> np.ndarray:
-    """Depth (mm, negative outside) inside the canal of a vertebra, found without the package: in axial sections, the
-    hole of the thinnest slab around each whose shadow has one."""
-    mask = labels.labels == value
-    rows = np.flatnonzero(mask.any((1, 2)))
-    canal = np.zeros_like(mask)
-    for k in rows:
-        for half in range(len(rows)):
-            shadow = mask[max(k - half, 0) : k + half + 1].any(0)
-            holes, _ = ndimage.label(ndimage.binary_fill_holes(shadow) & ~shadow)
-            sizes = np.bincount(holes.ravel(), minlength=2)[1:]
-            if sizes.max() * labels.spacing[0] * labels.spacing[1] >= 80:
-                canal[k] = holes == sizes.argmax() + 1
-                break
-    assert canal.any()
-    inside, outside = (ndimage.distance_transform_edt(c) - 0.5 for c in (canal, ~canal))
-    return np.where(canal, inside, -outside) * labels.spacing[0]
-
-
-@pytest.mark.real
-@pytest.mark.parametrize(("name", "seed"), [("0510", 0), ("0532", 1), ("0646", 2)])
-def test_screws_lie_in_real_vertebrae_and_leave_the_canal_free(shared_data, name, seed):
-    ct, labels = colonog(shared_data, name)
-    _, _, record = instrument(ct, labels, seed=seed, vertebrae=("L3", "L4"), bilateral=1)
-    assert len(record["screws"]) == 4
-    for vertebra in ("L3", "L4"):
-        canal = canal_depth(labels, LABELS[vertebra])
-        for screw in (s for s in record["screws"] if s["vertebra"] == vertebra):
-            assert share_inside(screw, labels) >= 0.9
-            index = (shaft_of(screw) - labels.origin) / labels.spacing
-            depth = ndimage.map_coordinates(canal, index.T[::-1], order=1, mode="nearest")
-            assert depth.max() < 0.0  # mm of the screw within the canal
-
-
-@pytest.mark.real
-def test_labels_of_another_scan_are_refused(shared_data):
-    # The labels of this one are not of its image: prone and supine scans of one patient were swapped.
-    with pytest.raises(UserError, match="do not lie on the scan's bones"):
-        instrument(*colonog(shared_data, "0694"), seed=0)
