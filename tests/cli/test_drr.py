@@ -252,3 +252,19 @@ def test_a_real_chest_has_its_heart_on_the_images_right_and_its_spine_behind(sha
     heart = frontal[28:42]  # rows just above the diaphragm: the heart's shadow bulges to the patient's left
     assert heart[:, 72:88].mean() > heart[:, 88:104].mean()
     assert lateral[:, 96:].mean() > lateral[:, :32].mean()  # spine and back behind, air in front
+
+
+@pytest.mark.parametrize(
+    ("output", "told"),
+    [
+        ("line_integral", ": line integrals of 16x16,"),
+        ("transmission", ": transmission, between 0 and 1, of 16x16,"),
+        ("max", ": line integrals over each image's largest of 16x16,"),
+    ],
+)
+def test_it_says_what_the_files_hold(scan, tmp_path, capsys, output, told):
+    run(configure(ct=str(scan), out=str(tmp_path / "drr"), size=16, spacing=4.0, output=output))
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert told in line
+    peak = float(line.split("frontal up to ")[1].split(",")[0])
+    assert 0.2 < peak < 1.0  # 16 mm of bone with metal in it, through voxels of 4 mm

@@ -5,6 +5,7 @@ import pytest
 
 from diffux2ct.data.camera_file import check_extent, read_camera_file, read_camera_files
 from diffux2ct.errors import UserError
+from diffux2ct.geometry.camera import Camera, camera_preset
 
 STILL, TURNED = ({"rotation_deg": [0, 0, degrees], "shift_mm": [0, 0, 0]} for degrees in (0, 5))
 
@@ -12,7 +13,7 @@ STILL, TURNED = ({"rotation_deg": [0, 0, degrees], "shift_mm": [0, 0, 0]} for de
 def write(folder: Path, **changes) -> Path:
     """camera.json of a 2 mm cube of 32 voxels, as synthesize_drr.py writes it."""
     record = {
-        "camera": {"name": "lumbar"},
+        "camera": camera_preset("lumbar", 32, 2.0).to_dict(),
         "source": "scan.nii.gz",
         "size": 32,
         "spacing": [2.0, 2.0, 2.0],
@@ -39,6 +40,7 @@ def test_it_tells_the_view_and_the_cube(tmp_path):
         "line_integral",
         False,
     )
+    assert Camera.from_dict(known.geometry) == camera_preset("lumbar", 32, 2.0)
     assert known.extent == (64.0, 64.0, 64.0)
     assert known.centre == (0.0, 100.0, 31.0)
     turned = write(tmp_path / "b", pose={"frontal": STILL, "lateral": TURNED})

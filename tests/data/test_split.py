@@ -49,6 +49,13 @@ def test_counts_are_scaled_to_the_patients_that_are_there() -> None:
     exact = split_patients([f"p{i:04d}" for i in range(1014)], SCALED, 0, notes=notes)
     assert (len(exact["train"]), len(exact["test"]), notes) == (904, 102, [])
     assert len(split_patients([f"p{i}" for i in range(300)], SCALED | {"of": None}, 0)["test"]) == 102
+    # However few there are, somebody is left to train on.
+    few = {1: (1, 0, 0), 2: (1, 0, 1), 3: (1, 1, 1)}
+    for count, parts in few.items():
+        split = split_patients([f"p{i}" for i in range(count)], SCALED, 0)
+        assert tuple(len(split[part]) for part in ("train", "val", "test")) == parts
+    named = split_patients(["a", "b"], {"test": ["a"], "val": 8, "of": 1014}, 0)
+    assert named == {"train": ["b"], "val": [], "test": ["a"]}
     with pytest.raises(UserError, match="split.of=0"):
         split_patients(["a", "b"], {"test": 1, "of": 0}, 0)
 

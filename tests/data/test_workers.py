@@ -1,8 +1,10 @@
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,18 +12,22 @@ import pytest
 from diffux2ct.data.workers import run_in_workers
 
 JOBS = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from diffux2ct.data.workers import run_in_workers
 from waits import wait
 if __name__ == "__main__":
-    list(run_in_workers(wait, [Path(sys.argv[1]) / str(i) for i in range(2)], 2))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        list(run_in_workers(wait, [Path(sys.argv[1]) / str(i) for i in range(5)], 2))
+    except KeyboardInterrupt:
+        sys.exit(130)
 """
 WAITS = """
 import os, time
 def wait(path):
     path.write_text(str(os.getpid()))
-    time.sleep(100)
+    time.sleep(1000)
 """
 
 
@@ -29,22 +35,53 @@ def test_one_worker_is_this_process():
     assert list(run_in_workers(abs, [-1, 2], 1)) == [(-1, 1), (2, 2)]
 
 
-@pytest.mark.dist
-def test_workers_end_with_the_process_that_started_them(tmp_path: Path):
+@pytest.fixture
+def busy(tmp_path: Path) -> Iterator[tuple[subprocess.Popen, list[int]]]:
+    """A process whose two workers have begun the first two of five jobs, and theirs."""
     (tmp_path / "jobs.py").write_text(JOBS)
     (tmp_path / "waits.py").write_text(WAITS)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    parent = subprocess.Popen([sys.executable, tmp_path / "jobs.py", tmp_path], env=environment)
+    parent = subprocess.Popen(
+        [sys.executable, tmp_path / "jobs.py", tmp_path],
+        env=environment,
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    )
     notes = [tmp_path / "0", tmp_path / "1"]
-    deadline = time.monotonic() + 120
-    while not all(note.exists() and note.read_text() for note in notes) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    pids = [int(note.read_text()) for note in notes]
+    wait_until(lambda: all(note.exists() and note.read_text() for note in notes))
+    try:
+        yield parent, [int(note.read_text()) for note in notes]
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # where the test failed, they would run on
+            os.killpg(parent.pid, signal.SIGKILL)
+
+
+@pytest.mark.dist
+def test_workers_end_with_the_process_that_started_them(busy):
+    parent, pids = busy
     parent.send_signal(signal.SIGKILL)
     parent.wait()
-    while any(alive(pid) for pid in pids) and time.monotonic() < deadline:
+    wait_until(lambda: not any(map(alive, pids)))
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("to_all", [True, False], ids=["Ctrl-C", "kill -INT"])
+def test_an_interrupt_ends_jobs_in_their_middle_and_begins_no_others(busy, tmp_path: Path, to_all: bool):
+    parent, pids = busy
+    os.killpg(parent.pid, signal.SIGINT) if to_all else parent.send_signal(signal.SIGINT)
+    _, errors = parent.communicate(timeout=120)  # jobs take 1000 s
+    wait_until(lambda: not any(map(alive, pids)))
+    assert parent.returncode == 130
+    assert errors.count("Traceback") == 0
+    assert sorted(path.name for path in tmp_path.glob("[0-9]")) == ["0", "1"]
+
+
+def wait_until(reached: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not reached():
+        assert time.monotonic() < deadline
         time.sleep(0.1)
-    assert not any(alive(pid) for pid in pids)
 
 
 def alive(pid: int) -> bool:

@@ -23,6 +23,11 @@ from diffux2ct.geometry.pose import Pose, random_poses
 from diffux2ct.geometry.xray_effects import XrayEffects
 
 _PNG_MAX = 2**16 - 1
+_STORED = {
+    "line_integral": "line integrals",
+    "transmission": "transmission, between 0 and 1,",
+    "max": "line integrals over each image's largest",
+}
 
 
 def main() -> None:
@@ -81,7 +86,9 @@ def run(cfg: DictConfig) -> None:
     }
     _write(out, images, record)
     peaks = ", ".join(f"{view} up to {image.max():.2f}" for view, image in line_integrals.items())
-    print(f"wrote {out}: {peaks} (line integrals, {size}x{size}, camera {camera.name})")
+    print(
+        f"wrote {out}: {_STORED[scene.output]} of {size}x{size}, camera {camera.name}; line integrals: {peaks}"
+    )
 
 
 @dataclass(frozen=True)

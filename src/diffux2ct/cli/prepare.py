@@ -3,19 +3,26 @@
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from diffux2ct.cli.hydra_app import hydra_app
-from diffux2ct.data.prepare import PrepareReport, PrepareSettings, prepare, survey
-from diffux2ct.data.prepare_report import by_reason, summary_table
 from diffux2ct.errors import UserError
-from diffux2ct.viz.contact_sheet import write_contact_sheets
+
+if TYPE_CHECKING:
+    from diffux2ct.data.prepare_report import PrepareReport
+    from diffux2ct.data.prepare_settings import PrepareSettings
+
+# What reads scans is imported where it is used: --help answers at once, and so do the processes that import this
+# module only because they were started by the command.
 
 
 def run(cfg: DictConfig) -> None:
     """Prepare ``cfg.raw`` and say what was done. Raises UserError if nothing, or under strict not all, was usable."""
+    from diffux2ct.data.prepare import prepare, survey
+    from diffux2ct.viz.contact_sheet import write_contact_sheets
+
     if "prepare" not in cfg.dataset:
         raise UserError(
             f"dataset={cfg.dataset.name} is not made from scans; choose folder, lumbarv, lidc_idri, ..."
@@ -51,14 +58,16 @@ def run(cfg: DictConfig) -> None:
         raise UserError(f"{len(report.bad)} scans could not be used (listed above), and strict=true")
 
 
-def _import(cfg: DictConfig, recipe: Mapping[str, Any], out: Path) -> PrepareReport:
+def _import(cfg: DictConfig, recipe: Mapping[str, Any], out: Path) -> "PrepareReport":
     """X2CT-GAN's files: cubes that are cut already, with X-rays of their own."""
     from diffux2ct.data.x2ct_exchange import import_x2ct
 
     return import_x2ct(cfg.raw, out, cfg.dataset.name, **_import_arguments(cfg, recipe))
 
 
-def _survey_import(cfg: DictConfig, recipe: Mapping[str, Any]) -> tuple[list[dict[str, Any]], PrepareReport]:
+def _survey_import(
+    cfg: DictConfig, recipe: Mapping[str, Any]
+) -> "tuple[list[dict[str, Any]], PrepareReport]":
     from diffux2ct.data.x2ct_exchange import survey_x2ct
 
     return survey_x2ct(cfg.raw, **_import_arguments(cfg, recipe))
@@ -80,7 +89,9 @@ def _import_arguments(cfg: DictConfig, recipe: Mapping[str, Any]) -> dict[str, A
     }
 
 
-def _settings(recipe: Mapping[str, Any]) -> PrepareSettings:
+def _settings(recipe: Mapping[str, Any]) -> "PrepareSettings":
+    from diffux2ct.data.prepare_settings import PrepareSettings
+
     low, high = recipe["window"]
     return PrepareSettings(
         size=_number("size", recipe["size"]),
@@ -111,20 +122,24 @@ def _flag(key: str, value: Any) -> bool:
     return value
 
 
-def _tell(report: PrepareReport, out: Path, sheets: list[Path]) -> None:
+def _tell(report: "PrepareReport", out: Path, sheets: list[Path]) -> None:
+    from diffux2ct.data.prepare_report import summary_table
+
     _tell_notes(report)
     print(summary_table(report.summary, listed=False))
     counts = ", ".join(f"{part} {len(ids)}" for part, ids in report.split.items())
     total = sum(map(len, report.split.values()))
     print(
         f"{out}: {total} cases ({counts}); {report.written} written in {report.seconds:.0f} s, "
-        f"{report.found} were there; {len(report.bad)} scans left out"
+        f"{report.found} were there; {len(report.bad) + len(report.not_used)} left out"
     )
     if sheets:
         print(f"look at {', '.join(map(str, sheets[:3]))}{', ...' if len(sheets) > 3 else ''}")
 
 
-def _tell_survey(rows: list[dict[str, Any]], report: PrepareReport) -> None:
+def _tell_survey(rows: list[dict[str, Any]], report: "PrepareReport") -> None:
+    from diffux2ct.data.prepare_report import by_reason
+
     _tell_notes(report)
     print(f"{'case':32} {'split':5} {'size':>15} {'spacing, mm':>17} {'axes':4} {'labels':6} source")
     for row in rows:
@@ -143,7 +158,7 @@ def _tell_survey(rows: list[dict[str, Any]], report: PrepareReport) -> None:
     )
 
 
-def _tell_notes(report: PrepareReport) -> None:
+def _tell_notes(report: "PrepareReport") -> None:
     for note in report.notes:
         print(f"note: {note}", file=sys.stderr)
     for source, reason in report.bad:

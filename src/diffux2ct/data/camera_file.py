@@ -18,7 +18,8 @@ _SAME_MM = 0.01  # far below a voxel, far above what JSON rounds away
 class CameraFile:
     """camera.json as it concerns one of its X-rays.
 
-    view: which one that file is. camera: the preset's name. output: what its pixels are (``encode_output``).
+    view: which one that file is. camera: the preset's name. geometry: ``Camera.to_dict`` of the camera then, as far as
+    the file tells it: a preset may have changed since. output: what its pixels are (``encode_output``).
     size, spacing, origin: the cube that was X-rayed, voxels per side, (x, y, z) mm and LPS mm of its first voxel.
     moved: whether the patient was turned or shifted for either view. source: the CT.
     """
@@ -26,6 +27,7 @@ class CameraFile:
     path: Path
     view: str
     camera: str
+    geometry: Mapping[str, Any]
     output: str
     size: int
     spacing: Triple
@@ -63,6 +65,7 @@ def read_camera_file(xray: str | Path) -> CameraFile | None:
             path=path,
             view=view,
             camera=str(record["camera"]["name"]),
+            geometry=dict(record["camera"]),
             output=str(record["output"]),
             size=int(record["size"]),
             spacing=triple(record["spacing"]),

@@ -81,7 +81,8 @@ def random_centres(
     """``num`` cube centres [num, 3] in mm (x, y, z), uniform where a cube of ``side`` mm stays inside the scan.
 
     Along an axis where the scan is shorter than the cube, the centre moves by up to a tenth of the side, as far as the
-    scan stays inside the cube. They depend on ``key`` and ``seed`` alone, so neither on other scans nor on ``num``.
+    scan stays inside the cube. The draws depend on ``key`` and ``seed`` alone, not on ``num``. The key is a case's
+    name; a patient's second scan has a number in it, and which of two is the second depends on both.
     """
     extent = np.array(shape) * np.array(spacing)
     middle = np.array(origin) + (extent - np.array(spacing)) / 2

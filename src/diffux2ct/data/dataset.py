@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffux2ct.data.ct_image import triple
+from diffux2ct.data.file_kind import has_dicom_magic
 from diffux2ct.data.structures import check_structures, class_table, reduce_classes
 from diffux2ct.errors import UserError
 from diffux2ct.geometry.hounsfield import HU_WINDOW, normalize_hu
@@ -280,16 +281,6 @@ def _first_scan(root: Path) -> str | None:
     """The name of a file below ``root`` that looks like a raw scan, None if there is none among the first thousand."""
     files = (Path(folder) / name for folder, _, names in os.walk(root) for name in sorted(names))
     for path in itertools.islice(files, 1000):
-        if path.name.lower().endswith(_SCANS) or _is_dicom(path):
+        if path.name.lower().endswith(_SCANS) or has_dicom_magic(path):
             return str(path.relative_to(root))
     return None
-
-
-def _is_dicom(path: Path) -> bool:
-    try:
-        if not path.is_file():  # opening a named pipe would wait for ever
-            return False
-        with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False

@@ -7,11 +7,12 @@ from pathlib import Path
 import SimpleITK as sitk
 from pydicom import Dataset
 
-from diffux2ct.data.dicom_frames import Frame, SeriesInfo, frames_of, is_dicom, read_header
+from diffux2ct.data.dicom_frames import Frame, SeriesInfo, frames_of, read_header
 from diffux2ct.data.dicom_stack import read_stack
+from diffux2ct.data.file_kind import is_dicom
 from diffux2ct.errors import UserError
 
-__all__ = ["SeriesInfo", "is_dicom", "list_series", "read_series"]
+__all__ = ["SeriesInfo", "list_series", "read_series"]
 
 
 def list_series(folder: str | Path) -> list[SeriesInfo]:

@@ -15,6 +15,7 @@ from pydicom.filereader import read_file_meta_info
 from pydicom.multival import MultiValue
 from pydicom.uid import DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
+from diffux2ct.data.file_kind import has_dicom_magic
 from diffux2ct.errors import UserError
 
 _TAGS = [
@@ -97,22 +98,6 @@ class Frame:
         return bool(np.isfinite([*self.position, *self.axes.ravel(), *self.pixel_spacing]).all())
 
 
-def is_dicom(path: str | Path) -> bool:
-    """Whether a file carries DICOM's magic word (or, lacking it, the suffix ``.dcm`` or ``.ima``).
-
-    A FIFO or a device is never opened: reading it could wait for ever.
-    """
-    path = Path(path)
-    try:
-        if not path.is_file():
-            return False
-        with path.open("rb") as file:
-            head = file.read(132)
-    except OSError:
-        return False
-    return head[128:] == b"DICM" or (path.suffix.lower() in (".dcm", ".ima") and len(head) > 0)
-
-
 def read_header(path: Path) -> tuple[SeriesInfo, pydicom.Dataset]:
     """Series and the attributes of a file that ``frames_of`` needs; UserError if it is damaged or no image."""
     with quiet_pydicom():
@@ -162,9 +147,8 @@ def frames_of(path: Path, header: pydicom.Dataset) -> list[Frame]:
 
 def _refuse_deflated(path: Path) -> None:
     """UserError for a deflated file: pydicom would unpack it whole, however large, to read one attribute."""
-    with path.open("rb") as file:
-        if file.read(132)[128:] != b"DICM":
-            return
+    if not has_dicom_magic(path):
+        return
     meta = read_file_meta_info(path)
     if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
         raise UserError(f"{path}: a deflated transfer syntax; convert it with gdcmconv --raw or dcmconv +te")

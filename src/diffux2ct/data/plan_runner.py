@@ -41,13 +41,15 @@ def run_plan(
     Raises UserError: ``out`` was prepared otherwise or of other scans, a full disk, no scan could be used.
     """
     start = time.monotonic()
+    _refuse_inside(Path(raw), out)
     repeated = _known_repeats(out, plan.jobs)
-    todo = _check_resume(out, [job for job in plan.jobs if job.base not in repeated], report)
+    todo = _check_resume(out, [job for job in plan.jobs if job.base not in repeated])
     _check_space(out, todo, plan.jobs[0].settings)
     waiting = {job.base for job in todo} | set(repeated)
     done = [job for job in plan.jobs if job.base not in waiting]
+    written: dict[str, int] = {}
     for job, result in run_jobs(work, todo, workers, progress):
-        report.written += result.written
+        written[job.base] = result.written
         if result.reason:
             report.bad.append((job.source, result.reason))
         else:
@@ -58,7 +60,10 @@ def run_plan(
             f"{raw}: none of {len(report.bad)} scans could be used; the first: {source}: {reason}"
         )
     done.sort(key=lambda job: job.base)
-    _finish(name, out, plan, done, repeated, report)
+    kept = _finish(name, out, plan, done, repeated, report)
+    # Only of what is in the split: not what a repeated scan or a scan with a bad crop had for a while.
+    report.written = sum(written.get(job.base, 0) for job in kept)
+    report.found = sum(len(job.case_ids) for job in kept) - report.written
     report.seconds = time.monotonic() - start
     return report
 
@@ -80,6 +85,7 @@ def survey_plan(
     report.not_used.sort()
     report.notes += [note for job in kept for note in found[job.base]["notes"]]
     report.split = _case_split(plan, kept)
+    report.notes += _empty_parts(report)
     return [_row(plan, job, found[job.base]) for job in kept], report
 
 
@@ -99,8 +105,11 @@ def _row(plan: Plan, job: ScanJob, found: Mapping[str, Any]) -> dict[str, Any]:
 
 def _finish(
     name: str, out: Path, plan: Plan, done: list[ScanJob], repeated: Repeats, report: PrepareReport
-) -> None:
-    """Drop scans that another patient has, then write the tables; dataset.json, which says finished, last."""
+) -> list[ScanJob]:
+    """Drop scans that another patient has, then write the tables; dataset.json, which says finished, last.
+
+    Returns the scans whose cases the tables name.
+    """
     first = {job.base: read_case(out, job.case_ids[0]) or {} for job in done}
     hashes = {
         base: record.get("content_sha256") or record.get("sha256", "") for base, record in first.items()
@@ -119,6 +128,7 @@ def _finish(
     report.not_used.sort()
     report.notes += [note for job in kept for note in first[job.base].get("notes", ())]
     report.split = _case_split(plan, kept)
+    report.notes += _empty_parts(report)
     records = {i: read_case(out, i) or {} for ids in report.split.values() for i in ids}
     report.summary = summarize(name, report.split, records, report)
     found = {
@@ -130,6 +140,7 @@ def _finish(
     write_split(out / "split_patients.json", name, settings.seed, plan.patients)
     told = plan.told | {"settings_hash": settings.hash()}
     finish_dataset(out, name, report.split, settings.as_dict() | told)
+    return kept
 
 
 def _case_split(plan: Plan, jobs: Sequence[ScanJob]) -> dict[str, list[str]]:
@@ -137,6 +148,22 @@ def _case_split(plan: Plan, jobs: Sequence[ScanJob]) -> dict[str, list[str]]:
         part: [case_id for job in jobs if plan.part_of(job) == part for case_id in job.case_ids]
         for part in SPLITS
     }
+
+
+def _empty_parts(report: PrepareReport) -> list[str]:
+    """A note a part without which nothing can be trained, or nothing scored."""
+    needed_for = {"train": "train on", "test": "score a model on"}
+    return [
+        f"no case is in {part}: there is nothing to {use}; dataset.prepare.split.test says who is held out"
+        for part, use in needed_for.items()
+        if not report.split[part]
+    ]
+
+
+def _refuse_inside(raw: Path, out: Path) -> None:
+    """UserError where the cases would be written among the scans: the next run would look through them for scans."""
+    if out.resolve().is_relative_to(raw.resolve()):
+        raise UserError(f"{out}: lies in the folder of the scans, raw={raw}; give an out= outside of it")
 
 
 def _known_repeats(out: Path, jobs: Sequence[ScanJob]) -> Repeats:
@@ -155,7 +182,7 @@ def _known_repeats(out: Path, jobs: Sequence[ScanJob]) -> Repeats:
     return repeats
 
 
-def _check_resume(out: Path, jobs: Sequence[ScanJob], report: PrepareReport) -> list[ScanJob]:
+def _check_resume(out: Path, jobs: Sequence[ScanJob]) -> list[ScanJob]:
     """Jobs that still have cases to write; UserError if what is there was prepared differently, or of other scans."""
     if (out / "dataset.json").is_file() and jobs:
         before = json.loads((out / "dataset.json").read_text(encoding="utf-8"))
@@ -165,6 +192,12 @@ def _check_resume(out: Path, jobs: Sequence[ScanJob], report: PrepareReport) -> 
     todo = []
     for job in jobs:
         found = {i: record for i in job.case_ids if (record := read_case(out, i)) is not None}
+        # First: labels that come or go also change how their numbers are taken, which says less.
+        for what, others in made_of_another(job, found).items():
+            raise UserError(
+                f"{out}: case {', '.join(others)} was made {what}; give another out=, "
+                f"or delete {'the case' if len(others) == 1 else 'these cases'} in {out / 'cases'}"
+            )
         for case_id, record in found.items():
             now = job.settings.as_dict() | {"source": job.source}
             now |= {"rescale": job.rescale and list(job.rescale), "remap": job.raw.remap}
@@ -173,12 +206,6 @@ def _check_resume(out: Path, jobs: Sequence[ScanJob], report: PrepareReport) -> 
             # Stored X-rays were made by whatever camera they came with.
             geometry = None if record.get("xrays") == "stored" else record.get("camera_geometry")
             _refuse(out, f"case {case_id}", changed(now, before) or camera_changed(job.settings, geometry))
-        if others := made_of_another(job, found):
-            raise UserError(
-                f"{out}: case {', '.join(others)} was made from another content of {job.raw.path}; give another out=, "
-                f"or delete {'the case' if len(others) == 1 else 'these cases'} in {out / 'cases'}"
-            )
-        report.found += len(found)
         if len(found) < len(job.case_ids):
             todo.append(job)
     return todo

@@ -3,7 +3,7 @@
 No patient may stand in train and in test, and no case may stand for a scan that it was not made of.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,20 +47,31 @@ def holds(job: ScanJob, sha256: str) -> bool:
         return False
 
 
-def made_of_another(job: ScanJob, records: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Which finished cases of a scan (case.json by case id) were made when its files held another scan.
+def made_of_another(job: ScanJob, records: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Which finished cases of a scan (case.json by case id) were made when its files, or its labels', held others.
 
-    The files are read only where a time stamp is not older than the cases: to read a thousand scans takes long.
+    By how they were made: ``from another content of p1.nii.gz``. The files are read only where a time stamp is not
+    older than the cases: to read a thousand scans takes long.
     """
-    told = {case_id: record for case_id, record in records.items() if record.get("sha256")}
-    try:
-        cases = [job.root / "cases" / case_id / "case.json" for case_id in told]
-        if not cases or _last_change(job) < min(path.stat().st_mtime_ns for path in cases):
-            return []
-        now = sha256_of(job.raw.path)
-    except OSError:  # what cannot be read does not speak against a finished case
-        return []
-    others = [case_id for case_id, record in told.items() if record["sha256"] != now]
+    found = {}
+    if others := _of_another_scan(job, {i: record for i, record in records.items() if record.get("sha256")}):
+        found[f"from another content of {job.raw.path}"] = others
+    # Older cases do not tell of their label files, and X2CT-GAN's have theirs in them.
+    labelled = {i: record["labels_sha256"] for i, record in records.items() if "labels_sha256" in record}
+    path = job.raw.labels
+    if others := [i for i, then in labelled.items() if then is None and path is not None]:
+        found[f"without the labels {path}"] = others
+    if others := [i for i, then in labelled.items() if then is not None and path is None]:
+        found[f"with labels of {job.raw.path} that are not here"] = others
+    now = None if path is None else _hash_since(job, path, labelled)
+    if others := [i for i, then in labelled.items() if now is not None and then not in (None, now)]:
+        found[f"from another content of {path}"] = others
+    return found
+
+
+def _of_another_scan(job: ScanJob, told: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    now = _hash_since(job, job.raw.path, told)
+    others = [case_id for case_id, record in told.items() if now and record["sha256"] != now]
     if others and job.raw.path.is_dir():
         # The folder's other files may have changed, and this series not.
         content = survey_scan(job).found.get("content_sha256")
@@ -68,12 +79,23 @@ def made_of_another(job: ScanJob, records: Mapping[str, Mapping[str, Any]]) -> l
     return others
 
 
-def _last_change(job: ScanJob) -> int:
-    """When the scan's files, links to them, or the folders that they lie in last changed, in ns.
+def _hash_since(job: ScanJob, path: Path, cases: Iterable[str]) -> str | None:
+    """SHA-256 of a scan's file or folder if it may have changed since the cases were made; else None."""
+    made = [job.root / "cases" / case_id / "case.json" for case_id in cases]
+    try:
+        if not made or _last_change(path, job.raw_root) < min(case.stat().st_mtime_ns for case in made):
+            return None
+        return sha256_of(path)
+    except OSError:  # what cannot be read does not speak against a finished case
+        return None
+
+
+def _last_change(path: Path, raw: Path) -> int:
+    """When a scan's files, links to them, or the folders that they lie in last changed, in ns.
 
     The time of change counts too: what is copied or moved to its place keeps its time of modification.
     """
-    path, above = job.raw.path, len(job.raw.path.relative_to(job.raw_root).parts) - 1
+    above = len(path.relative_to(raw).parts) - 1
     touched: list[Path] = [path, *path.parents[: max(above, 0)]]
     if path.is_dir():
         touched += path.iterdir()

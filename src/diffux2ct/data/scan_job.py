@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -53,6 +54,12 @@ class ScanJob:
         """The scan's path below the raw folder."""
         return str(self.raw.path.relative_to(self.raw_root)) or "."
 
+    def below_raw(self, text: str) -> str:
+        """A line for the user with paths from the raw folder on: where that lies is nobody else's business."""
+        root = re.escape(str(self.raw_root))
+        text = re.sub(rf"(?<![\w./-]){root}[/\\](?=\S)", "", text)
+        return re.sub(rf"(?<![\w./-]){root}(?=: )", lambda _: self.raw_root.resolve().name, text)
+
 
 @dataclass
 class ScanResult:
@@ -83,7 +90,7 @@ def guarded(job: ScanJob, work: Callable[[ScanJob, ScanResult], None]) -> ScanRe
     try:
         work(job, result)
     except UserError as error:
-        result.reason = str(error).removeprefix(f"{job.raw.path}: ")
+        result.reason = job.below_raw(str(error).removeprefix(f"{job.raw.path}: "))
     except OSError as error:
         if error.errno in DISK_FULL:
             raise
@@ -142,6 +149,7 @@ def _look(job: ScanJob, result: ScanResult) -> None:
         cube_centre(job.settings.grid, ct, labels, job.settings.size * job.settings.spacing)
     if job.settings.instrument is not None:
         _, labels = _altered(ct, labels, meta, job)
+    meta["notes"] = [job.below_raw(note) for note in meta["notes"]]
     result.found = meta | {"has_labels": labels is not None}
 
 
@@ -155,6 +163,7 @@ def _cut_cases(job: ScanJob, result: ScanResult) -> None:
     if job.needs_vertebrae:
         labels = _known_labels(labels, meta)
     meta["sha256"] = sha256_of(job.raw.path)
+    meta["labels_sha256"] = _labels_sha256(job.raw.labels)
     side = settings.size * settings.spacing
     if job.num_crops:
         shape = ct.hu.shape[::-1]
@@ -162,6 +171,7 @@ def _cut_cases(job: ScanJob, result: ScanResult) -> None:
     else:
         centres = [cube_centre(settings.grid, ct, labels, side)]
     ct, labels = _altered(ct, labels, meta, job)
+    meta["notes"] = [job.below_raw(note) for note in meta["notes"]]
     for case_id, centre in zip(job.case_ids, centres, strict=True):
         if read_case(job.root, case_id) is not None:
             continue
@@ -227,6 +237,14 @@ def _instrumented(ct: "CtImage", labels: "LabelImage", job: ScanJob):
 
     seed = int(np.random.SeedSequence(seed_of(job.base, job.settings.seed)).generate_state(1)[0])
     return instrument(ct, labels, seed=seed, **(job.settings.instrument or {}))
+
+
+def _labels_sha256(path: Path | None) -> str | None:
+    """SHA-256 of a label file, "" if it cannot be read, None if there is none."""
+    try:
+        return None if path is None else sha256_of(path)
+    except OSError:
+        return ""
 
 
 def sha256_of(path: Path) -> str:

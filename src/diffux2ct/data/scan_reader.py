@@ -7,11 +7,12 @@ import numpy as np
 import SimpleITK as sitk
 
 from diffux2ct.data.body import label_parts
+from diffux2ct.data.file_kind import is_dicom
 from diffux2ct.data.grey_levels import Line
 from diffux2ct.data.image_file import AIR, as_volume, clip_to_hu, read_image
 from diffux2ct.data.resampling import from_sitk
 from diffux2ct.data.sources import RawCase
-from diffux2ct.data.volume_io import CtImage, is_dicom, read_ct
+from diffux2ct.data.volume_io import CtImage, read_ct
 from diffux2ct.data.x2ct_hdf5 import read_x2ct_ct
 from diffux2ct.errors import UserError
 

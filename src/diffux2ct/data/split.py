@@ -153,21 +153,25 @@ def _from_file(
 
 
 def _scaled(settings: dict[str, Any], total: int, notes: list[str]) -> dict[str, Any]:
-    """Counts that were meant for ``of`` patients, for ``total``; at least one, and 0 stays 0."""
+    """Counts that were meant for ``of`` patients, for ``total``: at least one but never the last one; 0 stays 0."""
     of = settings["of"]
     if not isinstance(of, int) or isinstance(of, bool) or of < 1:
         raise UserError(f"split.of={of}: give the number of patients that the counts refer to, or null")
     if of == total:
         return settings
     scaled = dict(settings)
-    for part in ("val", "test"):
+    left = total - sum(len(named) for named in settings.values() if isinstance(named, list | tuple))
+    told = []
+    for part in ("test", "val"):  # in this order, as they are drawn
         count = settings.get(part)
         if isinstance(count, int) and not isinstance(count, bool) and count > 0:
-            scaled[part] = max(1, round(count * total / of))
-            notes.append(
+            scaled[part] = min(max(1, round(count * total / of)), max(left - 1, 0))
+            left -= scaled[part]
+            told.append(
                 f"split: {part}={count} is meant for {of} patients and here are {total}: {scaled[part]} taken "
                 "(dataset.prepare.split.of=null takes the count as it is)"
             )
+    notes += told[::-1]
     return scaled
 
 

@@ -17,7 +17,8 @@ import SimpleITK as sitk
 from jaxtyping import Num
 
 from diffux2ct.data.ct_image import CtImage, LabelImage, content_hash, triple
-from diffux2ct.data.dicom import SeriesInfo, is_dicom, list_series, read_series
+from diffux2ct.data.dicom import SeriesInfo, list_series, read_series
+from diffux2ct.data.file_kind import is_dicom
 from diffux2ct.data.image_file import AIR, as_volume, clip_to_hu, read_image
 from diffux2ct.data.resampling import (
     Spacing,

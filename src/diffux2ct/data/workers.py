@@ -2,9 +2,11 @@
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from typing import TypeVar
 
 Job = TypeVar("Job")
@@ -25,6 +27,8 @@ def run_in_workers(
     """(job, result) as jobs finish, in any order; in this process where ``workers`` is 1.
 
     prepare: called once in each new process. Raises what ``work`` raises, and BrokenProcessPool for a killed worker.
+    Whatever ends the iteration early (Ctrl-C, a job's error) or this process (SIGKILL) ends jobs in their middle:
+    ``work`` must not leave anything half-done that a later run would take for done.
     """
     if workers <= 1:
         for job in jobs:
@@ -33,19 +37,39 @@ def run_in_workers(
     # spawn: a forked child of a process that has used torch's threads can hang.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(prepare,))
+    others, started = set(multiprocessing.active_children()), set()
     try:
-        futures = {pool.submit(work, job): job for job in jobs}
+        with _interrupts_held():
+            futures = {pool.submit(work, job): job for job in jobs}
+            started = set(multiprocessing.active_children()) - others
         for future in as_completed(futures):
             yield futures[future], future.result()
+    except BaseException:
+        for process in started:  # a scan takes many seconds, and nobody waits for its result any more
+            process.terminate()
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Without Ctrl-C, which comes when this ends: processes started here never get it, and end without a traceback."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start(prepare: Callable[[], None] | None) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     import torch
 
     torch.set_num_threads(1)  # the processes already fill the cores
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     if prepare is not None:
         prepare()
 

@@ -101,6 +101,7 @@ def _read(job: ScanJob) -> tuple[X2ctScan, dict[str, Any]]:
         )
     if stored.labels is not None and scan.labels is None:
         notes.append(f"{path}: labels left out: they are not averaged down; import them with their own size")
+    notes = [job.below_raw(note) for note in notes]
     return scan, {
         "patient": job.raw.patient,
         "source": job.source,
@@ -179,7 +180,7 @@ def _stored_xrays(scan: X2ctScan, job: ScanJob) -> tuple[dict[str, np.ndarray], 
         told["xrays_look"] = odd
         looks = ", ".join(f"{view} {name}" for view, name in odd.items())
         told["notes"] = [
-            f"{job.raw.path}: X-rays look flipped against their CT ({looks}); kept: check the file"
+            f"{job.source}: X-rays look flipped against their CT ({looks}); kept: check the file"
         ]
     return {view: image * np.float32(rendered[view].max()) for view, image in scan.xrays.items()}, told
 

@@ -70,7 +70,7 @@ def need_h5py(path: Path) -> Any:
     try:
         import h5py
     except ImportError as error:
-        raise UserError(f"{path}: HDF5 needs h5py; pip install 'diffux2ct[x2ct]'") from error
+        raise UserError(f"{path}: HDF5 needs h5py: pip install -c constraints.txt '.[x2ct]'") from error
     return h5py
 
 

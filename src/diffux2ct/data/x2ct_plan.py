@@ -62,7 +62,7 @@ def plan_x2ct(
         try:
             chosen = settings_of(header, settings, asked, xrays, case.path)
         except UserError as error:
-            report.bad.append((job.source, str(error).removeprefix(f"{case.path}: ")))
+            report.bad.append((job.source, job.below_raw(str(error).removeprefix(f"{case.path}: "))))
             continue
         owned = replace(case, patient=patients[case.patient])
         jobs.append(replace(job, raw=owned, settings=chosen))
@@ -73,7 +73,7 @@ def plan_x2ct(
         raise UserError(f"{raw}: none of {len(names)} files could be used; the first: {source}: {reason}")
     ours = any(headers[job.base].ours for job in jobs)
     if ours:
-        report.notes.append(_taken(jobs[0].settings, raw))
+        report.notes.append(_taken(jobs[0].settings))
     everyone = sorted({*patients.values(), *(job.raw.patient for job in jobs)})
     lists = None if found.split is None else _by_patient(found.split, patients, report.notes)
     parts = _parts(everyone, lists, split, settings.seed, ours, report.notes)
@@ -127,10 +127,10 @@ def _alike(jobs: Sequence[ScanJob], report: PrepareReport) -> list[ScanJob]:
     return kept
 
 
-def _taken(settings: PrepareSettings, raw: Path) -> str:
+def _taken(settings: PrepareSettings) -> str:
     low, high = settings.window
     return (
-        f"{raw}: as export_x2ct wrote it: size={settings.size} spacing={settings.spacing:g} camera={settings.camera} "
+        f"as export_x2ct wrote it: size={settings.size} spacing={settings.spacing:g} camera={settings.camera} "
         f"window=[{low:g},{high:g}]; to train on it: dataset.size={settings.size} dataset.window=[{low:g},{high:g}]"
     )
 

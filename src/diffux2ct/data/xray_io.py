@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float32, Shaped
 
+from diffux2ct.data.file_kind import has_dicom_magic
 from diffux2ct.errors import UserError
 
 _PICTURES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
@@ -107,10 +108,11 @@ def _kind(path: Path) -> str:
     ):
         if name.endswith(suffixes):
             return kind
-    with path.open("rb") as file:
-        if file.read(132)[128:] == b"DICM":
-            return "dicom"
-    raise UserError(f"{path}: unknown kind of file; give a radiograph as .npy, PNG, TIFF, NIfTI or DICOM")
+    if has_dicom_magic(path):
+        return "dicom"
+    raise UserError(
+        f"{path}: of an unknown kind, or not readable; give a radiograph as .npy, PNG, TIFF, NIfTI or DICOM"
+    )
 
 
 def _read_npy(path: Path) -> tuple[np.ndarray, None, dict[str, Any]]:

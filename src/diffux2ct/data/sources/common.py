@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from diffux2ct.data.file_kind import has_dicom_magic, named_dicom
+
 SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".7z", ".rar")
 _LABEL = re.compile(r"\d*(labels?|masks?|segs?|segmentations?|4label|5label)(maps?)?(tr|ts)?\d*")
@@ -228,12 +230,5 @@ def first_of_each(cases: Sequence[RawCase], tree: Tree) -> tuple[list[RawCase], 
 
 
 def _may_be_dicom(path: Path) -> bool:
-    if path.suffix.lower() in (".dcm", ".ima"):  # a thousand patients' slices need not all be opened
-        return True
-    try:
-        if not path.is_file():  # opening a named pipe would wait for ever
-            return False
-        with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
+    # By name first: a thousand patients' slices need not all be opened.
+    return named_dicom(path) or has_dicom_magic(path)

@@ -1,0 +1,33 @@
+"""What a file is by its first bytes and its name: the standard library alone, so that any floor of the data may ask."""
+
+from pathlib import Path
+
+DICOM_SUFFIXES = (".dcm", ".ima")
+_PREAMBLE, _MAGIC = 128, b"DICM"
+
+
+def has_dicom_magic(path: str | Path) -> bool:
+    """Whether a file's preamble is followed by DICOM's magic word; False for what is no file or cannot be read."""
+    return _head(Path(path))[_PREAMBLE:] == _MAGIC
+
+
+def named_dicom(path: str | Path) -> bool:
+    """Whether a name ends in ``.dcm`` or ``.ima``; the file is not looked at."""
+    return Path(path).suffix.lower() in DICOM_SUFFIXES
+
+
+def is_dicom(path: str | Path) -> bool:
+    """Whether a file carries DICOM's magic word or, lacking it, has a DICOM suffix and is not empty."""
+    head = _head(Path(path))
+    return head[_PREAMBLE:] == _MAGIC or (named_dicom(path) and len(head) > 0)
+
+
+def _head(path: Path) -> bytes:
+    """The first bytes, as many as tell DICOM. A FIFO or a device is never opened: reading it could wait for ever."""
+    try:
+        if not path.is_file():
+            return b""
+        with path.open("rb") as file:
+            return file.read(_PREAMBLE + len(_MAGIC))
+    except OSError:
+        return b""
