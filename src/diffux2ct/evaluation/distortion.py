@@ -1,9 +1,8 @@
 """Distortion metrics between a reconstructed and a true volume, as the DiffuX2CT paper tables use them.
 
-Every metric takes two volumes ``[D, H, W]`` in [-1, 1] (the clipped HU window), maps both to [0, 1] and uses
-peak 1, so decibels here are relative to the width of the HU window. Numbers from other papers compare only
-if their peak is the same: X2CT's released code takes 4095 as the peak of data that end at 2500, which adds
-4.29 dB.
+`psnr`, `psnr3d`, `ssim` and `ssim3d` take two volumes ``[D, H, W]`` in [-1, 1] (the clipped HU window), map both to
+[0, 1] and use peak 1, so decibels here are relative to the width of the HU window. Numbers from other papers compare
+only if their peak is the same: ``protocols.py`` has those of the field, and scores batches by all metrics at once.
 """
 
 from collections.abc import Callable
@@ -11,14 +10,39 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from jaxtyping import Float, Float64
-from skimage.metrics import structural_similarity
 from torch import Tensor
 
-EXACT_DB = 100.0
-"""What a slice (or volume) without any error scores in dB, where the formula gives infinity. X2CT's rule."""
+from diffux2ct.evaluation.ssim import structural_similarity
 
-SSIM_WINDOW = 7
-"""Side of the uniform SSIM window in voxels: skimage's default, which X2CT uses."""
+EXACT_DB = 100.0
+"""What a slice (or volume) without any error scores in dB, where the formula gives infinity. X2CT-GAN's rule."""
+
+
+def unit_range(volume: Float[Tensor, "..."]) -> Float64[Tensor, "..."]:
+    """[-1, 1] -> [0, 1], clipped, in double precision so that only equal voxels give a zero error.
+
+    On the device where the volume is, except that what has no double precision (Apple's) hands over to the CPU.
+    """
+    device = "cpu" if volume.device.type == "mps" else volume.device
+    return volume.detach().to(device).to(torch.float64).add(1.0).div_(2.0).clamp_(0.0, 1.0)
+
+
+def slice_errors(
+    a: Float64[Tensor, "b d h w"], b: Float64[Tensor, "b d h w"]
+) -> tuple[Float64[Tensor, "b d"], Float64[Tensor, "b h"], Float64[Tensor, "b w"]]:
+    """Mean squared error of every slice across each axis: axial, coronal, sagittal, in the volumes' unit squared.
+
+    The volume's own is the mean of any of the three.
+    """
+    squared = (a - b).square_()
+    rows = squared.mean(dim=3)
+    return rows.mean(dim=2), rows.mean(dim=1), squared.mean(dim=(1, 2))
+
+
+def decibel(mean_squared_error: Float64[Tensor, "..."], peak: float | int = 1.0) -> Float64[Tensor, "..."]:
+    """PSNR in dB, 10 log10(peak^2 / error), and `EXACT_DB` where the error is 0; ``peak`` in the volumes' unit."""
+    value = 20 * np.log10(peak) - 10 * torch.log10(mean_squared_error)
+    return torch.where(mean_squared_error == 0, EXACT_DB, value)
 
 
 def psnr3d(prediction: Float[Tensor, "d h w"], target: Float[Tensor, "d h w"]) -> float:
@@ -27,8 +51,8 @@ def psnr3d(prediction: Float[Tensor, "d h w"], target: Float[Tensor, "d h w"]) -
     The headline number: unlike `psnr` it cannot be raised by getting empty slices exactly right.
     A volume without error scores 100 dB.
     """
-    error = _unit_range(prediction) - _unit_range(target)
-    return float(_decibel(np.mean(error**2, keepdims=True)).item())
+    axial, _, _ = slice_errors(*_pair(prediction, target))
+    return float(decibel(axial.mean()))
 
 
 def slice_psnr(
@@ -38,9 +62,7 @@ def slice_psnr(
 
     A slice whose error is exactly zero scores 100 dB. Volumes in [-1, 1].
     """
-    error = _unit_range(prediction) - _unit_range(target)
-    others = tuple(other for other in range(3) if other != axis)
-    return _decibel(np.mean(error**2, axis=others))
+    return decibel(slice_errors(*_pair(prediction, target))[axis])[0].cpu().numpy()
 
 
 def psnr(prediction: Float[Tensor, "d h w"], target: Float[Tensor, "d h w"]) -> float:
@@ -51,7 +73,8 @@ def psnr(prediction: Float[Tensor, "d h w"], target: Float[Tensor, "d h w"]) -> 
     roughly 100 f dB for a method that clamps its output and by nothing for one that does not;
     and by Jensen's inequality it is never below `psnr3d` as long as no slice exceeds 100 dB.
     """
-    return float(np.mean([slice_psnr(prediction, target, axis).mean() for axis in range(3)]))
+    errors = slice_errors(*_pair(prediction, target))
+    return float(torch.stack([decibel(error).mean() for error in errors]).mean())
 
 
 def ssim(prediction: Float[Tensor, "d h w"], target: Float[Tensor, "d h w"]) -> float:
@@ -63,8 +86,8 @@ def ssim(prediction: Float[Tensor, "d h w"], target: Float[Tensor, "d h w"]) -> 
     Raises:
         ValueError: a side is shorter than 3 voxels.
     """
-    a, b = _unit_range(prediction), _unit_range(target)
-    return float(np.mean([_similarity(a, b, channel_axis=axis) for axis in range(3)]))
+    scores = structural_similarity(*_pair(prediction, target), volume=False)
+    return float(torch.stack([slices.mean() for slices in scores[:3]]).mean())
 
 
 def ssim3d(prediction: Float[Tensor, "d h w"], target: Float[Tensor, "d h w"]) -> float:
@@ -75,7 +98,9 @@ def ssim3d(prediction: Float[Tensor, "d h w"], target: Float[Tensor, "d h w"]) -
     Raises:
         ValueError: a side is shorter than 3 voxels.
     """
-    return _similarity(_unit_range(prediction), _unit_range(target), channel_axis=None)
+    volume = structural_similarity(*_pair(prediction, target)).volume
+    assert volume is not None
+    return float(volume)
 
 
 Metric = Callable[[Tensor, Tensor], float]
@@ -84,21 +109,5 @@ METRICS: dict[str, Metric] = {"psnr": psnr, "psnr3d": psnr3d, "ssim": ssim, "ssi
 """Metrics by name: ``metric(prediction, target)`` on volumes [D, H, W] in [-1, 1]. Larger is better."""
 
 
-def _unit_range(volume: Tensor) -> np.ndarray:
-    """[-1, 1] -> [0, 1], clipped, in float64 so that only equal voxels give a zero error."""
-    array = volume.detach().to("cpu", torch.float64).numpy()
-    return np.clip((array + 1.0) / 2.0, 0.0, 1.0)
-
-
-def _decibel(mean_squared_error: np.ndarray) -> np.ndarray:
-    exact = mean_squared_error == 0
-    return np.where(exact, EXACT_DB, -10.0 * np.log10(np.where(exact, 1.0, mean_squared_error)))
-
-
-def _similarity(a: np.ndarray, b: np.ndarray, channel_axis: int | None) -> float:
-    smallest = min(a.shape)
-    if smallest < 3:
-        raise ValueError(f"SSIM needs at least 3 voxels per side, this volume has {a.shape}")
-    window = min(SSIM_WINDOW, smallest if smallest % 2 else smallest - 1)
-    score = structural_similarity(a, b, win_size=window, data_range=1.0, channel_axis=channel_axis)
-    return float(np.asarray(score))
+def _pair(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    return unit_range(prediction)[None], unit_range(target)[None]
