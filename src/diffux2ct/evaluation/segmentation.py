@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffux2ct.errors import UserError
-from diffux2ct.evaluation.runner import EvaluationDataset
+from diffux2ct.evaluation.contracts import EvaluationDataset
 from diffux2ct.geometry.hounsfield import normalize_hu
 from diffux2ct.types import Volume
 
