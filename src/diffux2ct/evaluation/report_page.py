@@ -32,7 +32,7 @@ th, td { padding: 6px 28px 6px 0; text-align: left; white-space: nowrap; }
 th, td { border-bottom: 1px solid var(--line); }
 thead th { color: var(--soft); font-weight: 600; font-size: 13px; }
 tbody tr:last-child > * { border-bottom: 0; }
-td.about { color: var(--soft); font-size: 13px; white-space: normal; min-width: 24em; }
+td.about { color: var(--soft); font-size: 13px; white-space: normal; min-width: 22em; padding-right: 0; }
 td.better { color: #146c43; font-weight: 600; }
 td.worse { color: #a5281b; font-weight: 600; }
 #cases button { font: inherit; color: inherit; background: none; border: 0; padding: 0; cursor: pointer; }
@@ -52,17 +52,46 @@ figure i {
   text-shadow: 0 0 3px #000, 0 0 2px #000; opacity: .85;
 }
 figure i + i { left: auto; right: 4px; }
-.foot { display: flex; flex-wrap: wrap; gap: 20px 48px; margin-top: 18px; }
+.foot { display: flex; flex-wrap: wrap; gap: 20px 32px; margin-top: 18px; }
 .xrays { display: flex; flex-wrap: wrap; gap: 6px; }
 .xrays figure { width: 192px; }
 .xrays h3 { width: 100%; margin: 0; }
 .xrays p { margin: 4px 0 0; font-size: 12px; color: var(--soft); }
+.threes { display: grid; grid-template-columns: repeat(3, minmax(0, 192px)); align-content: start; }
+.threes figure { width: auto; }
+.threes h3, .threes .note, .renders h3, .renders .note { grid-column: 1 / -1; margin: 0; }
+.xrays .note { width: 100%; margin: 2px 0 0; }
 .floor { max-width: 600px; }
-.bar { width: 300px; }
+.renders { display: grid; grid-template-columns: repeat(2, minmax(0, 228px)); gap: 6px; align-content: start; }
+.renders figure { max-width: none; }
+.renders p { margin: 4px 0 0; font-size: 12px; color: var(--soft); }
+img.smooth { image-rendering: auto; }
+.link { font: inherit; font-size: 13px; color: #1d57b8; background: none; border: 0; cursor: pointer; padding: 4px; }
+.link:hover { text-decoration: underline; }
+.summary th, .summary td { padding-right: 20px; }
+.summary .group th { color: var(--soft); font-size: 12px; font-weight: 600; padding-top: 14px; }
+.summary tbody tr:last-child > * { border-bottom: 1px solid var(--line); }
+.unavailable code { font-size: 12px; overflow-wrap: anywhere; }
+.tall { max-height: 480px; overflow-y: auto; }
+.tall thead th { position: sticky; top: 0; background: var(--paper); }
+.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(260px, 1fr)); gap: 18px 24px; }
+.plot { max-width: 420px; border: 0; line-height: 1.4; font-size: 13px; }
+.plot svg { width: 100%; height: auto; display: block; }
+.plot .rule { stroke: var(--line); }
+.plot text { font-size: 11px; fill: var(--soft); }
+.plot .tick { text-anchor: middle; }
+.plot .lane { text-anchor: end; }
+.plot .box { fill: currentColor; opacity: .16; }
+.plot circle { fill: currentColor; opacity: .55; }
+.plot .median { stroke: currentColor; stroke-width: 2; }
+.plot .run { color: #1d57b8; }
+.plot .floor { color: #6b7482; }
+.bar { width: 300px; margin-top: 10px; }
 .bar > div { height: 14px; border: 1px solid var(--line); }
 .bar p { display: flex; justify-content: space-between; margin: 4px 0 0; }
 .bar p { font-size: 12px; color: var(--soft); }
 .bar span:last-child { text-align: right; }
+@media (max-width: 480px) { main { padding: 20px 10px 48px; } section { padding: 14px; } }
 @media print { body { background: #fff; } section { break-inside: avoid; } }
 """
 
@@ -74,9 +103,10 @@ heads.forEach((head, column) => head.firstElementChild.addEventListener("click",
   heads.forEach(other => other.removeAttribute("aria-sort"));
   head.setAttribute("aria-sort", up ? "ascending" : "descending");
   const value = row => row.cells[column].dataset.v;
-  const numeric = rows.every(row => value(row) !== "" && !isNaN(value(row)));
+  // An empty cell is a metric that the case lacks; it sorts last, whichever way.
+  const empty = row => value(row) === "", numeric = rows.every(row => !isNaN(value(row)));
   const order = (a, b) => numeric ? value(a) - value(b)
     : value(a).localeCompare(value(b), undefined, { numeric: true });
-  rows.sort((a, b) => up ? order(a, b) : order(b, a)).forEach(row => body.append(row));
+  rows.sort((a, b) => empty(a) - empty(b) || (up ? order(a, b) : order(b, a))).forEach(row => body.append(row));
 }));
 """

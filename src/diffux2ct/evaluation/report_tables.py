@@ -1,0 +1,142 @@
+"""The tables of the report: what was evaluated, every metric beside its floor, every case."""
+
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from itertools import groupby
+from typing import Any
+
+from diffux2ct.evaluation.report_metrics import Shown, number, shown, values
+
+LABELS = {"num_cases": "cases", "xray_source": "X-rays"}
+"""Header entries that read better under another name than their key in metrics.json."""
+
+_LEADING = ("dataset", "split", "sampler", "sampling", "seed", "num_cases", "seconds_per_volume")
+_ELSEWHERE = {"run", "floor", "unavailable", "intervals"}
+
+
+def facts(summary: Mapping[str, Any], metrics: Sequence[str]) -> str:
+    """The header's list of what was evaluated and how."""
+    items = []
+    for key in [
+        *(key for key in _LEADING if key in summary),
+        *(key for key in summary if key not in _LEADING),
+    ]:
+        value = summary[key]
+        if key in _ELSEWHERE or key in metrics or value is None:
+            continue
+        text = _plain(value)
+        text = text if len(text) <= 160 else text[:157] + "…"
+        items.append(
+            f"<div><dt>{escape(LABELS.get(key, key.replace('_', ' ')))}</dt><dd>{escape(text)}</dd></div>"
+        )
+    return f"<dl>{''.join(items)}</dl>"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}={_plain(item)}" for key, item in value.items()) or "defaults"
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def summary_table(
+    summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]
+) -> str:
+    """Every metric: this run, its interval where there is one, the floor, their difference, the number of cases."""
+    intervals = summary.get("intervals") or {}
+    columns = [
+        "Metric",
+        "This run",
+        *(["95% interval"] if intervals else []),
+        "Floor",
+        "Difference",
+        "Cases",
+        "",
+    ]
+    head = "".join(f"<th scope=col>{column}</th>" for column in columns)
+    known = sorted((shown(key) for key in metrics), key=_group_order(metrics))
+    parts = []
+    for group, members in groupby(known, key=lambda metric: metric.group):
+        lines = [_summary_row(metric, summary, rows, intervals) for metric in members]
+        parts.append(f"<tbody><tr class=group><th colspan={len(columns)} scope=rowgroup>{group}</th></tr>")
+        parts.append("".join(lines) + "</tbody>")
+    if summary.get("unavailable"):
+        parts.append(_unavailable(summary["unavailable"], len(columns)))
+    return (
+        f"<div class=scroll><table class=summary><thead><tr>{head}</tr></thead>{''.join(parts)}</table></div>"
+    )
+
+
+def _group_order(metrics: Sequence[str]) -> Any:
+    """Sorts by the group's first metric, so that groups and their members keep the order in which they were named."""
+    first: dict[str, int] = {}
+    for place, key in enumerate(metrics):
+        first.setdefault(shown(key).group, place)
+    return lambda metric: first[metric.group]
+
+
+def _summary_row(
+    metric: Shown, summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], intervals: Mapping[str, Any]
+) -> str:
+    value, floor = number(summary.get(metric.key)), number((summary.get("floor") or {}).get(metric.key))
+    count = sum(1 for _ in values(rows, metric.key))
+    cells = [f"<td>{_optional(metric, value)}</td>"]
+    if intervals:
+        ends = intervals.get(metric.key)
+        cells.append(f"<td>{f'{metric.text(ends[0])} to {metric.text(ends[1])}' if ends else '–'}</td>")
+    cells.append(f"<td>{_optional(metric, floor)}</td>")
+    cells.append(_difference(metric, value, floor))
+    cells.append(f"<td>{count or '–'}</td>")
+    direction = f" <small>({metric.direction})</small>" if metric.direction else ""
+    note = escape(metric.about) + direction
+    return f"<tr><th scope=row>{escape(metric.title)}</th>{''.join(cells)}<td class=about>{note}</td></tr>"
+
+
+def _optional(metric: Shown, value: float | None) -> str:
+    return "–" if value is None else escape(metric.text(value))
+
+
+def _difference(metric: Shown, value: float | None, floor: float | None) -> str:
+    if value is None or floor is None:
+        return "<td>–</td>"
+    side, text = metric.side(value - floor), escape(metric.text(value - floor, sign=True))
+    return f"<td class={side}>{text} <small>{side}</small></td>" if side else f"<td>{text}</td>"
+
+
+def _unavailable(reasons: Mapping[str, str], columns: int) -> str:
+    """Metrics that could not be computed, with the reason and the command that would help (after the last "; ")."""
+    lines = []
+    for key, text in reasons.items():
+        reason, _, command = str(text).rpartition("; ")
+        told = f"{escape(reason)}<br><code>{escape(command)}</code>" if reason else escape(command)
+        lines.append(
+            f"<tr><th scope=row>{escape(shown(key).title)}</th><td colspan={columns - 1} class=about>{told}</td></tr>"
+        )
+    head = f"<tr class=group><th colspan={columns} scope=rowgroup>Unavailable here</th></tr>"
+    return f"<tbody class=unavailable>{head}{''.join(lines)}</tbody>"
+
+
+def case_table(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> str:
+    """Every case with its metrics, the floor of the same case in small; a click on a heading sorts."""
+    known = [shown(key) for key in metrics if any(True for _ in values(rows, key))]
+    columns = ["Case", "Patient", *[metric.title for metric in known], "Seconds"]
+    head = "".join(f"<th scope=col><button type=button>{escape(column)}</button></th>" for column in columns)
+    body = []
+    for row in rows:
+        cells = [_cell(row[key], escape(str(row[key]))) for key in ("case_id", "patient")]
+        for metric in known:
+            value, floor = number(row.get(metric.key)), number(row.get(f"floor_{metric.key}"))
+            text = "–" if value is None else f"{value:.{metric.digits}f}"
+            small = "" if floor is None else f" <small>{floor:.{metric.digits}f}</small>"
+            cells.append(_cell("" if value is None else value, text + small))
+        cells.append(_cell(row["seconds"], f"{row['seconds']:.3g}"))
+        body.append(f"<tr>{''.join(cells)}</tr>")
+    table = f"<table id=cases><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+    return f"<div class='scroll tall' tabindex=0 role=region aria-label='Table of cases'>{table}</div>"
+
+
+def _cell(value: Any, text: str) -> str:
+    """A table cell that sorts by ``value`` whatever it shows."""
+    return f"<td data-v='{escape(str(value))}'>{text}</td>"

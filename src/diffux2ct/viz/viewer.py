@@ -1,0 +1,210 @@
+"""A slice viewer inside an HTML page: truth and reconstruction scroll in step, by wheel, drag, slider and keyboard.
+
+Volumes travel in the page itself, so that it opens from disk: HU become 8 bits on a scale that is fine where the eye
+needs it, neighbouring slices are subtracted, and what remains is deflated; browsers undo it (``DecompressionStream``).
+"""
+
+import base64
+import json
+import zlib
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+from jaxtyping import Float, Num, UInt8
+
+from diffux2ct.viz.slices import EDGES, ERROR_COLOURS, ERROR_LIMIT, WINDOWS, bone_centre
+
+_CODES = (0, 40, 165, 255)
+_KNOTS = (-1024.0, -200.0, 300.0, 1500.0)
+
+HU_OF_CODE: Float[np.ndarray, "256"] = np.interp(np.arange(256), _CODES, _KNOTS)
+"""HU that each 8-bit value stands for: steps of 21 HU in lung, 4 HU in soft tissue and 13 HU in bone."""
+
+VIEWER_WINDOWS = {**WINDOWS, "lung": (-1350.0, 150.0), "full": (-1024.0, 1500.0)}
+"""HU shown as black and as white; the keys 1 to 4 choose them in this order."""
+
+MAX_SHRINK = 8
+_BYTES_PER_VOXEL = (
+    0.65  # of a noisy scan after deflating, a little above what was measured; only to plan ahead
+)
+
+
+@dataclass(frozen=True)
+class PackedCase:
+    """A case as the page holds it: two volumes as base64 text, and what the script must know of them.
+
+    shape: [D, H, W] as packed. spacing: (x, y, z) mm of a packed voxel. shrink: how many stored voxels became one
+    along each axis. centre: the voxel [z, y, x] to show first.
+    """
+
+    case_id: str
+    label: str
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    shrink: int
+    centre: tuple[int, int, int]
+    truth: str
+    reconstruction: str
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes in the page."""
+        return len(self.truth) + len(self.reconstruction)
+
+
+def encode_hu(hu: Num[np.ndarray, "d h w"]) -> UInt8[np.ndarray, "d h w"]:
+    """HU to the nearest 8-bit value of `HU_OF_CODE`; what lies outside -1024 to 1500 becomes its end."""
+    lowest, highest = int(_KNOTS[0]), int(_KNOTS[-1])
+    table = np.round(np.interp(np.arange(lowest, highest + 1), _KNOTS, _CODES)).astype(np.uint8)
+    return table[np.clip(np.rint(hu), lowest, highest).astype(np.intp) - lowest]
+
+
+def pack_volume(hu: Num[np.ndarray, "d h w"]) -> str:
+    """A volume as base64 of deflated differences between neighbouring slices, 8 bits a voxel."""
+    codes = encode_hu(hu)
+    differences = np.diff(codes, axis=0, prepend=np.uint8(0))  # modulo 256, which the script undoes
+    return base64.b64encode(zlib.compress(differences.tobytes(), 6)).decode("ascii")
+
+
+def unpack_volume(text: str, shape: tuple[int, int, int]) -> Float[np.ndarray, "d h w"]:
+    """What a browser makes of `pack_volume`: HU of the 8-bit values."""
+    differences = np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8).reshape(shape)
+    return HU_OF_CODE[np.cumsum(differences, axis=0, dtype=np.uint8)]
+
+
+def shrink_volume(hu: Num[np.ndarray, "d h w"], factor: int) -> Float[np.ndarray, "d2 h2 w2"]:
+    """Means of blocks of ``factor`` voxels a side; the last block of an axis may reach past it (edge repeated)."""
+    pad = [(0, -length % factor) for length in hu.shape]
+    padded = np.pad(hu, pad, mode="edge")
+    d, h, w = (length // factor for length in padded.shape)
+    return padded.reshape(d, factor, h, factor, w, factor).mean(axis=(1, 3, 5), dtype=np.float32)
+
+
+def pack_case(
+    case_id: str,
+    label: str,
+    truth: Num[np.ndarray, "d h w"],
+    reconstruction: Num[np.ndarray, "d h w"],
+    spacing: tuple[float, float, float],
+    allowance: float | int,
+) -> PackedCase:
+    """Pack both volumes (HU) of a case into at most ``allowance`` bytes of page, shrunken no more than needed.
+
+    spacing: (x, y, z) mm. Beyond a shrink of 8 nothing could be seen any more, so there the allowance yields.
+    """
+    for shrink in range(1, MAX_SHRINK + 1):
+        pair = [shrink_volume(volume, shrink) if shrink > 1 else volume for volume in (truth, reconstruction)]
+        if shrink < MAX_SHRINK and 0.2 * expected_size(pair[0].size) > allowance:
+            continue  # not even smooth volumes would fit
+        texts = [pack_volume(volume) for volume in pair]
+        if sum(map(len, texts)) <= allowance or shrink == MAX_SHRINK:
+            break
+    d, h, w = pair[0].shape
+    x, y, z = (step * shrink for step in spacing)
+    return PackedCase(case_id, label, (d, h, w), (x, y, z), shrink, bone_centre(pair[0]), texts[0], texts[1])
+
+
+def expected_size(voxels: int) -> float:
+    """Bytes of page that a noisy case of two volumes of so many voxels takes."""
+    return 2 * _BYTES_PER_VOXEL * 4 / 3 * voxels
+
+
+def next_allowance(budget: float | int, used: int, remaining: int, voxels: int) -> float:
+    """What the next case may take so that those after it fit too.
+
+    budget, used: bytes of page for all cases, and spent. remaining: cases left, this one included. Each later case is
+    reserved what it takes at the smallest shrink at which all would fit, and the rest is for this one: the first
+    cases, which a report puts first for a reason, are the sharpest. Never less than an equal share.
+    """
+    left = budget - used
+    sizes = [expected_size(voxels // shrink**3) for shrink in range(1, MAX_SHRINK + 1)]
+    reserved = next((size for size in sizes if remaining * size <= left), sizes[-1])
+    return max(left / remaining, left - (remaining - 1) * reserved)
+
+
+def viewer_html(cases: list[PackedCase]) -> str:
+    """The viewer with these cases in it; the page needs `viewer_page`'s VIEWER_STYLE and VIEWER_SCRIPT beside it."""
+    meta = {
+        "hu": [round(float(value), 1) for value in HU_OF_CODE],
+        "windows": {name: list(limits) for name, limits in VIEWER_WINDOWS.items()},
+        "errorColours": [list(colour) for colour in ERROR_COLOURS],
+        "errorLimit": ERROR_LIMIT,
+        "edges": {plane: list(EDGES[plane]) for plane in ("axial", "coronal", "sagittal")},
+        "cases": [
+            {"id": case.case_id, "label": case.label, "shape": case.shape, "spacing": case.spacing}
+            | {"shrink": case.shrink, "centre": case.centre}
+            for case in cases
+        ],
+    }
+    options = "".join(
+        f"<option value={index}>{escape(case.case_id)} ({escape(case.label)})</option>"
+        for index, case in enumerate(cases)
+    )
+    data = "".join(
+        f'<script type="text/plain" id="volume-{index}-{name}">{text}</script>'
+        for index, case in enumerate(cases)
+        for name, text in (("truth", case.truth), ("reconstruction", case.reconstruction))
+    )
+    # "<" would let a case's name end the element early.
+    told = json.dumps(meta).replace("<", "\\u003c")
+    return _CONTROLS.format(options=options, panes="".join(map(_pane, _PANES)), buttons=_buttons()) + (
+        f'<script type="application/json" id="viewer-meta">{told}</script>{data}</div>'
+    )
+
+
+_PANES = (("truth", "Truth"), ("reconstruction", "Reconstruction"), ("error", "Error"))
+
+_CONTROLS = """
+<div id="viewer" class="viewer" role="group" aria-label="Slice viewer" aria-describedby="viewer-help">
+<div class="viewer-bar"><label>Case <select id="viewer-case">{options}</select></label>{buttons}</div>
+<div id="viewer-stage" class="viewer-stage" tabindex="0" role="group"
+ aria-label="Slices of truth, reconstruction and error; arrow keys scroll">{panes}</div>
+<label class="viewer-slider"><span>Slice</span><input type="range" id="viewer-slice" min="1" value="1"></label>
+<p class="viewer-read"><output id="viewer-where" aria-live="polite"></output><span id="viewer-point"></span></p>
+<p class="note" id="viewer-help">Wheel, drag up and down, slider or
+<kbd>↑</kbd> <kbd>↓</kbd>: one slice; <kbd>PgUp</kbd> <kbd>PgDn</kbd>: ten; <kbd>Home</kbd> <kbd>End</kbd>: first, last;
+<kbd>A</kbd> <kbd>C</kbd> <kbd>S</kbd>: plane; <kbd>1</kbd> to <kbd>4</kbd>, <kbd>W</kbd>: window;
+<kbd>N</kbd> <kbd>P</kbd>: next, previous case. <span id="viewer-note"></span></p>
+<noscript><p class="control">The viewer needs JavaScript; the pictures below do not.</p></noscript>
+"""
+
+
+def _pane(pane: tuple[str, str]) -> str:
+    name, title = pane
+    return (
+        f'<div class="viewer-pane"><h3>{title}</h3><div class="viewer-frame">'
+        f'<canvas id="viewer-{name}" role="img" aria-label="{title}"></canvas><i></i><i></i><b></b><u></u></div></div>'
+    )
+
+
+def _buttons() -> str:
+    groups = (
+        (
+            "plane",
+            {
+                plane: f"{plane.capitalize()} <kbd>{plane[0].upper()}</kbd>"
+                for plane in EDGES
+                if plane in _PLANES
+            },
+        ),
+        (
+            "window",
+            {
+                name: f"{name.capitalize()} <kbd>{number}</kbd>"
+                for number, name in enumerate(VIEWER_WINDOWS, start=1)
+            },
+        ),
+    )
+    return "".join(
+        f'<span class="viewer-group" role="group" aria-label="{kind.capitalize()}">'
+        + "".join(
+            f'<button type="button" data-{kind}="{name}" aria-pressed="false">{text}</button>'
+            for name, text in choices.items()
+        )
+        + "</span>"
+        for kind, choices in groups
+    )
+
+
+_PLANES = ("axial", "coronal", "sagittal")

@@ -1,0 +1,260 @@
+"""Stylesheet and script of the slice viewer, kept apart so that `viewer` holds only what is made in Python."""
+
+VIEWER_STYLE = """
+.viewer-bar { display: flex; flex-wrap: wrap; gap: 8px 20px; align-items: center; margin-bottom: 12px; }
+.viewer-bar label { font-size: 13px; color: var(--soft); }
+.viewer-bar select { font: inherit; color: var(--ink); padding: 4px 6px; max-width: 22em; }
+.viewer-group { display: inline-flex; flex-wrap: wrap; }
+.viewer-group button {
+  font: inherit; font-size: 13px; padding: 4px 10px; border: 1px solid #b9c1cc; margin-left: -1px; cursor: pointer;
+  background: var(--paper); color: var(--ink);
+}
+.viewer-group button[aria-pressed=true] { background: var(--ink); color: #fff; border-color: var(--ink); }
+.viewer kbd {
+  font: 11px/1 ui-monospace, monospace; border: 1px solid currentColor; border-radius: 3px;
+  padding: 0 3px; opacity: .75;
+}
+.viewer-stage {
+  display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: 10px; background: #0d1117; padding: 10px;
+  border-radius: 8px; touch-action: pan-x pinch-zoom; cursor: ns-resize; user-select: none; -webkit-user-select: none;
+}
+.viewer-stage h3 { color: #c6ced9; }
+.viewer :focus-visible { outline: 3px solid #2f6fde; outline-offset: 2px; }
+.viewer-frame { position: relative; margin: 0 auto; line-height: 0; overflow: hidden; }
+.viewer-frame canvas { width: 100%; image-rendering: pixelated; background: #000; }
+.viewer-frame i {
+  position: absolute; top: 50%; left: 5px; font: 600 12px/1 system-ui, sans-serif; color: #fff;
+  text-shadow: 0 0 3px #000, 0 0 2px #000; pointer-events: none;
+}
+.viewer-frame i + i { left: auto; right: 5px; }
+.viewer-frame b, .viewer-frame u {
+  position: absolute; background: #ffd60a; opacity: .7; display: none; pointer-events: none;
+}
+.viewer-frame b { left: 0; right: 0; height: 1px; }
+.viewer-frame u { top: 0; bottom: 0; width: 1px; }
+.viewer-stage.pointing b, .viewer-stage.pointing u { display: block; }
+.viewer-slider { display: flex; gap: 12px; align-items: center; margin-top: 12px; font-size: 13px; color: var(--soft); }
+.viewer-slider input { flex: 1; min-width: 0; }
+.viewer-read {
+  margin: 6px 0 0; display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 24px; min-height: 1.5em;
+  font-variant-numeric: tabular-nums;
+}
+#viewer-point { color: var(--soft); }
+@media (max-width: 640px) { .viewer-stage { grid-template-columns: repeat(2, minmax(0, 1fr)); } }
+@media print { .viewer-section { display: none; } }
+"""
+
+VIEWER_SCRIPT = """
+(() => {
+  const root = document.getElementById("viewer");
+  if (!root) return;
+  const part = name => document.getElementById("viewer-" + name);
+  const meta = JSON.parse(part("meta").textContent);
+  const stage = part("stage"), slider = part("slice"), chooser = part("case");
+  const planes = ["axial", "coronal", "sagittal"], windows = Object.keys(meta.windows);
+  const panes = ["truth", "reconstruction", "error"];
+  const state = { case: 0, plane: "axial", window: "bone", slice: {}, volumes: null, asked: 0 };
+
+  const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
+  const shape = () => meta.cases[state.case].shape;
+  const axis = () => planes.indexOf(state.plane);
+  const count = () => shape()[axis()];
+
+  // What a plane shows: rows, columns, mm per row and column, and where pixel (r, c) of slice i lies in the volume.
+  // Superior is up, so rows of coronal and sagittal slices run against z.
+  function layout() {
+    const [d, h, w] = shape(), [x, y, z] = meta.cases[state.case].spacing, i = state.slice[state.plane];
+    return {
+      axial: { rows: h, cols: w, high: y, wide: x, at: (r, c) => (i * h + r) * w + c },
+      coronal: { rows: d, cols: w, high: z, wide: x, at: (r, c) => ((d - 1 - r) * h + i) * w + c },
+      sagittal: { rows: d, cols: h, high: z, wide: y, at: (r, c) => ((d - 1 - r) * h + c) * w + i },
+    }[state.plane];
+  }
+
+  async function inflate(id) {
+    const packed = Uint8Array.from(atob(document.getElementById(id).textContent), c => c.charCodeAt(0));
+    const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
+    const codes = new Uint8Array(await new Response(stream).arrayBuffer());
+    const [, h, w] = shape();
+    for (let k = h * w; k < codes.length; k++) codes[k] += codes[k - h * w];
+    return codes;
+  }
+
+  async function open(index) {
+    const asked = ++state.asked;
+    state.case = index;
+    state.volumes = null;
+    root.dataset.ready = "false";
+    const [truth, reconstruction] = await Promise.all(
+      ["truth", "reconstruction"].map(name => inflate(`volume-${index}-${name}`)));
+    if (asked !== state.asked) return;  // another case was chosen meanwhile
+    state.volumes = { truth, reconstruction };
+    planes.forEach((plane, k) => { state.slice[plane] = meta.cases[index].centre[k]; });
+    chooser.value = index;
+    const { shrink } = meta.cases[index];
+    part("note").textContent = "Grey values are stored in 8 bits: within 2 HU in soft tissue, "
+      + "7 in bone, 11 in lung; 1500 HU and more look alike."
+      + (shrink > 1 ? ` To keep the page small, its voxels are means of ${shrink}×${shrink}×${shrink}.` : "");
+    root.dataset.ready = "true";
+    draw();
+  }
+
+  function colourTable() {
+    const stops = meta.errorColours, table = [];
+    for (let k = 0; k <= 500; k++) {
+      const place = k / 500 * (stops.length - 1), low = Math.min(Math.floor(place), stops.length - 2);
+      table.push(stops[low].map((v, j) => Math.round(v + (place - low) * (stops[low + 1][j] - v))));
+    }
+    return table;
+  }
+  const colours = colourTable();
+
+  function colour(pane, place) {
+    const { truth, reconstruction } = state.volumes;
+    if (pane === "error") {
+      const error = meta.hu[reconstruction[place]] - meta.hu[truth[place]];
+      return colours[Math.round(250 * (clamp(error / meta.errorLimit, -1, 1) + 1))];
+    }
+    return greys[state.volumes[pane][place]];
+  }
+
+  let greys = [];
+  function draw() {
+    if (!state.volumes) return;
+    const [black, white] = meta.windows[state.window];
+    greys = meta.hu.map(hu => Array(3).fill(Math.round(255 * clamp((hu - black) / (white - black), 0, 1))));
+    const view = layout(), [left, right] = meta.edges[state.plane];
+    for (const pane of panes) {
+      const canvas = part(pane), frame = canvas.parentElement;
+      canvas.width = view.cols;
+      canvas.height = view.rows;
+      const ratio = view.cols * view.wide / (view.rows * view.high);
+      canvas.style.aspectRatio = ratio;
+      frame.style.maxWidth = `${70 * ratio}vh`;  // so that the whole slice is seen at once
+      const context = canvas.getContext("2d"), image = context.createImageData(view.cols, view.rows);
+      let k = 0;
+      for (let r = 0; r < view.rows; r++) for (let c = 0; c < view.cols; c++) {
+        const [red, green, blue] = colour(pane, view.at(r, c));
+        image.data[k++] = red; image.data[k++] = green; image.data[k++] = blue; image.data[k++] = 255;
+      }
+      context.putImageData(image, 0, 0);
+      canvas.dataset.slice = state.slice[state.plane] + 1;
+      const sides = pane === "error" ? ["", ""] : [left, right];
+      frame.querySelectorAll("i").forEach((mark, side) => { mark.textContent = sides[side]; });
+    }
+    tell();
+  }
+
+  function tell() {
+    const slice = state.slice[state.plane] + 1, where = `${state.plane} slice ${slice} of ${count()}`;
+    slider.max = count();
+    slider.value = slice;
+    slider.setAttribute("aria-valuetext", where);
+    part("where").textContent = `${where}, ${state.window} window `
+      + `(${meta.windows[state.window].map(v => String(v).replace("-", "−")).join(" to ")} HU)`;
+    Object.assign(root.dataset, { case: state.case, plane: state.plane, window: state.window, slice });
+    root.querySelectorAll("[data-plane][aria-pressed], [data-window][aria-pressed]").forEach(button => {
+      const { plane, window } = button.dataset;
+      button.setAttribute("aria-pressed", String(plane ? plane === state.plane : window === state.window));
+    });
+    for (const pane of panes) part(pane).setAttribute("aria-label", `${pane}, ${where}`);
+    point();
+  }
+
+  // Returns whether the slice changed, so that a wheel turned past the end scrolls the page.
+  function show(slice) {
+    if (!state.volumes) return false;
+    const next = clamp(slice, 0, count() - 1), moved = next !== state.slice[state.plane];
+    state.slice[state.plane] = next;
+    if (moved) draw();
+    return moved;
+  }
+  const scroll = steps => show(state.slice[state.plane] + steps);
+  const choose = (kind, value) => { state[kind] = value; draw(); };
+  const turnCase = step => open((state.case + step + meta.cases.length) % meta.cases.length);
+
+  const keys = {
+    ArrowUp: () => scroll(1), ArrowRight: () => scroll(1), ArrowDown: () => scroll(-1), ArrowLeft: () => scroll(-1),
+    PageUp: () => scroll(10), PageDown: () => scroll(-10), Home: () => show(0), End: () => show(count() - 1),
+    a: () => choose("plane", "axial"), c: () => choose("plane", "coronal"), s: () => choose("plane", "sagittal"),
+    w: () => choose("window", windows[(windows.indexOf(state.window) + 1) % windows.length]),
+    n: () => turnCase(1), p: () => turnCase(-1),
+  };
+  windows.forEach((name, k) => { keys[k + 1] = () => choose("window", name); });
+
+  root.addEventListener("keydown", event => {
+    if (event.target === chooser || event.ctrlKey || event.altKey || event.metaKey) return;
+    const action = keys[event.key.length === 1 ? event.key.toLowerCase() : event.key];
+    if (!action) return;
+    event.preventDefault();
+    action();
+  });
+
+  let turned = 0;
+  stage.addEventListener("wheel", event => {
+    if (event.ctrlKey) return;  // the browser's zoom
+    // A notch of a mouse wheel is one slice; a touchpad's many small steps add up to one.
+    const pixels = event.deltaMode === 1 ? 33 * event.deltaY : event.deltaY;
+    turned = Math.abs(pixels) >= 50 ? pixels : turned + pixels;
+    const steps = Math.abs(turned) >= 30 ? Math.sign(turned) : 0;
+    if (steps) turned = 0;
+    const more = pixels < 0 ? state.slice[state.plane] < count() - 1 : state.slice[state.plane] > 0;
+    if (more) event.preventDefault();
+    scroll(-steps);
+  }, { passive: false });
+
+  let drag = null, pointer = null;
+  stage.addEventListener("pointerdown", event => {
+    if (event.button) return;
+    drag = { y: event.clientY, slice: state.slice[state.plane] };
+    stage.setPointerCapture(event.pointerId);
+    stage.focus({ preventScroll: true });
+  });
+  stage.addEventListener("pointermove", event => {
+    if (drag) show(drag.slice + Math.round((drag.y - event.clientY) / 4));
+    const canvas = document.elementsFromPoint(event.clientX, event.clientY).find(e => e.tagName === "CANVAS");
+    const box = canvas && canvas.getBoundingClientRect();
+    pointer = box && { x: (event.clientX - box.left) / box.width, y: (event.clientY - box.top) / box.height };
+    point();
+  });
+  for (const end of ["pointerup", "pointercancel"]) stage.addEventListener(end, () => { drag = null; });
+  stage.addEventListener("pointerleave", () => { pointer = null; point(); });
+
+  // The same place in all panes, and what lies there.
+  function point() {
+    stage.classList.toggle("pointing", Boolean(pointer));
+    part("point").textContent = "";
+    if (!pointer || !state.volumes) return;
+    stage.querySelectorAll(".viewer-frame").forEach(frame => {
+      frame.querySelector("b").style.top = 100 * pointer.y + "%";
+      frame.querySelector("u").style.left = 100 * pointer.x + "%";
+    });
+    const view = layout(), r = clamp(Math.floor(pointer.y * view.rows), 0, view.rows - 1);
+    const place = view.at(r, clamp(Math.floor(pointer.x * view.cols), 0, view.cols - 1));
+    const [truth, made] = ["truth", "reconstruction"].map(name => meta.hu[state.volumes[name][place]]);
+    const text = value => String(Math.round(value)).replace("-", "−");
+    const told = { truth, reconstruction: made, error: made - truth };
+    part("point").textContent = Object.entries(told).map(([name, hu]) => `${name} ${text(hu)} HU`).join(", ");
+  }
+
+  slider.addEventListener("input", () => show(slider.value - 1));
+  chooser.addEventListener("change", () => open(Number(chooser.value)));
+  root.addEventListener("click", event => {
+    const button = event.target.closest("button");
+    if (!button) return;
+    if (button.dataset.plane) choose("plane", button.dataset.plane);
+    if (button.dataset.window) choose("window", button.dataset.window);
+  });
+  document.querySelectorAll("[data-open-case]").forEach(button => button.addEventListener("click", () => {
+    open(Number(button.dataset.openCase));
+    root.scrollIntoView({ block: "start" });
+    stage.focus({ preventScroll: true });
+  }));
+
+  if (typeof DecompressionStream === "undefined") {
+    part("where").textContent = "This browser is too old for the viewer (no DecompressionStream).";
+    return;
+  }
+  open(0).catch(error => { part("where").textContent = "The viewer could not start: " + error.message; });
+})();
+"""
