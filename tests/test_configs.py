@@ -10,6 +10,8 @@ from omegaconf import OmegaConf
 from diffux2ct import build
 from diffux2ct.diffusion.samplers import SAMPLERS
 from diffux2ct.evaluation.distortion import METRICS
+from diffux2ct.evaluation.metric_set import FAMILIES
+from diffux2ct.evaluation.protocols import PROTOCOLS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 OPTIONS = sorted(
@@ -36,6 +38,8 @@ def build_all(cfg) -> None:
     assert settings.max_steps >= 1
     assert cfg.sampler.name in SAMPLERS
     assert set(cfg.metrics.names) <= set(METRICS)
+    assert set(cfg.metrics.families) <= set(FAMILIES)
+    assert cfg.metrics.protocol in PROTOCOLS
     assert cfg.name
     build.plain(cfg)
 

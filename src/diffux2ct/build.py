@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from hydra.errors import HydraException
@@ -27,6 +27,9 @@ from diffux2ct.training.loggers import CsvLogger, Logger, Loggers, TensorBoardLo
 from diffux2ct.training.settings import TrainerSettings, resolve_device
 from diffux2ct.training.state import prepare_model
 from diffux2ct.training.validation import Validator
+
+if TYPE_CHECKING:
+    from diffux2ct.evaluation.metric_set import MetricSet
 
 
 def build_reconstructor(cfg: DictConfig) -> Trainable:
@@ -102,6 +105,26 @@ def build_validator(cfg: DictConfig) -> Validator | None:
     dataset = build_dataset(cfg.dataset, "val")
     metrics = {name: METRICS[name] for name in cfg.metrics.names}
     return Validator(dataset, metrics, plain(cfg.sampler), as_window(cfg.dataset))
+
+
+def build_metrics(cfg: DictConfig, device: torch.device) -> "MetricSet":
+    """The metrics of an evaluation that ``cfg`` (the metrics node) names."""
+    # Here, so that training loads none of it.
+    from diffux2ct.evaluation.metric_set import MetricSet
+    from diffux2ct.reconstructors.segmentation import SegmentationTrainable
+
+    segmenter = None
+    if cfg.segmenter is not None:
+        run = load_run(cfg.segmenter, str(device))
+        segmenter = run.model
+        if not isinstance(segmenter, SegmentationTrainable):
+            raise UserError(
+                f"{run.path}: not a segmentation network; train one with python train.py model=vnet, and give its run "
+                "as metrics.segmenter="
+            )
+    return MetricSet.make(
+        plain(cfg)["families"], cfg.protocol, device=device, weights=cfg.weights, segmenter=segmenter
+    )
 
 
 def build_optimizer(cfg: DictConfig) -> Callable[[list[nn.Parameter]], torch.optim.Optimizer]:

@@ -112,9 +112,11 @@ def test_train_evaluate_and_controls_from_the_shell(phantoms, tmp_path):
     assert "last.pt: step 3 of 3\n" in done.stdout
     folder = tmp_path / "runs/e2e/evaluation/phantom-test-ddim2"
     metrics = json.loads((folder / "metrics.json").read_text())
-    keys = {"psnr", "psnr3d", "ssim", "ssim3d"}
+    keys = {"psnr", "psnr3d", "ssim", "ssim3d", "ms_ssim3d", "mae", "dice_bone", "xray_residual_frontal"}
     assert keys <= metrics.keys()
-    assert keys == metrics["floor"].keys()
+    assert keys <= metrics["floor"].keys()
+    assert {"lpips", "segmentation"} <= metrics["unavailable"].keys()  # 16 voxels; no network given
+    assert metrics["protocol"] == "paper"
     assert metrics["num_cases"] == 3
     assert metrics["psnr"] >= metrics["psnr3d"]
     assert len(list((folder / "reconstructions").glob("*.nii.gz"))) == 3
@@ -173,9 +175,19 @@ def test_summary_counts_the_paper_s_model(tmp_path):
     assert abs(parts["denoiser"]["saved_gib"] / 33.0 - 1) < 0.1
 
 
-def test_a_score_below_the_floor_is_marked():
-    metrics = {"psnr": 20.0, "ssim": 0.4, "floor": {"psnr": 19.0, "ssim": 0.5}, "num_cases": 3}
-    head, psnr, ssim = score_table(metrics, ["psnr", "ssim"]).splitlines()
+def test_a_score_no_better_than_the_floor_is_marked_by_its_direction():
+    summary = {
+        "psnr": 20.0,
+        "ssim": 0.4,
+        "mae": 90.0,
+        "floor": {"psnr": 19.0, "ssim": 0.5, "mae": 80.0},
+        "num_cases": 3,
+        "num_scored": {"mae": 2},
+        "unavailable": {"lpips": "no weights; get them"},
+    }
+    head, psnr, ssim, mae, lpips = score_table(summary).splitlines()
     assert "3 cases" in head
-    assert psnr.split() == ["psnr", "20.000", "19.000"]
-    assert ssim.split() == ["ssim", "0.400", "0.500", "below", "the", "floor"]
+    assert psnr.split() == ["PSNR", "(dB)", "20.000", "19.000"]
+    assert ssim.split() == ["SSIM", "0.400", "0.500", *"no better than the floor".split()]
+    assert mae.split() == ["MAE", "(HU)", "90.000", "80.000", *"no better than the floor of 2 cases".split()]
+    assert lpips == "lpips: unavailable: no weights; get them"

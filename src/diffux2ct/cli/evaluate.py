@@ -1,6 +1,6 @@
 """``python evaluate.py ckpt=PATH``: reconstruct a split's cases from their X-rays and score them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from diffux2ct import build
 from diffux2ct.cli.hydra_app import hydra_app
 from diffux2ct.errors import UserError
+from diffux2ct.evaluation.metric_info import metric_info
 from diffux2ct.evaluation.runner import evaluate
 from diffux2ct.training.settings import resolve_device
 
@@ -33,15 +34,16 @@ def run(cfg: DictConfig) -> None:
     name = Path(cfg.root).name if cfg.root else trained.dataset.name
     out = Path(cfg.out) if cfg.out else default_folder(loaded.path, name, cfg, sampling)
     device = resolve_device(cfg.device)
+    metrics = build.build_metrics(cfg.metrics, device)
     torch.manual_seed(cfg.seed)
     with torch.autocast(device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
-        metrics = evaluate(
+        summary = evaluate(
             loaded.reconstructor,
             dataset,
             out,
             sampling=sampling,
             mean_volume=train_set.mean_volume(),
-            metrics=list(trained.metrics.names),
+            metrics=metrics,
             seed=cfg.seed,
             context={
                 "run": trained.name,
@@ -57,19 +59,37 @@ def run(cfg: DictConfig) -> None:
             batch_size=cfg.batch_size,
         )
     print(f"{loaded.path}: step {loaded.step} of {trained.trainer.max_steps}")
-    print(score_table(metrics, trained.metrics.names))
+    print(score_table(summary))
     print(f"metrics: {out / 'metrics.json'}\nreport:  {out / 'report.html'}")
 
 
-def score_table(metrics: Mapping[str, Any], names: Sequence[str]) -> str:
-    """What the console shows of metrics.json: each score beside its floor, and a word where it is not above it."""
-    lines = [
-        f"{'':8}{'model':>9}{'floor':>9}   (floor: the mean training volume, {metrics['num_cases']} cases)"
-    ]
-    for name in names:
-        score, floor = metrics[name], metrics["floor"][name]
-        lines.append(f"{name:8}{score:9.3f}{floor:9.3f}{'   below the floor' if score < floor else ''}")
-    return "\n".join(lines)
+def score_table(summary: Mapping[str, Any]) -> str:
+    """What the console shows of metrics.json: each score beside its floor, and a word where it is not better."""
+    floors = summary["floor"]
+    keys = [key for key in summary if metric_info(key) or key in floors]
+    width = max(len(title(key)) for key in keys)
+    cases = f"(floor: the mean training volume, {summary['num_cases']} cases)"
+    lines = [f"{'':{width}}{'model':>10}{'floor':>10}   {cases}"]
+    for key in keys:
+        line = f"{title(key):{width}}{summary[key]:10.3f}"
+        if key in floors:
+            line += f"{floors[key]:10.3f}" + ("   no better than the floor" if not better(key, summary) else "")
+        if key in summary["num_scored"]:
+            line += f"   of {summary['num_scored'][key]} cases"
+        lines.append(line)
+    return "\n".join([*lines, *(f"{name}: unavailable: {why}" for name, why in summary["unavailable"].items())])
+
+
+def title(key: str) -> str:
+    """A metric's heading with its unit."""
+    info = metric_info(key)
+    return key if info is None else f"{info.title} ({info.unit})" if info.unit else info.title
+
+
+def better(key: str, summary: Mapping[str, Any]) -> bool:
+    """Whether a score is better than its floor; larger is better of what has no `MetricInfo`."""
+    info, difference = metric_info(key), summary[key] - summary["floor"][key]
+    return difference > 0 if info is None or info.larger_is_better else difference < 0
 
 
 def default_folder(path: Path, dataset: str, cfg: DictConfig, sampling: dict) -> Path:
@@ -77,6 +97,7 @@ def default_folder(path: Path, dataset: str, cfg: DictConfig, sampling: dict) ->
     sampler = f"{sampling.get('name', 'direct')}{sampling.get('num_inference_steps', '')}"
     marks = [dataset, cfg.split, sampler]
     marks += [cfg.xray_source] if cfg.xray_source != "paired" else []
+    marks += [cfg.metrics.protocol] if cfg.metrics.protocol != "paper" else []
     marks += [cfg.weights] if cfg.weights != "ema" else []
     marks += [f"first{cfg.max_cases}"] if cfg.max_cases else []
     marks += [f"seed{cfg.seed}"] if cfg.seed else []

@@ -231,7 +231,7 @@ def _geometry_differs(known: CameraFile, trained: Mapping[str, Any] | None) -> s
 
     A preset may have changed since. The panels may have other pixels, if they are of one size.
     """
-    given = _geometry(json.loads(known.path.read_text(encoding="utf-8"))["camera"])
+    given = _geometry(known.geometry)
     wanted = _geometry(trained)
     return ", ".join(
         f"{key}={value} (these: {given[key]})"

@@ -6,8 +6,9 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,44 +17,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffux2ct.errors import UserError
+from diffux2ct.evaluation.contracts import EvaluationDataset, SupportsReconstruct
 from diffux2ct.evaluation.distortion import METRICS, Metric
-from diffux2ct.evaluation.report import CasePanels, case_panels, choose_cases, floor_panels, write_report
-from diffux2ct.geometry.hounsfield import denormalize_hu
+from diffux2ct.evaluation.metric_info import metric_info
+from diffux2ct.evaluation.metric_set import MetricSet
+from diffux2ct.evaluation.report import ReportCase, choose_cases, floor_panels, write_report
+from diffux2ct.evaluation.scored_case import ScoredCase, to_hu
+from diffux2ct.evaluation.xray_consistency import CaseXrays, ViewResidual
 from diffux2ct.types import VIEWS
 
 XRAY_SOURCES = ("paired", "shuffled", "swapped")
 
-_OWN_KEYS = {"num_cases", "floor", "seconds_per_volume", "sampling", "seed", "xray_source", "batch_size"}
-
-
-@runtime_checkable
-class SupportsReconstruct(Protocol):
-    """Anything that maps X-rays to a volume; see `diffux2ct.reconstructors.base.Reconstructor`."""
-
-    def reconstruct(
-        self, xrays: Mapping[str, Tensor], *, generator: torch.Generator | None = None, **sampling: Any
-    ) -> Tensor:
-        """X-rays [B, 1, D, W] and [B, 1, D, H] to a volume [B, 1, D, H, W], all in [-1, 1]."""
-        ...
-
-
-@runtime_checkable
-class EvaluationDataset(Protocol):
-    """What is needed of a dataset; `diffux2ct.data.dataset.PreparedDataset` is one."""
-
-    @property
-    def cases(self) -> Sequence[Any]:
-        """With case_id, patient, spacing and origin (x, y, z) in mm."""
-        ...
-
-    @property
-    def window(self) -> tuple[float, float]:
-        """HU that -1 and 1 stand for."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Mapping[str, Any]: ...
+_OWN_KEYS = {"num_cases", "num_scored", "floor", "seconds_per_volume", "sampling", "seed", "xray_source"}
+_OWN_KEYS |= {"batch_size", "unavailable", "of_the_set", "protocol"}
 
 
 def evaluate(
@@ -63,7 +39,7 @@ def evaluate(
     *,
     sampling: Mapping[str, Any],
     mean_volume: Float[Tensor, "1 d h w"],
-    metrics: Mapping[str, Metric] | Sequence[str] = METRICS,
+    metrics: MetricSet | Mapping[str, Metric] | Sequence[str] = METRICS,
     seed: int = 0,
     context: Mapping[str, Any] | None = None,
     device: torch.device | str = "cpu",
@@ -73,7 +49,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Reconstruct every case, score it beside the mean training volume, and write ``out_dir``.
 
-    ``out_dir`` gets metrics.json (means over cases, and under ``floor`` the same metrics of ``mean_volume``),
+    ``out_dir`` gets metrics.json (means over the cases that have a value, under ``floor`` the same metrics of
+    ``mean_volume``, under ``unavailable`` what could not be computed and why),
     per_case.csv, reconstructions/<case_id>.nii.gz (int16 HU at the case's true spacing and origin) and a
     self-contained report.html. All is written beside it first and moved at the end, so an interrupted
     evaluation leaves a former one untouched.
@@ -81,8 +58,7 @@ def evaluate(
     Args:
         sampling: keyword arguments of ``reconstructor.reconstruct``.
         mean_volume: mean of the training volumes in [-1, 1], the answer of a method that sees no X-ray.
-        metrics: names from `METRICS`, or functions of two volumes [D, H, W] in [-1, 1] by name. Larger is
-            better.
+        metrics: a `MetricSet`; or names from `METRICS`, or functions of two volumes [D, H, W] in [-1, 1] by name.
         seed: with a case's index in the dataset it seeds the generator of that case. With ``batch_size`` 1 a
             case's result therefore does not depend on the others; a larger batch shares its first case's.
         context: further entries for metrics.json and the report's header: run, dataset, split, sampler, ...
@@ -97,11 +73,11 @@ def evaluate(
             an ``out_dir`` that holds something else than an evaluation.
     """
     out_dir = Path(out_dir)
-    metrics = _resolve_metrics(metrics)
+    if not isinstance(metrics, MetricSet):
+        metrics = MetricSet.of_functions(metrics)
     settings = {"seed": seed, "xray_source": xray_source, "batch_size": batch_size}
-    _check(dataset, out_dir, xray_source, context or {}, metrics)
+    _check(dataset, out_dir, xray_source, context or {})
     rows: list[dict[str, Any]] = []
-    panels: list[CasePanels] = []
     with _eval_mode(reconstructor), _replaced_folder(out_dir) as folder:
         progress = tqdm(total=len(dataset), desc="evaluate", unit="case", smoothing=0)
         for first in range(0, len(dataset), batch_size):
@@ -111,28 +87,23 @@ def evaluate(
             for place, index in enumerate(indices):
                 case, truth = dataset.cases[index], dataset[index]["volume"]
                 volume = _checked(volumes[place], truth, case.case_id)
-                rows.append(_score(volume, truth, mean_volume, metrics, case) | {"seconds": seconds})
-                hu = _write_volume(folder, volume, dataset.window, case)
-                shown = {view: xrays[view][place, 0].numpy() for view in VIEWS}
-                panels.append(case_panels(case.case_id, _hu(truth, dataset.window), hu, shown))
+                scored = ScoredCase.of(case, truth, dataset.window)
+                row = {"case_id": case.case_id, "patient": case.patient}
+                rows.append(row | metrics.score(scored, volume, mean_volume) | {"seconds": seconds})
+                _write_volume(folder, volume, dataset.window, case)
             progress.update(len(indices))
-            progress.set_postfix({name: f"{rows[-1][name]:.2f}" for name in metrics})
+            progress.set_postfix({k: f"{rows[-1][k]:.2f}" for k in ("psnr3d", "ssim3d") if k in rows[-1]})
         progress.close()
-        summary = _summarize(rows, metrics, sampling) | settings | dict(context or {})
+        summary = _summarize(rows, metrics, sampling) | settings | metrics.context | dict(context or {})
         _write_tables(folder, summary, rows)
-        chosen = choose_cases(rows, panels, num_report_cases)
-        floor = floor_panels(_hu(mean_volume, dataset.window))
-        write_report(folder / "report.html", summary, rows, list(metrics), chosen, floor, title=out_dir.name)
+        chosen = [
+            (label, partial(_report_case, dataset, index, folder, xray_source))
+            for label, index in choose_cases(rows, num_report_cases)
+        ]
+        floor = floor_panels(to_hu(mean_volume, dataset.window))
+        shown = [key for key in summary if key in summary["floor"] or any(key in row for row in rows)]
+        write_report(folder / "report.html", summary, rows, shown, chosen, floor, title=out_dir.name)
     return summary
-
-
-def _resolve_metrics(metrics: Mapping[str, Metric] | Sequence[str]) -> Mapping[str, Metric]:
-    if isinstance(metrics, Mapping):
-        return metrics
-    for name in metrics:
-        if name not in METRICS:
-            raise UserError(f"metrics: unknown metric {name!r}; choose from {', '.join(METRICS)}")
-    return {name: METRICS[name] for name in metrics}
 
 
 def _check(
@@ -140,10 +111,7 @@ def _check(
     out_dir: Path,
     xray_source: str,
     context: Mapping[str, Any],
-    metrics: Mapping[str, Metric],
 ) -> None:
-    if not metrics:
-        raise UserError(f"metrics: none named; choose from {', '.join(METRICS)}")
     if len(dataset) == 0:
         raise UserError("dataset: the split to evaluate is empty; choose another split or prepare more cases")
     if xray_source not in XRAY_SOURCES:
@@ -154,7 +122,7 @@ def _check(
         raise UserError(
             f"{out_dir}: holds something else than an evaluation; choose another folder or empty it"
         )
-    clash = sorted((_OWN_KEYS | set(metrics)) & set(context))
+    clash = sorted(key for key in context if key in _OWN_KEYS or metric_info(key))
     if clash:
         raise ValueError(f"context may not redefine {', '.join(clash)}")
 
@@ -214,42 +182,61 @@ def _checked(volume: Tensor, truth: Tensor, case_id: str) -> Tensor:
     return volume.clamp(-1, 1)
 
 
-def _score(
-    volume: Tensor, truth: Tensor, mean: Tensor, metrics: Mapping[str, Metric], case: Any
-) -> dict[str, Any]:
-    """One row of per_case.csv, from volumes [1, D, H, W] in [-1, 1]."""
-    row: dict[str, Any] = {"case_id": case.case_id, "patient": case.patient}
-    row |= {name: metric(volume[0], truth[0]) for name, metric in metrics.items()}
-    return row | {f"floor_{name}": metric(mean[0], truth[0]) for name, metric in metrics.items()}
-
-
-def _hu(volume: Tensor, window: tuple[float, float]) -> np.ndarray:
-    """[1, D, H, W] in [-1, 1] to whole HU [D, H, W]."""
-    hu = denormalize_hu(volume[0].clamp(-1, 1).numpy(), window)
-    return np.round(hu).astype(np.int16)
-
-
-def _write_volume(folder: Path, volume: Tensor, window: tuple[float, float], case: Any) -> np.ndarray:
+def _write_volume(folder: Path, volume: Tensor, window: tuple[float, float], case: Any) -> None:
     # SimpleITK is needed here only, and training must work without it.
     from diffux2ct.data.volume_io import write_nifti
 
-    hu = _hu(volume, window)
+    hu = to_hu(volume, window)
     write_nifti(folder / "reconstructions" / f"{case.case_id}.nii.gz", hu, case.spacing, case.origin)
-    return hu
+
+
+def _report_case(dataset: EvaluationDataset, index: int, folder: Path, source: str) -> ReportCase:
+    """A case for the report, its reconstruction read back, so that a long evaluation keeps no volume alive."""
+    from diffux2ct.data.volume_io import read_ct
+
+    case = dataset.cases[index]
+    truth = to_hu(dataset[index]["volume"], dataset.window)
+    made = read_ct(folder / "reconstructions" / f"{case.case_id}.nii.gz").hu
+    xrays = {view: image[0, 0].numpy() for view, image in _xrays(dataset, [index], source).items()}
+    again = _reprojections(case, made) if source == "paired" else {}
+    return ReportCase(case.case_id, truth, made, case.spacing, xrays, again)
+
+
+def _reprojections(case: Any, hu: np.ndarray) -> Mapping[str, ViewResidual]:
+    """The reconstruction through the case's own camera; nothing where that is not known."""
+    try:
+        return CaseXrays(case.path, hu.shape[0]).residuals(hu)
+    except UserError:
+        return {}
 
 
 def _summarize(
-    rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, Metric], sampling: Mapping[str, Any]
+    rows: Sequence[Mapping[str, Any]], metrics: MetricSet, sampling: Mapping[str, Any]
 ) -> dict[str, Any]:
-    def mean(key: str) -> float:
-        return float(np.mean([row[key] for row in rows]))
-
-    return {name: mean(name) for name in metrics} | {
-        "num_cases": len(rows),
-        "floor": {name: mean(f"floor_{name}") for name in metrics},
-        "seconds_per_volume": mean("seconds"),
-        "sampling": dict(sampling),
+    """Means over the cases that have a value; a metric that no case has is left out."""
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    values = {key: [row[key] for row in rows if row.get(key) is not None] for key in keys}
+    means = {
+        key: float(np.mean(values[key]))
+        for key in keys
+        if key not in ("case_id", "patient", "seconds") and values[key]
     }
+    of_the_set, floors, about = metrics.finish()
+    floor = {key.removeprefix("floor_"): mean for key, mean in means.items() if key.startswith("floor_")}
+    own = {key: mean for key, mean in means.items() if not key.startswith("floor_")}
+    return (
+        own
+        | of_the_set
+        | {
+            "num_cases": len(rows),
+            "num_scored": {key: len(values[key]) for key in own if len(values[key]) < len(rows)},
+            "floor": floor | floors,
+            "of_the_set": about,
+            "unavailable": metrics.unavailable,
+            "seconds_per_volume": float(np.mean([row["seconds"] for row in rows])),
+            "sampling": dict(sampling),
+        }
+    )
 
 
 def _write_tables(folder: Path, summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
@@ -257,7 +244,9 @@ def _write_tables(folder: Path, summary: Mapping[str, Any], rows: Sequence[Mappi
     text = json.dumps(summary, indent=2, default=str, allow_nan=False)
     (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
     with (folder / "per_case.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+        # A case without labels lacks their columns; None is an empty cell.
+        names = list(dict.fromkeys(key for row in rows for key in row))
+        writer = csv.DictWriter(file, fieldnames=names, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 

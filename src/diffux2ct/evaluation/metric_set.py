@@ -1,0 +1,154 @@
+"""The metrics of one evaluation: which are asked for, which can be had here, and what came of the others.
+
+What cannot be computed (weights that are absent, volumes too small, cameras unknown) is told with its reason and the
+way to get it. Nothing else is put in its place.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffux2ct.errors import UserError
+from diffux2ct.evaluation.distortion import METRICS, Metric
+from diffux2ct.evaluation.encoders.ct_encoder import CtEncoder
+from diffux2ct.evaluation.encoders.medclip import MedClipEncoder
+from diffux2ct.evaluation.metric_families import (
+    Bones,
+    Distortion,
+    Family,
+    Functions,
+    ImplantLocalisation,
+    Perceptual,
+    Segmentation,
+    Vertebrae,
+    XrayConsistency,
+)
+from diffux2ct.evaluation.perceptual import Lpips
+from diffux2ct.evaluation.protocols import protocol_named
+from diffux2ct.evaluation.scored_case import ScoredCase
+from diffux2ct.evaluation.segmentation import Segmenter
+from diffux2ct.evaluation.set_families import CtDistribution, MedClipDistribution, SetFamily
+from diffux2ct.evaluation.weights import Unavailable
+
+FAMILIES = (
+    "distortion",
+    "lpips",
+    "bones",
+    "segmentation",
+    "implants",
+    "vertebrae",
+    "xrays",
+    "distribution",
+    "fid_medclip",
+)
+
+
+@dataclass
+class MetricSet:
+    """What scores an evaluation's cases. ``unavailable``: {family: reason; way to get it}."""
+
+    families: list[Family]
+    set_families: list[SetFamily] = field(default_factory=list)
+    unavailable: dict[str, str] = field(default_factory=dict)
+    context: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of_functions(cls, metrics: Mapping[str, Metric] | Sequence[str] = METRICS) -> "MetricSet":
+        """Names of `METRICS`, or functions of two volumes [D, H, W] in [-1, 1] by name. UserError: an unknown name."""
+        if not metrics:
+            raise UserError(f"metrics: none named; choose from {', '.join(METRICS)}")
+        if not isinstance(metrics, Mapping):
+            for name in metrics:
+                if name not in METRICS:
+                    raise UserError(f"metrics: unknown metric {name!r}; choose from {', '.join(METRICS)}")
+            metrics = {name: METRICS[name] for name in metrics}
+        return cls([Functions(metrics)])
+
+    @classmethod
+    def make(
+        cls,
+        names: Sequence[str],
+        protocol: str = "paper",
+        *,
+        device: torch.device | str = "cpu",
+        weights: str | Path | None = None,
+        segmenter: Segmenter | None = None,
+    ) -> "MetricSet":
+        """The families ``names`` (of `FAMILIES`) under a protocol (of `PROTOCOLS`).
+
+        weights: a folder of other people's networks, see `weights.find_weights`. segmenter: of `segmentation`, which is
+        left out without one. UserError: an unknown name, none at all, unreadable weights.
+        """
+        wrong = [name for name in names if name not in FAMILIES]
+        if wrong or not names:
+            raise UserError(f"metrics.families={','.join(wrong) or '[]'}: choose from {', '.join(FAMILIES)}")
+        chosen = protocol_named(protocol)
+        makers: dict[str, Callable[[], Family | SetFamily]] = {
+            "distortion": lambda: Distortion(chosen),
+            "lpips": lambda: Perceptual(Lpips.load(weights), device),
+            "bones": Bones,
+            "segmentation": lambda: Segmentation(_needed(segmenter), device),
+            "implants": ImplantLocalisation,
+            "vertebrae": Vertebrae,
+            "xrays": XrayConsistency,
+            "distribution": lambda: CtDistribution(CtEncoder.load(weights).to(device), device),
+            "fid_medclip": lambda: MedClipDistribution(MedClipEncoder.load(weights), device),
+        }
+        made = cls([], context={"protocol": protocol})
+        for name in names:
+            try:
+                family = makers[name]()
+            except Unavailable as error:
+                made.unavailable[name] = f"{error.reason}; {error.command}"
+                continue
+            (made.families if isinstance(family, Family) else made.set_families).append(family)  # type: ignore[arg-type]
+        return made
+
+    def score(self, case: ScoredCase, volume: Tensor, mean: Tensor) -> dict[str, float | None]:
+        """One row: the reconstruction's values by key, and the mean training volume's as ``floor_<key>``.
+
+        volume, mean: [1, d, h, w] in [-1, 1], on the CPU.
+        """
+        own, floor = {}, {}
+        for family in list(self.families):
+            try:
+                scores = family.score(case, torch.cat((volume, mean)))
+            except Unavailable as error:
+                self.unavailable[family.name] = f"{error.reason}; {error.command}"
+                self.families.remove(family)
+                continue
+            own |= scores[0]
+            floor |= {f"floor_{key}": value for key, value in scores[1].items()}
+        for family in self.set_families:
+            family.add(case, volume, mean)
+        return own | floor
+
+    def finish(self) -> tuple[dict[str, float], dict[str, float], dict[str, Any]]:
+        """Values of the whole set by key, their floors, and by family what must be known to read them."""
+        values: dict[str, float] = {}
+        floors: dict[str, float] = {}
+        about: dict[str, Any] = {}
+        for family in self.set_families:
+            try:
+                found, floor, told = family.finish()
+            except UserError as error:
+                self.unavailable[family.name] = str(error)
+                continue
+            values |= found
+            floors |= floor
+            about[family.name] = told
+        return values, floors, about
+
+
+def _needed(segmenter: Segmenter | None) -> Segmenter:
+    if segmenter is None:
+        raise Unavailable(
+            "segmentation",
+            "no segmentation network was given",
+            "train one (python train.py model=vnet ...) and give its run as metrics.segmenter=RUN",
+        )
+    return segmenter

@@ -1,0 +1,64 @@
+"""What metrics are given of a case: the true volume, and all that its prepared folder tells besides."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int16, UInt8
+from torch import Tensor
+
+from diffux2ct.evaluation.implants import Implants, true_implants
+from diffux2ct.evaluation.xray_consistency import CaseXrays
+from diffux2ct.geometry.hounsfield import Window, denormalize_hu
+
+
+@dataclass(frozen=True)
+class ScoredCase:
+    """A case to score reconstructions against. What is costly is worked out once, when first asked for.
+
+    volume: the truth in [-1, 1] of ``window`` (HU). spacing: (x, y, z) mm of its voxels. path: the prepared case's
+    folder, None where the data come from elsewhere: metrics that need labels or X-rays then have no value.
+    """
+
+    case_id: str
+    volume: Float[Tensor, "1 d h w"]
+    window: Window
+    spacing: tuple[float, float, float]
+    path: Path | None = None
+
+    @classmethod
+    def of(cls, record: Any, volume: Tensor, window: Window) -> "ScoredCase":
+        """From a dataset's case record and its volume."""
+        return cls(record.case_id, volume, window, record.spacing, getattr(record, "path", None))
+
+    @cached_property
+    def hu(self) -> Int16[np.ndarray, "d h w"]:
+        """The truth in whole HU."""
+        return to_hu(self.volume, self.window)
+
+    @cached_property
+    def labels(self) -> "UInt8[np.ndarray, 'd h w'] | None":
+        """Label of each voxel (``data/label_scheme``); None without labels, and where they are of another size."""
+        path = None if self.path is None else self.path / "labels.npy"
+        if path is None or not path.is_file():
+            return None
+        labels = np.load(path, allow_pickle=False)
+        # Screws are thinner than the blocks that voxels of a smaller size stand for.
+        return labels if labels.shape == self.volume.shape[1:] else None
+
+    @cached_property
+    def implants(self) -> Implants:
+        """True screws and rods, as far as the true volume shows them."""
+        return true_implants(self.hu, self.labels, self.spacing)
+
+    @cached_property
+    def xrays(self) -> CaseXrays | None:
+        """The case's X-rays and cameras. UserError where it cannot be projected again; None without a folder."""
+        return None if self.path is None else CaseXrays(self.path, self.volume.shape[1])
+
+
+def to_hu(volume: Float[Tensor, "1 d h w"], window: Window) -> Int16[np.ndarray, "d h w"]:
+    """[-1, 1] to whole HU."""
+    return np.round(denormalize_hu(volume[0].clamp(-1, 1).cpu().numpy(), window)).astype(np.int16)

@@ -1,0 +1,124 @@
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from diffux2ct.data.dataset import PreparedDataset
+from diffux2ct.errors import UserError
+from diffux2ct.evaluation.bones import bone_scores
+from diffux2ct.evaluation.distortion import psnr3d
+from diffux2ct.evaluation.metric_families import Family
+from diffux2ct.evaluation.metric_info import metric_info
+from diffux2ct.evaluation.metric_set import FAMILIES, MetricSet
+from diffux2ct.evaluation.protocols import PROTOCOLS, score
+from diffux2ct.evaluation.scored_case import ScoredCase
+from diffux2ct.evaluation.set_families import CtDistribution
+from diffux2ct.evaluation.weights import Unavailable
+
+HERE = ["distortion", "bones", "implants", "vertebrae", "xrays"]
+
+
+@pytest.fixture
+def scored(phantoms):
+    """The first test phantom, a blurred reconstruction of it, and another phantom in the mean volume's place."""
+    dataset = PreparedDataset(phantoms, "test")
+    case = ScoredCase.of(dataset.cases[0], dataset[0]["volume"], dataset.window)
+    blurred = torch.lerp(
+        case.volume, torch.nn.functional.avg_pool3d(case.volume, 3, stride=1, padding=1), 0.3
+    )
+    return case, blurred, dataset[1]["volume"]
+
+
+def test_a_row_holds_what_each_family_says_of_reconstruction_and_floor(scored):
+    case, volume, mean = scored
+    row = MetricSet.make(HERE).score(case, volume, mean)
+    assert_close(row["psnr3d"], psnr3d(volume[0], case.volume[0]), rtol=0, atol=1e-5)
+    assert_close(row["floor_psnr3d"], psnr3d(mean[0], case.volume[0]), rtol=0, atol=1e-5)
+    assert (
+        row["dice_bone"]
+        == bone_scores(np.round((volume[0].numpy() + 1) * 1262 - 1024), case.hu, case.spacing)["dice_bone"]
+    )
+    assert 0 < row["xray_residual_frontal"] < row["floor_xray_residual_frontal"]
+    assert row["implant_recall"] is None  # voxels of 16 mm
+    own = {key for key in row if not key.startswith("floor_")}
+    assert {f"floor_{key}" for key in own} | own == set(row)
+    assert all(metric_info(key) for key in own)
+
+
+def test_the_protocol_reaches_the_numbers(scored):
+    case, volume, mean = scored
+    row = MetricSet.make(["distortion"], "x2ct").score(case, volume, mean)
+    assert row["psnr"] == score(volume, case.volume, case.window, PROTOCOLS["x2ct"])[0]["psnr"]
+    assert abs(row["psnr"] - MetricSet.make(["distortion"]).score(case, volume, mean)["psnr"]) > 3
+
+
+def test_what_is_not_here_is_told_and_the_rest_goes_on(scored, monkeypatch, tmp_path):
+    monkeypatch.setenv("DIFFUX2CT_WEIGHTS", str(tmp_path))
+    metrics = MetricSet.make(["fid_medclip", "segmentation", "bones"])
+    assert set(metrics.unavailable) == {"fid_medclip", "segmentation"}
+    assert "metrics.segmenter=" in metrics.unavailable["segmentation"]
+    assert set(metrics.score(*scored)) == {"dice_bone", "hd95_bone", "floor_dice_bone", "floor_hd95_bone"}
+
+
+class Refusing(Family):
+    name = "refusing"
+
+    def score(self, case, volumes):
+        raise Unavailable("refusing", "too small", "use larger ones")
+
+
+def test_a_family_that_finds_it_cannot_is_left_out_and_told(scored):
+    metrics = MetricSet.make(["bones"])
+    metrics.families.insert(0, Refusing())
+    assert "dice_bone" in metrics.score(*scored)
+    assert metrics.unavailable == {"refusing": "too small; use larger ones"}
+    assert [family.name for family in metrics.families] == ["bones"]
+
+
+def test_a_case_without_its_folder_has_no_x_rays_to_compare_with(scored):
+    case, volume, mean = scored
+    alone = ScoredCase(case.case_id, case.volume, case.window, case.spacing)
+    metrics = MetricSet.make(["xrays", "vertebrae", "bones"])
+    assert set(metrics.score(alone, volume, mean)) == {
+        "dice_bone",
+        "hd95_bone",
+        "floor_dice_bone",
+        "floor_hd95_bone",
+    }
+    assert "cameras" in metrics.unavailable["xrays"]
+
+
+class GreyHistogram(torch.nn.Module):
+    """A small encoder of the CT encoder's kind: shares of voxels by HU."""
+
+    name = "grey histogram"
+
+    def features(self, volumes_hu, spacing):
+        edges = torch.linspace(-1024, 1500, 9)
+        return torch.stack([torch.histogram(v.float(), edges)[0] / v.numel() for v in volumes_hu])
+
+
+def test_distances_of_the_set_come_with_their_floor_and_counts(phantoms):
+    dataset = PreparedDataset(phantoms, "test")
+    metrics = MetricSet([], [CtDistribution(GreyHistogram(), "cpu")])
+    for index in range(len(dataset)):
+        case = ScoredCase.of(dataset.cases[index], dataset[index]["volume"], dataset.window)
+        metrics.score(case, case.volume, torch.zeros_like(case.volume))
+    values, floor, about = metrics.finish()
+    assert_close(values, {"fd_ct": 0.0, "kd_ct": 0.0}, rtol=0, atol=1e-9)
+    assert floor["fd_ct"] > 0.1
+    assert floor["kd_ct"] > 0.01
+    assert (about["distribution"]["num_volumes"], about["distribution"]["seed"]) == (len(dataset), 0)
+
+
+def test_one_case_has_no_distribution(scored):
+    metrics = MetricSet([], [CtDistribution(GreyHistogram(), "cpu")])
+    metrics.score(*scored)
+    assert metrics.finish()[0] == {}
+    assert "two" in metrics.unavailable["distribution"]
+
+
+@pytest.mark.parametrize("names", [[], ["psnr"], ["bones", "boness"]])
+def test_unknown_families_get_one_line(names):
+    with pytest.raises(UserError, match=f"choose from {', '.join(FAMILIES)}"):
+        MetricSet.make(names)
