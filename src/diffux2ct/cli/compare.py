@@ -1,0 +1,172 @@
+"""``python scripts/compare.py RUN RUN ...``: runs x metrics with the floor and what each run costs."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+from diffux2ct.cli import run_main
+from diffux2ct.errors import UserError
+from diffux2ct.evaluation.comparison import ScoredRun
+
+FORMATS = {".md": "markdown", ".tex": "latex", ".html": "html", ".csv": "csv"}
+
+_EXAMPLES = """examples:
+  python scripts/compare.py runs/table3_*                      a table in Markdown, on the screen
+  python scripts/compare.py runs/table1_* --sort psnr3d --out table1.md --out table1.tex --out table1.html
+  python scripts/compare.py runs/table3_* --merge-seeds --intervals --reference runs/table3_full
+  python scripts/compare.py runs/a runs/b --evaluation '*-ddim10'     these evaluations, not the newest
+  python scripts/compare.py runs/a/evaluation/test-ddim10 runs/a/evaluation/test-ddim50    two of one run
+
+Each run must have been evaluated (python evaluate.py ckpt=RUN). The floor is what the mean of all training volumes
+scores as the answer to every case. Parameters and TFLOP are counted without allocating the model.
+"""
+
+
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "runs": {
+        "nargs": "+",
+        "metavar": "RUN",
+        "help": "a run's folder, or an evaluation's (it holds metrics.json)",
+    },
+    "--format": {
+        "choices": list(FORMATS.values()),
+        "default": "markdown",
+        "help": "what to print (markdown)",
+    },
+    "--out": {
+        "action": "append",
+        "default": [],
+        "metavar": "FILE",
+        "type": Path,
+        "help": "write a file instead, by its suffix: .md .tex .html .csv; may be repeated",
+    },
+    "--evaluation": {
+        "metavar": "NAME",
+        "help": "a folder under RUN/evaluation/, or a pattern of which every match is a row (the newest evaluation "
+        "with paired X-rays)",
+    },
+    "--metrics": {"metavar": "A,B", "help": "which metrics, in this order; or all (the distortion metrics)"},
+    "--sort": {
+        "metavar": "KEY",
+        "help": "best first by a metric; or by run, steps, volumes, seeds, parameters, tflop, seconds (as given)",
+    },
+    "--reference": {
+        "metavar": "RUN",
+        "help": "the run (its folder or name) that the others are tested against (the best by PSNR3D)",
+    },
+    "--test": {
+        "choices": ["permutation", "wilcoxon"],
+        "default": "permutation",
+        "help": "paired test over patients (permutation, of the mean difference)",
+    },
+    "--no-tests": {"action": "store_true", "help": "make no tests"},
+    "--intervals": {
+        "action": "store_true",
+        "help": "a 95 %% interval with each score, from resampling patients",
+    },
+    "--merge-seeds": {
+        "action": "store_true",
+        "help": "runs that differ in trainer.seed alone as one row, mean ± sd",
+    },
+    "--names": {"metavar": "A,B", "help": "names of the rows, in the order of the runs (the runs' own)"},
+    "--title": {"default": "Comparison of runs", "help": "heading of the page, caption in LaTeX"},
+}
+"""What the command takes; in brackets the default."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as all commands do."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help explains")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = _Parser(
+        prog="compare.py",
+        description="Compare runs: their scores beside the floor, and what they cost.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    for flags, options in _OPTIONS.items():
+        made.add_argument(*flags.split(), **options)
+    return made
+
+
+def run(arguments: Sequence[str] | None = None) -> None:
+    """Compare as the command line says; prints the table or writes files."""
+    asked = parser().parse_args(arguments)
+    # Imported here so that --help answers at once.
+    from diffux2ct.cli.compared_runs import read_runs
+    from diffux2ct.data.case_writer import write_text
+    from diffux2ct.evaluation.comparison import choose_metrics
+    from diffux2ct.evaluation.comparison_table import build_table, sort_keys
+    from diffux2ct.evaluation.comparison_tests import merge_seeds, statistics_marks
+
+    for path in asked.out:
+        if path.suffix not in FORMATS:
+            raise UserError(f"--out {path}: unknown suffix; choose one of {', '.join(FORMATS)}")
+        if path.is_dir():
+            raise UserError(f"--out {path}: is a folder; give a file")
+    runs, problems = read_runs(asked.runs, asked.evaluation)
+    if asked.merge_seeds:
+        runs = merge_seeds(runs)
+    if asked.names is not None:
+        runs = rename(runs, asked.names.split(","))
+    metrics = choose_metrics(runs, None if asked.metrics is None else asked.metrics.split(","))
+    if asked.sort is not None and asked.sort not in sort_keys(metrics):
+        raise UserError(f"--sort {asked.sort}: choose from {', '.join(sort_keys(metrics))}")
+    marks = statistics_marks(
+        runs,
+        metrics,
+        intervals=asked.intervals,
+        test=None if asked.no_tests else asked.test,
+        reference=None if asked.reference is None else find_row(asked.reference, runs).name,
+    )
+    table = build_table(runs, metrics, sort=asked.sort, marks=marks, title=asked.title, problems=problems)
+    if not asked.out:
+        sys.stdout.write(writer(asked.format)(table))
+    for path in asked.out:
+        write_text(path, writer(FORMATS[path.suffix])(table))
+        print(f"wrote {path}")
+
+
+def find_row(wanted: str, runs: Sequence[ScoredRun]) -> ScoredRun:
+    """The row of this name, or that this folder (a run's or an evaluation's) is part of; UserError without one."""
+    folder = Path(wanted).resolve()
+    for one in runs:
+        parts = [part for path in (one.folder, *one.merged) for part in (path, path.parent.parent)]
+        if one.name == wanted or folder in parts:
+            return one
+    names = ", ".join(one.name for one in runs)
+    raise UserError(f"--reference {wanted}: is not among the runs; choose from {names}")
+
+
+def rename(runs: Sequence[ScoredRun], names: Sequence[str]) -> list[ScoredRun]:
+    """The rows under other names; UserError unless there is one for each, and all differ."""
+    names = [name.strip() for name in names]
+    if len(names) != len(runs) or len(set(names)) != len(names) or "" in names:
+        order = ", ".join(one.name for one in runs)
+        raise UserError(f"--names: needs {len(runs)} different names, in this order: {order}")
+    return [replace(one, name=name) for one, name in zip(runs, names, strict=True)]
+
+
+def writer(form: str) -> Callable:
+    """What turns a table into text of this format."""
+    from diffux2ct.evaluation import comparison_page, comparison_text
+
+    return {
+        "markdown": comparison_text.markdown,
+        "latex": comparison_text.latex,
+        "csv": comparison_text.as_csv,
+        "html": comparison_page.page,
+    }[form]
+
+
+def main() -> None:
+    """Console entry."""
+    run_main(run)

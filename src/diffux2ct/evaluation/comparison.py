@@ -1,0 +1,246 @@
+"""What a comparison of runs rests on: their scores, and which of them were scored on the same cases."""
+
+import csv
+import difflib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import numpy as np
+
+from diffux2ct.errors import UserError
+from diffux2ct.evaluation.cost import Cost
+from diffux2ct.evaluation.metric_info import metric_info
+from diffux2ct.evaluation.statistics import ALPHA
+
+FLOOR_TOLERANCE = 1e-3
+"""Relative difference up to which two floors are the same: other machines round otherwise, other data differ more."""
+
+HEADLINE = ("psnr3d", "psnr", "ssim", "ssim3d")
+"""The paper's metrics."""
+
+NUM_DEFAULT_METRICS = 12
+"""With more metrics than this a table is not readable: then only `HEADLINE` is shown unless more is asked for."""
+
+
+@dataclass(frozen=True)
+class MetricAbout:
+    """How a metric is shown: ``digits`` after the point, ``unit`` (dB, HU, mm, deg or none)."""
+
+    key: str
+    title: str
+    unit: str
+    larger_is_better: bool
+    digits: int
+    about: str
+
+    def better(self, a: float, b: float) -> bool:
+        """Whether ``a`` is a better score than ``b``."""
+        return a > b if self.larger_is_better else a < b
+
+
+_DIGITS = {"dB": 2, "HU": 1, "mm": 2, "deg": 1}
+
+
+def about(key: str) -> MetricAbout:
+    """How the metric ``key`` of metrics.json is shown; of one that nobody described, larger counts as better."""
+    info = metric_info(key)
+    if info is None:
+        return MetricAbout(key, key, "", True, 3, "")
+    return MetricAbout(
+        key, info.title, info.unit, info.larger_is_better, _DIGITS.get(info.unit, 3), info.about
+    )
+
+
+@dataclass(frozen=True)
+class CaseScores:
+    """per_case.csv: ``scores`` [cases] by metric, the floor's under ``floor_<metric>``; NaN where a cell is empty."""
+
+    cases: tuple[str, ...]
+    patients: tuple[str, ...]
+    scores: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class ScoredRun:
+    """One row: an evaluation and what is known of the run that it belongs to. None where it is not known.
+
+    experiment: the same for runs that differ in their seed alone. seeds: more than one where such runs were merged.
+    spread: standard deviation over the merged runs, by metric. merged: their evaluations' folders.
+    """
+
+    name: str
+    folder: Path
+    summary: Mapping[str, Any]
+    cases: CaseScores | None = None
+    steps: int | None = None
+    batch_size: int | None = None
+    seeds: tuple[int, ...] = ()
+    cost: Cost | None = None
+    machine: str | None = None
+    train_set: str | None = None
+    experiment: str = ""
+    spread: Mapping[str, float] = field(default_factory=dict)
+    merged: tuple[Path, ...] = ()
+
+    @property
+    def volumes_seen(self) -> int | None:
+        """Training steps times the global batch."""
+        return None if self.steps is None or self.batch_size is None else self.steps * self.batch_size
+
+    @property
+    def floor(self) -> Mapping[str, float]:
+        """The mean training volume's scores on the same cases."""
+        return self.summary.get("floor") or {}
+
+    def score(self, key: str) -> float | None:
+        """A mean over cases; None where this run has no such number."""
+        value = self.summary.get(key)
+        return float(value) if _is_number(value) else None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One test: ``run`` minus ``reference`` in one metric, p before and after Holm's correction.
+
+    difference: mean over patients, with its 95 % interval.
+    """
+
+    run: str
+    reference: str
+    metric: str
+    difference: float
+    interval: tuple[float, float] | None
+    p_raw: float
+    p: float
+
+    @property
+    def significant(self) -> bool:
+        """Whether the difference is larger than chance explains, at `ALPHA`."""
+        return self.p < ALPHA
+
+
+def read_evaluation(folder: Path) -> tuple[dict[str, Any], CaseScores | None]:
+    """metrics.json and per_case.csv (None where there is none) of an evaluation's folder.
+
+    Raises:
+        UserError: one of them is damaged.
+    """
+    path, table = folder / "metrics.json", folder / "per_case.csv"
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable as JSON; run evaluate.py again") from error
+    if not isinstance(summary, dict) or not isinstance(summary.get("floor", {}), dict):
+        raise UserError(f"{path}: not what evaluate.py writes; run evaluate.py again")
+    return summary, _read_cases(table) if table.is_file() else None
+
+
+def _read_cases(path: Path) -> CaseScores:
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file, strict=True)
+            names = [n for n in reader.fieldnames or () if n not in ("case_id", "patient", "seconds")]
+            rows = list(reader)
+        if any(None in row or None in row.values() for row in rows):
+            raise ValueError("a line is cut short, or too long")
+        scores = {n: np.array([float(row[n]) if row[n] else np.nan for row in rows]) for n in names}
+        ids = tuple((row["case_id"], row["patient"]) for row in rows)
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        raise UserError(f"{path}: damaged; run evaluate.py again") from error
+    return CaseScores(tuple(case for case, _ in ids), tuple(patient for _, patient in ids), scores)
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def choose_metrics(runs: Sequence[ScoredRun], wanted: Sequence[str] | None) -> list[MetricAbout]:
+    """The metrics to show: those of ``wanted``, else those that the runs have; ["all"] leaves none out.
+
+    Raises:
+        UserError: no run has a metric of that name, or any.
+    """
+    # Of metrics.json a metric is what has a floor, a value per case or a description: the rest are settings.
+    found: dict[str, None] = {}
+    for run in runs:
+        per_case = {} if run.cases is None else run.cases.scores
+        described = [key for key in run.summary if metric_info(key) is not None]
+        for key in [*run.floor, *(k for k in per_case if not k.startswith("floor_")), *described]:
+            if run.score(key) is not None:
+                found.setdefault(key)
+    if not found:
+        raise UserError(f"{runs[0].folder}: metrics.json holds no metric; run evaluate.py again")
+    if wanted is None:
+        few = [key for key in found if len(found) <= NUM_DEFAULT_METRICS or key in HEADLINE]
+        return [about(key) for key in few]
+    if list(wanted) == ["all"]:
+        return [about(key) for key in found]
+    for key in wanted:
+        if key not in found:
+            near = difflib.get_close_matches(key, found, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise UserError(f"--metrics: no run has {key!r}; {hint}choose from {', '.join(found)}")
+    return [about(key) for key in dict.fromkeys(wanted)]
+
+
+def test_sets(runs: Sequence[ScoredRun]) -> list[list[ScoredRun]]:
+    """The runs in groups that were scored alike: same cases, X-rays, protocol and floor.
+
+    The floor tells data sets apart whose cases bear the same names, and training sets whose mean differs.
+    """
+    groups: list[list[ScoredRun]] = []
+    for run in runs:
+        alike = next((g for g in groups if not differences(g[0], run)), None)
+        groups.append([run]) if alike is None else alike.append(run)
+    return groups
+
+
+test_sets.__test__ = False  # type: ignore[attr-defined]  # it is no test, whatever pytest reads in its name
+
+
+def differences(a: ScoredRun, b: ScoredRun) -> list[str]:
+    """In what the scoring of two runs differs; empty where their scores may be compared."""
+    found = []
+    # What an evaluation does not tell, because it is older than the setting, was the only way there was.
+    for key, word, before in (
+        ("dataset", "data set", None),
+        ("split", "split", None),
+        ("xray_source", "X-rays", "paired"),
+        ("protocol", "protocol", "paper"),
+    ):
+        if a.summary.get(key, before) != b.summary.get(key, before):
+            found.append(word)
+    ids = [run.cases.cases if run.cases else run.summary.get("num_cases") for run in (a, b)]
+    if type(ids[0]) is not type(ids[1]):
+        ids = [run.summary.get("num_cases") for run in (a, b)]
+    if ids[0] != ids[1]:
+        found.append("cases")
+    shared = set(a.floor) & set(b.floor)
+    if any(not math.isclose(a.floor[k], b.floor[k], rel_tol=FLOOR_TOLERANCE) for k in shared) and not found:
+        found.append("floor (the volumes or the training sets differ)")
+    return found
+
+
+def test_set_name(run: ScoredRun) -> str:
+    """Data set, split and number of cases of a run's evaluation, in words."""
+    summary = run.summary
+    words = [str(summary[key]) for key in ("dataset", "split") if summary.get(key)]
+    if summary.get("xray_source", "paired") != "paired":
+        words.append(f"with {summary['xray_source']} X-rays")
+    if summary.get("protocol"):
+        words.append(f"protocol {summary['protocol']}")
+    count = summary.get("num_cases")
+    patients = f" of {plural(len(set(run.cases.patients)), 'patient')}" if run.cases else ""
+    return " ".join(words) + (f", {plural(count, 'case')}{patients}" if count else "")
+
+
+test_set_name.__test__ = False  # type: ignore[attr-defined]
+
+
+def plural(count: int, noun: str) -> str:
+    """ "1 case", "3 cases"."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"

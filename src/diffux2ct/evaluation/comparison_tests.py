@@ -1,0 +1,192 @@
+"""Statistics of a comparison: merged seeds, intervals, and which rows cannot be told from the reference."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+
+from diffux2ct.errors import UserError
+from diffux2ct.evaluation.comparison import (
+    CaseScores,
+    Difference,
+    MetricAbout,
+    ScoredRun,
+    differences,
+    plural,
+    test_set_name,
+    test_sets,
+)
+from diffux2ct.evaluation.comparison_table import NOT_DIFFERENT, Marks
+from diffux2ct.evaluation.statistics import (
+    ALPHA,
+    MIN_PATIENTS_INTERVAL,
+    MIN_PATIENTS_TEST,
+    bootstrap_interval,
+    holm,
+    paired_test,
+    smallest_p,
+)
+
+
+def merge_seeds(runs: Sequence[ScoredRun]) -> list[ScoredRun]:
+    """Runs of one experiment that differ in their seed alone as one row: means, and the spread over seeds.
+
+    Only what was trained for as many steps and scored alike is merged. A case's score becomes its mean over seeds, so
+    that intervals and tests stay over patients.
+
+    Raises:
+        UserError: the same seed twice, or experiments of the same name left over that are not the same.
+    """
+    groups: dict[Any, list[ScoredRun]] = defaultdict(list)
+    for index, run in enumerate(runs):
+        scored = ("sampling", "weights", "seed", "num_cases")
+        key = (run.experiment or f"#{index}", run.steps, *(str(run.summary.get(k)) for k in scored))
+        alike = next((k for k in groups if k[0] == key and not differences(groups[k][0], run)), None)
+        groups[alike or (key, index)].append(run)
+    return [group[0] if len(group) == 1 else _merged(group) for group in groups.values()]
+
+
+def _merged(group: Sequence[ScoredRun]) -> ScoredRun:
+    first = group[0]
+    seeds = [seed for run in group for seed in run.seeds]
+    for seed in seeds:
+        if seeds.count(seed) > 1:
+            names = " and ".join(run.name for run in group if seed in run.seeds)
+            raise UserError(
+                f"--merge-seeds: {names} are the same experiment with the same seed {seed}; leave one out"
+            )
+    numbers = {key for run in group for key in run.summary if all(r.score(key) is not None for r in group)}
+    values = {key: [score for run in group if (score := run.score(key)) is not None] for key in numbers}
+    summary = dict(first.summary)
+    for key in numbers - {"step", "num_cases", "seed", "batch_size", "num_train_cases"}:
+        summary[key] = fmean(values[key])
+    per_case = [run.cases for run in group if run.cases is not None]
+    cases = None
+    if len(per_case) == len(group):
+        shared = [k for k in per_case[0].scores if all(k in each.scores for each in per_case)]
+        scores = {key: np.mean([each.scores[key] for each in per_case], axis=0) for key in shared}
+        cases = CaseScores(per_case[0].cases, per_case[0].patients, scores)
+    names = {str(run.summary.get("run") or run.name) for run in group}
+    return replace(
+        first,
+        name=names.pop() if len(names) == 1 else first.name,
+        summary=summary,
+        cases=cases,
+        seeds=tuple(sorted(seeds)),
+        spread={key: stdev(values[key]) for key in numbers},
+        merged=tuple(run.folder for run in group),
+        machine=first.machine if len({run.machine for run in group}) == 1 else None,
+    )
+
+
+def statistics_marks(
+    runs: Sequence[ScoredRun],
+    metrics: Sequence[MetricAbout],
+    *,
+    intervals: bool = False,
+    test: str | None = "permutation",
+    reference: str | None = None,
+) -> Marks:
+    """What the statistics say of a table's scores.
+
+    ``test``: see `paired_test`; None makes none. ``reference``: name of the run that the others of its test set are
+    tested against; None takes each set's best by PSNR3D (by the first metric where there is none). All tests of the
+    table are corrected together.
+    """
+    found, notes = _intervals(runs, metrics) if intervals else ({}, [])
+    if test is None:
+        return Marks(found, (), tuple(notes))
+    tests, tested = _tests(test_sets(runs), metrics, reference, test)
+    return Marks(found, tuple(tests), (*notes, *tested))
+
+
+def _values(run: ScoredRun, key: str) -> np.ndarray | None:
+    return None if run.cases is None else run.cases.scores.get(key)
+
+
+def _intervals(
+    runs: Sequence[ScoredRun], metrics: Sequence[MetricAbout]
+) -> tuple[dict[tuple[str, str], tuple[float, float]], list[str]]:
+    found, few = {}, []
+    for run in runs:
+        ends = {}
+        for metric in metrics:
+            scores = _values(run, metric.key)
+            if scores is not None and run.cases is not None:
+                ends[metric.key] = bootstrap_interval(scores, run.cases.patients)
+        found |= {(run.name, key): pair for key, pair in ends.items() if pair is not None}
+        few += [run.name] if None in ends.values() or not ends else []
+    notes = ["With each score the 95 % interval of its mean, from resampling patients."] if found else []
+    if few:
+        notes.append(
+            f"No interval where a score has fewer than {MIN_PATIENTS_INTERVAL} patients: {', '.join(few)}."
+        )
+    return found, notes
+
+
+def _tests(
+    sets: Sequence[Sequence[ScoredRun]], metrics: Sequence[MetricAbout], reference: str | None, test: str
+) -> tuple[list[Difference], list[str]]:
+    made: list[Difference] = []
+    notes, against = [], []
+    for group in sets:
+        base = _reference(group, metrics, reference)
+        if base is None or len(group) < 2:
+            continue
+        count = 0 if base.cases is None else len(set(base.cases.patients))
+        if count < MIN_PATIENTS_TEST:
+            notes.append(_too_few(group[0], count))
+            continue
+        against.append(base.name)
+        made += [d for run in group if run is not base for m in metrics if (d := _test(run, base, m, test))]
+    corrected = holm([each.p for each in made])
+    made = [replace(each, p=p) for each, p in zip(made, corrected, strict=True)]
+    if made:
+        kind = "sign-flip permutation" if test == "permutation" else "Wilcoxon signed-rank"
+        notes.append(
+            f"Tested against {', '.join(against)}, over patients: {kind} test, Holm's correction for "
+            f"{plural(len(made), 'comparison')}, at {ALPHA:g}."
+        )
+        if any(not each.significant for each in made):
+            notes.append(f"{NOT_DIFFERENT}: not significantly different from {', '.join(against)}.")
+        smallest = smallest_p(min(len(set(r.cases.patients)) for g in sets for r in g if r.cases))
+        if smallest * len(made) >= ALPHA:
+            notes.append(
+                "Among so many comparisons no difference can be significant; name fewer --metrics or runs."
+            )
+    return made, notes
+
+
+def _too_few(run: ScoredRun, count: int) -> str:
+    if run.cases is None:
+        return f"Not tested ({test_set_name(run)}): there is no per_case.csv."
+    return (
+        f"Not tested: {plural(count, 'patient')} ({test_set_name(run)}) are too few, p cannot fall below "
+        f"{smallest_p(count):.2g}; {MIN_PATIENTS_TEST} are needed."
+    )
+
+
+def _reference(
+    group: Sequence[ScoredRun], metrics: Sequence[MetricAbout], wanted: str | None
+) -> ScoredRun | None:
+    if wanted is not None:
+        return next((run for run in group if run.name == wanted), None)
+    by = next((m for m in metrics if m.key == "psnr3d"), metrics[0])
+    scored = [(score, run) for run in group if (score := run.score(by.key)) is not None]
+    if not scored:
+        return group[0]
+    return (max if by.larger_is_better else min)(scored, key=lambda pair: pair[0])[1]
+
+
+def _test(run: ScoredRun, base: ScoredRun, metric: MetricAbout, test: str) -> Difference | None:
+    a, b = _values(run, metric.key), _values(base, metric.key)
+    if a is None or b is None or run.cases is None:
+        return None
+    result = paired_test(a, b, run.cases.patients, test=test)
+    if result.p is None:
+        return None
+    interval = bootstrap_interval(a - b, run.cases.patients)
+    return Difference(run.name, base.name, metric.key, result.difference, interval, result.p, result.p)

@@ -1,0 +1,143 @@
+"""A comparison as Markdown, LaTeX (booktabs) or CSV."""
+
+import csv
+import io
+import re
+
+from diffux2ct.evaluation.comparison_table import Cell, Column, Table
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "%": r"\%",
+    "&": r"\&",
+    "#": r"\#",
+    "$": r"\$",
+    "_": r"\_",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "≈": r"$\approx$",
+    "†": r"$^{\dagger}$",
+    "−": r"$-$",
+    "–": "--",
+    "…": r"\ldots{}",
+    "√": r"$\surd$",
+    **{digit: f"$^{{{number}}}$" for number, digit in enumerate("¹²³⁴⁵⁶⁷⁸⁹", start=1)},
+}
+
+
+def heading(column: Column) -> str:
+    """Title, unit in brackets, and the direction that is better: "PSNR3D (dB) ↑"."""
+    unit = f" ({column.unit})" if column.unit else ""
+    return f"{column.title}{unit}{'' if not column.better else ' ↑' if column.better > 0 else ' ↓'}"
+
+
+def markdown(table: Table) -> str:
+    """A table in GitHub's Markdown, its notes as lines beneath it."""
+    head = [_markdown_escape(heading(column)) for column in table.columns]
+    rule = ["---" if index == 0 else "--:" for index in range(len(head))]
+    lines = [head, rule] + [[_markdown_cell(c, row.is_floor) for c in row.cells] for row in table.rows]
+    body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    notes = "\n".join(f"- {_markdown_escape(note)}" for note in table.notes)
+    return f"{body}\n\n{notes}\n"
+
+
+def _markdown_escape(text: str) -> str:
+    # An underscore within a word is plain in GitHub's Markdown; a leading or trailing one is not.
+    return re.sub(r"([\\`*|<>\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", text)
+
+
+def _markdown_cell(cell: Cell, is_floor: bool) -> str:
+    number = _markdown_escape(cell.text) + (f" ± {cell.spread}" if cell.spread else "")
+    strong = (
+        f"**{number}**" if cell.best else f"*{number}*" if is_floor and cell.value is not None else number
+    )
+    marks = f" {''.join(cell.marks)}" if cell.marks else ""
+    return strong + marks + (f" ({cell.interval})" if cell.interval else "")
+
+
+def latex(table: Table) -> str:
+    r"""A ``table`` environment in booktabs' style; needs ``\usepackage{booktabs}`` and ``\usepackage[T1]{fontenc}``."""
+    width = len(table.columns)
+    head = " & ".join(_latex_heading(column) for column in table.columns) + r" \\"
+    body = []
+    for row in table.rows:
+        if row.is_floor:
+            body.append(r"\midrule")
+        body.append(" & ".join(_latex_cell(cell, row.is_floor) for cell in row.cells) + r" \\")
+        if row.is_floor and row is not table.rows[-1]:
+            body.append(r"\midrule")
+    notes = "\n".join(f"\\par {latex_escape(note)}" for note in table.notes)
+    return "\n".join(
+        [
+            r"% Needs \usepackage{booktabs} and \usepackage[T1]{fontenc}.",
+            r"\begin{table}[tbp]",
+            r"\centering",
+            rf"\caption{{{latex_escape(table.title)}}}",
+            r"\small",
+            rf"\begin{{tabular}}{{l{'r' * (width - 1)}}}",
+            r"\toprule",
+            head,
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\medskip",
+            r"\begin{minipage}{\linewidth}\footnotesize",
+            notes,
+            r"\end{minipage}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def latex_escape(text: str) -> str:
+    """Plain text for LaTeX: its special characters and the signs that tables use; anything else passes."""
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def _latex_heading(column: Column) -> str:
+    unit = f" ({latex_escape(column.unit)})" if column.unit else ""
+    arrow = {1: r" $\uparrow$", -1: r" $\downarrow$", 0: ""}[column.better]
+    return f"{latex_escape(column.title)}{unit}{arrow}"
+
+
+def _latex_cell(cell: Cell, is_floor: bool) -> str:
+    number = latex_escape(cell.text) + (rf" $\pm$ {cell.spread}" if cell.spread else "")
+    strong = rf"\textbf{{{number}}}" if cell.best else number
+    strong = rf"\textit{{{number}}}" if is_floor and cell.value is not None else strong
+    marks = "".join(latex_escape(mark) for mark in cell.marks)
+    return strong + marks + (rf" {{\scriptsize ({latex_escape(cell.interval)})}}" if cell.interval else "")
+
+
+def as_csv(table: Table) -> str:
+    """Numbers in full, a column per key; spread, interval, corrected p and marks in columns of their own."""
+    extras = {
+        "sd": lambda cell: cell.spread,
+        "interval": lambda cell: cell.interval,
+        "p": lambda cell: "" if cell.p is None else cell.p,
+        "marks": lambda cell: "".join(cell.marks),
+    }
+    columns: list[tuple[int, str, str]] = []
+    for index, column in enumerate(table.columns):
+        columns.append((index, column.key, ""))
+        for name, get in extras.items():
+            if any(get(row.cells[index]) != "" for row in table.rows):
+                columns.append((index, f"{column.key}_{name}", name))
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([title for _, title, _ in columns])
+    for row in table.rows:
+        cells = [
+            extras[name](row.cells[index]) if name else row.cells[index].value for index, _, name in columns
+        ]
+        writer.writerow(["" if cell is None else cell for cell in cells])
+    return out.getvalue()

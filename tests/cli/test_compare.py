@@ -1,0 +1,256 @@
+"""compare.py on real runs, trained and evaluated for a moment by the commands' own functions."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose as hydra_compose
+from hydra import initialize_config_module
+
+from diffux2ct import build
+from diffux2ct.cli import compare, evaluate, train
+from diffux2ct.cli.compared_runs import count_cost, find_evaluations, read_runs
+from diffux2ct.cli.summarize import summarize
+from diffux2ct.errors import UserError
+from diffux2ct.evaluation.cost import reconstruction_cost
+
+ROOT = Path(__file__).parents[2]
+
+
+def evaluated(run_dir: Path, *overrides: str) -> None:
+    with initialize_config_module("diffux2ct.configs", version_base="1.3"):
+        evaluate.run(hydra_compose("evaluate", overrides=[f"ckpt={run_dir}", "device=cpu", *overrides]))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("compare")
+
+
+@pytest.fixture
+def runs(compose, made: Path) -> dict[str, Path]:
+    """A diffusion model, a regressor by two seeds, and one that was never evaluated."""
+    folders = {name: made / name for name in ("diffusion", "regressor", "regressor-s1", "raw")}
+    if not folders["raw"].exists():
+        regressor = ["model=x_ctrsnet_like", "name=regressor"]
+        recipes = {"diffusion": ["name=diffusion"], "regressor": regressor}
+        recipes["regressor-s1"] = [*regressor, "trainer.seed=1"]
+        for key, overrides in recipes.items():
+            train.run(compose(f"run_dir={folders[key]}", "trainer.max_steps=2", *overrides))
+        shutil.copytree(folders["diffusion"], folders["raw"])
+        for key in recipes:
+            evaluated(folders[key])
+        evaluated(folders["diffusion"], "xray_source=shuffled")
+        evaluated(folders["diffusion"], "sampler.num_inference_steps=2")
+        # The newest is by time, which must not hang on how coarse a file system's clock is.
+        newest = folders["diffusion"] / "evaluation" / "phantom-test-ddim2" / "metrics.json"
+        os.utime(newest, (2e9, 2e9))
+    return folders
+
+
+def table(capsys, *arguments: object) -> list[dict[str, str]]:
+    capsys.readouterr()
+    compare.run([str(argument) for argument in arguments] + ["--format", "csv"])
+    return list(csv.DictReader(capsys.readouterr().out.splitlines()))
+
+
+def test_a_table_of_real_runs(runs, capsys):
+    rows = table(capsys, runs["diffusion"], runs["regressor"])
+    assert [row["run"] for row in rows] == ["diffusion", "regressor", "Floor: mean training volume"]
+    for row, name in zip(
+        rows, ("diffusion/evaluation/phantom-test-ddim2", "regressor/evaluation"), strict=False
+    ):
+        (path,) = (runs["raw"].parent / name).rglob("metrics.json")
+        metrics = json.loads(path.read_text())
+        assert float(row["psnr3d"]) == metrics["psnr3d"]
+        assert float(row["seconds"]) == metrics["seconds_per_volume"]
+        assert float(rows[2]["ssim"]) == pytest.approx(metrics["floor"]["ssim"])
+        assert (int(row["steps"]), int(row["volumes"]), row["seeds"]) == (2, 8, "0")
+    compare.run([str(runs["diffusion"]), str(runs["regressor"])])
+    shown = capsys.readouterr().out
+    for note in ("Scored on phantom test, 3 cases of 3 patients.", "Volumes seen in training: 8 in every row.",
+                 "ddim, 2 steps (diffusion); one pass (regressor).", "3 patients", "are too few"):  # fmt: skip
+        assert note in shown, note
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [(), ("model=x_ctrsnet_like",), ("model=icm_reg",), ("experiment=x2ct_gan_paper", "dataset.size=128")],
+)
+def test_costs_agree_with_summarize_model(compose, overrides):
+    cfg = (
+        compose(*overrides)
+        if len(overrides) < 2
+        else compose("dataset.size=128", experiment="x2ct_gan_paper")
+    )
+    parts = summarize(cfg)["parts"]
+    with torch.device("meta"):
+        model = build.build_reconstructor(cfg)
+    cost = reconstruction_cost(
+        model, cfg.dataset.size, {"name": "ddim", "num_inference_steps": 50, "eta": 0.0}
+    )
+    times = {"conditioning": 1, "denoiser": 50, "generator": 1, "network": 1}
+    used = {name: part for name, part in parts.items() if name in times}
+    assert cost.parameters == sum(part["parameters"] for part in used.values())
+    assert cost.tflop == pytest.approx(
+        sum(times[n] * part["forward_tflop"] for n, part in used.items()), rel=1e-9
+    )
+    assert cost.iterative == ("denoiser" in used)
+    assert cost.parameters + cost.training_only == parts["total"]["parameters"]
+    assert (cost.training_only > 0) == ("discriminator" in parts)
+    assert model.training
+
+
+def test_counting_allocates_nothing(compose):
+    """The paper's model and its 1000 steps; every tensor that is made must be on the meta device."""
+    cfg = compose(experiment="paper").model
+    with torch.device("meta"):
+        model = build.build_reconstructor(compose("dataset.size=128", experiment="paper"))
+    assert all(p.is_meta for p in model.parameters()), cfg._target_
+    made: list[torch.device] = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            made.extend(t.device for t in (result if isinstance(result, (list, tuple)) else [result])
+                        if isinstance(t, torch.Tensor) and t.numel() > 4096)  # fmt: skip
+            return result
+
+    with Watch():
+        cost = reconstruction_cost(model, 128, {"name": "ddpm", "num_inference_steps": 1000})
+    assert len(made) > 100
+    assert {device.type for device in made} == {"meta"}
+    assert cost.tflop == pytest.approx(11216.9, rel=1e-4)
+
+
+def test_evaluations_are_chosen(runs, capsys):
+    folder = runs["diffusion"]
+    (newest,) = find_evaluations(folder, None)
+    assert newest.name == "phantom-test-ddim2"
+    assert [p.name for p in find_evaluations(folder, "*ddim3*")] == [
+        "phantom-test-ddim3",
+        "phantom-test-ddim3-shuffled",
+    ]
+    with pytest.raises(UserError, match=r"holds no evaluation x\*; choose from phantom-test-ddim2, phantom"):
+        find_evaluations(folder, "x*")
+    # A run and one of its evaluations; the same twice counts once.
+    rows = table(capsys, folder, newest, folder / "evaluation" / "phantom-test-ddim3", "--sort", "run")
+    assert [row["run"] for row in rows[:2]] == [
+        "diffusion/phantom-test-ddim2",
+        "diffusion/phantom-test-ddim3",
+    ]
+    two, three = (float(row["tflop"]) for row in rows[:2])
+    assert 1.3 < three / two < 1.5
+    # Shuffled X-rays are another test, with a floor of its own.
+    rows = table(capsys, folder, "--evaluation", "*ddim3*")
+    assert [row["test_set"] for row in rows] == ["A", "A", "B", "B"]
+    shutil.copytree(folder, folder.parent / "control", dirs_exist_ok=True)
+    for name in ("phantom-test-ddim2", "phantom-test-ddim3"):
+        shutil.rmtree(folder.parent / "control" / "evaluation" / name)
+    with pytest.raises(UserError, match=r"wrong X-rays only.*--evaluation phantom-test-ddim3-shuffled"):
+        find_evaluations(folder.parent / "control", None)
+
+
+def test_seeds_merge(runs, capsys):
+    both = runs["regressor"], runs["regressor-s1"]
+    first, second, _ = table(capsys, *both)
+    assert [first["run"], second["run"]] == ["regressor", "regressor-s1"]
+    merged, floor = table(capsys, *both, "--merge-seeds", "--reference", both[1])
+    a, b = float(first["psnr3d"]), float(second["psnr3d"])
+    assert a != b
+    assert float(merged["psnr3d"]) == pytest.approx((a + b) / 2)
+    assert float(merged["psnr3d_sd"]) == pytest.approx(abs(a - b) / 2**0.5, abs=0.006)
+    assert (merged["run"], merged["seeds"], floor["seeds"]) == ("regressor", "0, 1", "")
+    assert len(table(capsys, runs["diffusion"], both[0], "--merge-seeds")) == 3
+
+
+def test_files_are_written_by_their_suffix(runs, tmp_path, capsys):
+    files = [tmp_path / "deep" / f"t{suffix}" for suffix in (".md", ".tex", ".html", ".csv")]
+    options = [word for path in files for word in ("--out", str(path))]
+    compare.run(
+        [str(runs["diffusion"]), str(runs["regressor"]), "--names", "Ours,X & Y", "--title", "T", *options]
+    )
+    assert capsys.readouterr().out.splitlines() == [f"wrote {path}" for path in files]
+    md, tex, html, text = (path.read_text(encoding="utf-8") for path in files)
+    assert md.startswith("| Run | Steps |")
+    assert r"X \& Y & 2 & 8" in tex
+    assert "<h1>T</h1>" in html
+    assert "X &amp; Y" in html
+    assert text.splitlines()[2].startswith("X & Y,2,8")
+    assert sorted(path.name for path in files[0].parent.iterdir()) == sorted(path.name for path in files)
+
+
+def mistakes(runs: dict[str, Path], tmp: Path) -> list[tuple[list, str]]:
+    good, raw = runs["diffusion"], runs["raw"]
+    return [
+        ([], "required: RUN; --help explains"),
+        ([tmp / "gone"], "gone: no such run folder"),
+        ([tmp], "is no run folder; give folders that train.py wrote"),
+        ([raw], f"was never evaluated; first: python evaluate.py ckpt={raw}"),
+        ([good, "--metrics", "psnr3"], "did you mean psnr3d?"),
+        ([good, "--sort", "size"], "--sort size: choose from run, steps, volumes"),
+        ([good, "--names", "a,b"], "--names: needs 1 different names, in this order: diffusion"),
+        ([good, "--reference", "x"], "--reference x: is not among the runs; choose from diffusion"),
+        ([good, "--out", tmp / "t.pdf"], "unknown suffix; choose one of .md, .tex, .html, .csv"),
+        ([good, "--format", "pdf"], "invalid choice"),
+        ([good, "--test", "t"], "invalid choice"),
+    ]
+
+
+def test_every_mistake_is_one_line(runs, tmp_path):
+    for arguments, message in mistakes(runs, tmp_path):
+        with pytest.raises(UserError) as error:
+            compare.run([str(argument) for argument in arguments])
+        assert message in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+def test_damaged_and_old_configs(runs, tmp_path):
+    folder = tmp_path / "old"
+    shutil.copytree(runs["diffusion"], folder)
+    config = folder / "config.yaml"
+    text = config.read_text()
+    (run,), notes = read_runs([folder])
+    assert run.cost is not None
+    assert notes == []
+    # A key that this program no longer knows, a class of another package, no trainer: a dash and a note, no more.
+    for changed, reason in ((text.replace("num_train_timesteps", "num_timesteps"), "num_timesteps"),
+                            (text.replace("diffux2ct.reconstructors", "os"), "no part of diffux2ct"),
+                            ("name: x\n", "holds no model config")):  # fmt: skip
+        config.write_text(changed)
+        (run,), (note,) = read_runs([folder])
+        assert run.cost is None
+        assert reason in note
+    assert (run.batch_size, run.seeds, run.volumes_seen) == (None, (), None)
+    for bad in ("a: [", "- 1\n"):
+        config.write_text(bad)
+        with pytest.raises(UserError, match=r"config.yaml: (not readable as YAML|holds no config)"):
+            read_runs([folder])
+    config.unlink()
+    (run,), notes = read_runs([folder])
+    assert (run.cost, run.seeds, notes) == (None, (), [])
+    shutil.copy(runs["diffusion"] / "config.yaml", config)
+    (folder / "provenance.json").write_text("{")
+    with pytest.raises(UserError, match="provenance.json: not readable as JSON"):
+        read_runs([folder])
+    assert count_cost({"model": {"_target_": "os.system"}}, {}, folder)[0] is None
+
+
+def test_the_script(runs):
+    def call(*arguments: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, str(ROOT / "scripts" / "compare.py"), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=300)
+
+    done = call("--help")
+    assert done.returncode == 0
+    assert "examples:" in done.stdout
+    done = call(str(runs["raw"]))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("error: ")

@@ -1,0 +1,181 @@
+"""Which runs may be compared, merged seeds, and what the tests say of a table, on made-up scores."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diffux2ct.errors import UserError
+from diffux2ct.evaluation.comparison import (
+    CaseScores,
+    ScoredRun,
+    about,
+    choose_metrics,
+    differences,
+    read_evaluation,
+    test_set_name,
+    test_sets,
+)
+from diffux2ct.evaluation.comparison_tests import merge_seeds, statistics_marks
+
+PATIENTS = tuple(f"p{i // 2}" for i in range(20))
+
+
+def scored(name: str, values=None, *, floor: float = 15.0, seed: int = 0, experiment: str = "0", **summary):
+    values = np.linspace(18, 22, 20) if values is None else np.asarray(values, float)
+    count = len(values)
+    cases = CaseScores(tuple(f"c{i}" for i in range(count)), PATIENTS[:count], {"psnr3d": values})
+    content = {
+        "psnr3d": float(values.mean()),
+        "floor": {"psnr3d": floor},
+        "num_cases": count,
+        "dataset": "phantom",
+        "split": "test",
+        "seconds_per_volume": 1.0 + seed,
+        "step": 10,
+        "run": name,
+    }
+    return ScoredRun(
+        name, Path(f"{name}-{seed}"), content | summary, cases, 10, 4, (seed,), experiment=experiment
+    )
+
+
+def test_what_differs_in_the_scoring_parts_test_sets():
+    base = scored("a")
+    assert differences(base, scored("b", np.zeros(20))) == []
+    assert differences(base, scored("b", split="val")) == ["split"]
+    assert differences(base, scored("b", dataset="other")) == ["data set"]
+    assert differences(base, scored("b", xray_source="shuffled")) == ["X-rays"]
+    assert differences(base, scored("b", protocol="x2ct")) == ["protocol"]
+    assert differences(base, scored("b", protocol="paper", xray_source="paired")) == []
+    assert differences(base, scored("b", np.zeros(19))) == ["cases"]
+    (floor,) = differences(base, scored("b", floor=15.1))
+    assert floor.startswith("floor")
+    assert differences(base, scored("b", floor=15.0001)) == []  # another machine's rounding
+    groups = test_sets([base, scored("b", split="val"), scored("c"), scored("d", split="val")])
+    assert [[run.name for run in group] for group in groups] == [["a", "c"], ["b", "d"]]
+    assert test_set_name(base) == "phantom test, 20 cases of 10 patients"
+    assert test_set_name(scored("b", np.zeros(1), xray_source="swapped")) == (
+        "phantom test with swapped X-rays, 1 case of 1 patient"
+    )
+
+
+def test_directions_and_units():
+    assert about("psnr3d").better(2.0, 1.0)
+    for key, unit in (("mae", "HU"), ("mae_bone", "HU"), ("hd95_sacrum", "mm"), ("implant_tip_mm", "mm"),
+                      ("implant_axis_deg", "deg"), ("lpips", ""), ("fd_ct", "")):  # fmt: skip
+        assert about(key).better(1.0, 2.0), key
+        assert about(key).unit == unit, key
+    assert about("dice_bone").larger_is_better
+    assert about("implant_recall").larger_is_better
+    assert (about("psnr3d").title, about("psnr3d").unit, about("psnr3d").digits) == ("PSNR3D", "dB", 2)
+    assert (about("stranger").title, about("stranger").larger_is_better) == ("stranger", True)
+
+
+def test_metrics_are_chosen_in_the_order_asked_for():
+    run = scored("a", ssim=0.5, mae=30.0, floor=15.0)
+    run.summary["floor"].update(ssim=0.1, mae=90.0)
+    assert [m.key for m in choose_metrics([run], None)] == ["psnr3d", "ssim", "mae"]
+    assert [m.key for m in choose_metrics([run], ["mae", "psnr3d"])] == ["mae", "psnr3d"]
+    with pytest.raises(UserError, match=r"no run has 'psnr3'; did you mean psnr3d\? choose from"):
+        choose_metrics([run], ["psnr3"])
+    # With many, those of the distortion protocol stand for the rest.
+    many = {f"dice_{i}": 0.5 for i in range(12)}
+    run.summary["floor"].update(many)
+    run.summary.update(many)
+    assert [m.key for m in choose_metrics([run], None)] == ["psnr3d", "ssim"]
+    assert len(choose_metrics([run], ["all"])) == 15
+    # Of the whole set, without a floor or a value per case; and what is no metric although it is a number.
+    whole = scored("a", fd_ct=3.5)
+    assert [m.key for m in choose_metrics([whole], None)] == ["psnr3d", "fd_ct"]
+    assert [m.key for m in choose_metrics([whole], ["fd_ct"])] == ["fd_ct"]
+    with pytest.raises(UserError, match="no run has 'num_cases'"):
+        choose_metrics([whole], ["num_cases"])
+    with pytest.raises(UserError, match="metrics.json holds no metric"):
+        choose_metrics([ScoredRun("x", Path("x"), {"num_cases": 3})], None)
+
+
+def test_damaged_evaluations_end_in_one_line(tmp_path):
+    (tmp_path / "metrics.json").write_text("{")
+    with pytest.raises(UserError, match="not readable as JSON; run evaluate.py again"):
+        read_evaluation(tmp_path)
+    (tmp_path / "metrics.json").write_text("[1]")
+    with pytest.raises(UserError, match="not what evaluate.py writes"):
+        read_evaluation(tmp_path)
+    (tmp_path / "metrics.json").write_text(json.dumps({"psnr3d": 20.0}))
+    assert read_evaluation(tmp_path) == ({"psnr3d": 20.0}, None)
+    for text in (
+        "case_id,patient,psnr3d\nc0,p0,x\n",
+        "psnr3d\n1.0\n",
+        "case_id,patient,psnr3d\nc0,p0\n",
+        "case_id,patient,psnr3d\nc0,p0,1,2\n",
+    ):
+        (tmp_path / "per_case.csv").write_text(text)
+        with pytest.raises(UserError, match="per_case.csv: damaged"):
+            read_evaluation(tmp_path)
+    (tmp_path / "per_case.csv").write_text("case_id,patient,psnr3d,floor_psnr3d\nc0,p0,,1.5\n")
+    cases = read_evaluation(tmp_path)[1]
+    assert np.isnan(cases.scores["psnr3d"][0])
+    assert cases.scores["floor_psnr3d"][0] == 1.5
+
+
+def test_seeds_merge_into_mean_and_spread():
+    values = np.linspace(18, 22, 20)
+    runs = [scored("full", values + k, seed=k, experiment="0") for k in range(3)]
+    other = scored("other", values, experiment="3")
+    merged, alone = merge_seeds([runs[0], other, *runs[1:]])
+    assert (merged.name, merged.seeds, alone) == ("full", (0, 1, 2), other)
+    assert merged.score("psnr3d") == pytest.approx(21.0)
+    assert merged.spread["psnr3d"] == pytest.approx(1.0)  # of 20, 21, 22, with n - 1
+    assert merged.score("seconds_per_volume") == pytest.approx(2.0)
+    assert merged.summary["num_cases"] == 20
+    np.testing.assert_allclose(merged.cases.scores["psnr3d"], values + 1)
+    assert merged.merged == tuple(run.folder for run in runs)
+    # Another budget, another sampler, other cases: not the same experiment's result.
+    for apart in (scored("full", values, seed=1, sampling={"eta": 1.0}), scored("full", values[:10], seed=1)):
+        assert len(merge_seeds([runs[0], apart])) == 2
+    with pytest.raises(UserError, match=r"full and full are the same experiment with the same seed 1"):
+        merge_seeds([runs[1], runs[1]])
+
+
+def test_only_differences_beyond_chance_are_left_unmarked():
+    rng = np.random.default_rng(0)
+    base = np.repeat(rng.normal(20, 1, 10), 2)
+    noise = np.repeat(rng.normal(0, 0.5, 10), 2)
+    noise -= noise.mean()
+    runs = [scored("best", base + 1), scored("alike", base + 0.9 + noise), scored("worse", base - 2 + noise)]
+    metrics = choose_metrics(runs, None)
+    marks = statistics_marks(runs, metrics, intervals=True)
+    verdict = {test.run: test.significant for test in marks.tests}
+    assert verdict == {"alike": False, "worse": True}
+    worse = next(test for test in marks.tests if test.run == "worse")
+    assert worse.reference == "best"
+    assert worse.difference == pytest.approx(-3.0)
+    assert worse.interval[0] < worse.difference < worse.interval[1] < 0
+    assert worse.p_raw == pytest.approx(2 / 2**10)
+    assert worse.p == pytest.approx(2 * worse.p_raw)  # the smaller of two
+    low, high = marks.intervals["best", "psnr3d"]
+    assert low < base.mean() + 1 < high
+    assert any("Holm's correction for 2 comparisons" in note for note in marks.notes)
+    assert any(note == "≈: not significantly different from best." for note in marks.notes)
+    assert {t.reference for t in statistics_marks(runs, metrics, reference="worse").tests} == {"worse"}
+    assert statistics_marks(runs, metrics, test=None).tests == ()
+
+
+def test_too_few_patients_are_said_instead_of_a_p():
+    runs = [scored("a", np.arange(8.0)), scored("b", np.arange(8.0) + 1)]
+    marks = statistics_marks(runs, choose_metrics(runs, None), intervals=True)
+    assert (marks.tests, marks.intervals) == ((), {})
+    assert any(
+        "4 patients" in note and "cannot fall below 0.12; 6 are needed" in note for note in marks.notes
+    )
+    assert any("No interval where a score has fewer than 5 patients: a, b." in note for note in marks.notes)
+
+
+def test_too_many_comparisons_for_the_patients_are_said():
+    values = np.repeat(np.arange(6.0), 2)
+    runs = [scored(name, values + k) for k, name in enumerate("abc")]
+    marks = statistics_marks(runs, choose_metrics(runs, None))
+    assert [test.significant for test in marks.tests] == [False, False]  # 2 x 2/64 > 0.05
+    assert any("Among so many comparisons no difference can be" in note for note in marks.notes)
