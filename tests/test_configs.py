@@ -58,7 +58,7 @@ def test_every_experiment_builds(experiment):
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 @pytest.mark.parametrize("round_", range(NUM_ROUNDS))
 def test_every_option_of_every_group_builds_in_every_experiment(experiment, round_):
-    """Round k takes the k-th option of all groups at once, so that a few rounds have every option in every experiment."""
+    """Round k takes the k-th option of all groups at once: a few rounds have every option in every experiment."""
     chosen = {group: options[round_ % len(options)] for group, options in GROUPS.items()}
     if sets_conditioning(experiment):  # keys that the other kinds of conditioning do not have
         chosen["conditioning"] = "implicit"
