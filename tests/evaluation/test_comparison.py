@@ -59,6 +59,9 @@ def test_what_differs_in_the_scoring_parts_test_sets():
     assert test_set_name(scored("b", np.zeros(1), xray_source="swapped")) == (
         "phantom test with swapped X-rays, 1 case of 1 patient"
     )
+    assert test_set_name(scored("b", np.zeros(1), protocol="x2ct")) == (
+        "phantom test, 1 case of 1 patient, protocol x2ct"
+    )
 
 
 def test_directions_and_units():
@@ -80,11 +83,11 @@ def test_metrics_are_chosen_in_the_order_asked_for():
     assert [m.key for m in choose_metrics([run], ["mae", "psnr3d"])] == ["mae", "psnr3d"]
     with pytest.raises(UserError, match=r"no run has 'psnr3'; did you mean psnr3d\? choose from"):
         choose_metrics([run], ["psnr3"])
-    # With many, those of the distortion protocol stand for the rest.
+    # With many, the headline's stand for the rest.
     many = {f"dice_{i}": 0.5 for i in range(12)}
     run.summary["floor"].update(many)
     run.summary.update(many)
-    assert [m.key for m in choose_metrics([run], None)] == ["psnr3d", "ssim"]
+    assert [m.key for m in choose_metrics([run], None)] == ["psnr3d", "ssim", "mae"]
     assert len(choose_metrics([run], ["all"])) == 15
     # Of the whole set, without a floor or a value per case; and what is no metric although it is a number.
     whole = scored("a", fd_ct=3.5)

@@ -104,8 +104,8 @@ NASTY = r"a_b & 50% {x} $y$ #1 ~z^ \w | <i>*"
 
 @pytest.fixture
 def table():
-    runs = [replace(scored(NASTY, 20.0, 95.0), spread={"psnr3d": 0.5}), scored("other", 14.0, 40.0)]
-    test = Difference("other", NASTY, "psnr3d", -6.0, (-7.0, -5.0), 0.2, 0.4)
+    runs = [replace(scored(NASTY, 20.0, 95.0), spread={"psnr3d": 0.5}), scored("other <u>", 14.0, 40.0)]
+    test = Difference("other <u>", NASTY, "psnr3d", -6.0, (-7.0, -5.0), 0.2, 0.4)
     marks = Marks({(NASTY, "psnr3d"): (19.0, 21.0)}, (test,), ("≈: alike.",))
     return table_of(*runs, marks=marks, title="A <title> of 100%")
 
@@ -140,7 +140,7 @@ def test_latex_is_escaped_and_whole(table):
 
 def test_csv_holds_full_numbers(table):
     rows = list(csv.DictReader(io.StringIO(as_csv(table))))
-    assert [row["run"] for row in rows] == [NASTY, "other", "Floor: mean training volume"]
+    assert [row["run"] for row in rows] == [NASTY, "other <u>", "Floor: mean training volume"]
     assert (float(rows[0]["psnr3d"]), rows[0]["psnr3d_sd"], rows[0]["psnr3d_interval"]) == (
         20.0,
         "0.50",
@@ -178,6 +178,7 @@ def test_the_page_is_well_formed_escaped_and_asks_nothing_of_the_network(table):
     assert "http" not in text
     assert NASTY in reader.text
     assert "<i>*" not in text
+    assert "<u>" not in text
     assert "A <title> of 100%" in reader.text
     assert "not significant" in reader.text
     assert "−6.000" in reader.text

@@ -3,13 +3,11 @@
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 from diffux2ct.cli import run_main
 from diffux2ct.errors import UserError
-from diffux2ct.evaluation.comparison import ScoredRun
 
 FORMATS = {".md": "markdown", ".tex": "latex", ".html": "html", ".csv": "csv"}
 
@@ -48,7 +46,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "help": "a folder under RUN/evaluation/, or a pattern of which every match is a row (the newest evaluation "
         "with paired X-rays)",
     },
-    "--metrics": {"metavar": "A,B", "help": "which metrics, in this order; or all (the distortion metrics)"},
+    "--metrics": {"metavar": "A,B", "help": "which metrics, in this order; or all (the headline's)"},
     "--sort": {
         "metavar": "KEY",
         "help": "best first by a metric; or by run, steps, volumes, seeds, parameters, tflop, seconds (as given)",
@@ -101,7 +99,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     """Compare as the command line says; prints the table or writes files."""
     asked = parser().parse_args(arguments)
     # Imported here so that --help answers at once.
-    from diffux2ct.cli.compared_runs import read_runs
+    from diffux2ct.cli.compared_runs import find_row, read_runs, rename
     from diffux2ct.data.case_writer import write_text
     from diffux2ct.evaluation.comparison import choose_metrics
     from diffux2ct.evaluation.comparison_table import build_table, sort_keys
@@ -118,6 +116,9 @@ def run(arguments: Sequence[str] | None = None) -> None:
     if asked.names is not None:
         runs = rename(runs, asked.names.split(","))
     metrics = choose_metrics(runs, None if asked.metrics is None else asked.metrics.split(","))
+    further = 0 if asked.metrics else len(choose_metrics(runs, ["all"])) - len(metrics)
+    if further:
+        problems = [*problems, f"{further} further metrics: --metrics all, or names with commas between."]
     if asked.sort is not None and asked.sort not in sort_keys(metrics):
         raise UserError(f"--sort {asked.sort}: choose from {', '.join(sort_keys(metrics))}")
     marks = statistics_marks(
@@ -133,26 +134,6 @@ def run(arguments: Sequence[str] | None = None) -> None:
     for path in asked.out:
         write_text(path, writer(FORMATS[path.suffix])(table))
         print(f"wrote {path}")
-
-
-def find_row(wanted: str, runs: Sequence[ScoredRun]) -> ScoredRun:
-    """The row of this name, or that this folder (a run's or an evaluation's) is part of; UserError without one."""
-    folder = Path(wanted).resolve()
-    for one in runs:
-        parts = [part for path in (one.folder, *one.merged) for part in (path, path.parent.parent)]
-        if one.name == wanted or folder in parts:
-            return one
-    names = ", ".join(one.name for one in runs)
-    raise UserError(f"--reference {wanted}: is not among the runs; choose from {names}")
-
-
-def rename(runs: Sequence[ScoredRun], names: Sequence[str]) -> list[ScoredRun]:
-    """The rows under other names; UserError unless there is one for each, and all differ."""
-    names = [name.strip() for name in names]
-    if len(names) != len(runs) or len(set(names)) != len(names) or "" in names:
-        order = ", ".join(one.name for one in runs)
-        raise UserError(f"--names: needs {len(runs)} different names, in this order: {order}")
-    return [replace(one, name=name) for one, name in zip(runs, names, strict=True)]
 
 
 def writer(form: str) -> Callable:

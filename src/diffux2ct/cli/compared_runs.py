@@ -17,7 +17,7 @@ from diffux2ct.errors import UserError
 from diffux2ct.evaluation.comparison import ScoredRun, read_evaluation
 from diffux2ct.evaluation.cost import Cost, reconstruction_cost
 from diffux2ct.reconstructors.base import Reconstructor
-from diffux2ct.training.resume import changed_keys
+from diffux2ct.training.checkpoint import changed_keys
 
 
 def read_runs(
@@ -39,6 +39,26 @@ def read_runs(
         configs.append(config)
         notes += [note] if note else []
     return _experiments(_named(runs), configs), notes
+
+
+def find_row(wanted: str, runs: Sequence[ScoredRun]) -> ScoredRun:
+    """The row of this name, or that this folder (a run's or an evaluation's) is part of; UserError without one."""
+    folder = Path(wanted).resolve()
+    for one in runs:
+        parts = [part for path in (one.folder, *one.merged) for part in (path, path.parent.parent)]
+        if one.name == wanted or folder in parts:
+            return one
+    names = ", ".join(one.name for one in runs)
+    raise UserError(f"--reference {wanted}: is not among the runs; choose from {names}")
+
+
+def rename(runs: Sequence[ScoredRun], names: Sequence[str]) -> list[ScoredRun]:
+    """The rows under other names; UserError unless there is one for each, and all differ."""
+    names = [name.strip() for name in names]
+    if len(names) != len(runs) or len(set(names)) != len(names) or "" in names:
+        order = ", ".join(one.name for one in runs)
+        raise UserError(f"--names: needs {len(runs)} different names, in this order: {order}")
+    return [replace(one, name=name) for one, name in zip(runs, names, strict=True)]
 
 
 def find_evaluations(folder: Path, pattern: str | None) -> list[Path]:

@@ -73,11 +73,15 @@ def score_table(summary: Mapping[str, Any]) -> str:
     for key in keys:
         line = f"{title(key):{width}}{summary[key]:10.3f}"
         if key in floors:
-            line += f"{floors[key]:10.3f}" + ("   no better than the floor" if not better(key, summary) else "")
+            line += f"{floors[key]:10.3f}" + (
+                "   no better than the floor" if not better(key, summary) else ""
+            )
         if key in summary["num_scored"]:
             line += f"   of {summary['num_scored'][key]} cases"
         lines.append(line)
-    return "\n".join([*lines, *(f"{name}: unavailable: {why}" for name, why in summary["unavailable"].items())])
+    return "\n".join(
+        [*lines, *(f"{name}: unavailable: {why}" for name, why in summary["unavailable"].items())]
+    )
 
 
 def title(key: str) -> str:

@@ -19,8 +19,8 @@ from diffux2ct.evaluation.statistics import ALPHA
 FLOOR_TOLERANCE = 1e-3
 """Relative difference up to which two floors are the same: other machines round otherwise, other data differ more."""
 
-HEADLINE = ("psnr3d", "psnr", "ssim", "ssim3d")
-"""The paper's metrics."""
+HEADLINE = ("psnr3d", "psnr", "ssim", "ssim3d", "mae", "lpips", "dice_bone")
+"""The paper's metrics, and one each of errors in HU, of perception and of anatomy."""
 
 NUM_DEFAULT_METRICS = 12
 """With more metrics than this a table is not readable: then only `HEADLINE` is shown unless more is asked for."""
@@ -175,7 +175,9 @@ def choose_metrics(runs: Sequence[ScoredRun], wanted: Sequence[str] | None) -> l
     if not found:
         raise UserError(f"{runs[0].folder}: metrics.json holds no metric; run evaluate.py again")
     if wanted is None:
-        few = [key for key in found if len(found) <= NUM_DEFAULT_METRICS or key in HEADLINE]
+        few = (
+            found if len(found) <= NUM_DEFAULT_METRICS else [key for key in HEADLINE if key in found] or found
+        )
         return [about(key) for key in few]
     if list(wanted) == ["all"]:
         return [about(key) for key in found]
@@ -231,11 +233,10 @@ def test_set_name(run: ScoredRun) -> str:
     words = [str(summary[key]) for key in ("dataset", "split") if summary.get(key)]
     if summary.get("xray_source", "paired") != "paired":
         words.append(f"with {summary['xray_source']} X-rays")
-    if summary.get("protocol"):
-        words.append(f"protocol {summary['protocol']}")
     count = summary.get("num_cases")
     patients = f" of {plural(len(set(run.cases.patients)), 'patient')}" if run.cases else ""
-    return " ".join(words) + (f", {plural(count, 'case')}{patients}" if count else "")
+    cases = f", {plural(count, 'case')}{patients}" if count else ""
+    return " ".join(words) + cases + (f", protocol {summary['protocol']}" if summary.get("protocol") else "")
 
 
 test_set_name.__test__ = False  # type: ignore[attr-defined]

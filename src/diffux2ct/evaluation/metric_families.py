@@ -156,7 +156,7 @@ class XrayConsistency(Family):
             raise Unavailable(self.name, str(error), "see the case's case.json") from error
         if xrays is None:
             raise Unavailable(self.name, "the data do not tell their cameras", "evaluate a prepared folder")
-        return [residual_scores(xrays.residuals(_hu(case, v))) for v in volumes]
+        return [dict(residual_scores(xrays.residuals(_hu(case, v)))) for v in volumes]
 
 
 def _hu(case: ScoredCase, volume: Tensor) -> np.ndarray:

@@ -62,7 +62,7 @@ def surface_voxels(mask: Bool[np.ndarray, "d h w"]) -> np.ndarray:
     box = boxes[0]
     inside = mask[box]
     # Beyond the box all is outside, and beyond the volume it counts as such.
-    edge = inside & ~np.asarray(ndimage.binary_erosion(inside))
+    edge = inside & ~np.asarray(ndimage.binary_erosion(inside), dtype=bool)
     return np.argwhere(edge) + np.array([part.start for part in box])
 
 
