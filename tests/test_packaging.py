@@ -110,9 +110,12 @@ def test_the_commands_of_the_readme_exist():
 
 def test_group_choices_of_the_readme_exist():
     configs = ROOT / "configs"
-    for group, option in re.findall(r"\b(\w+)=(\w+)\b(?![./])", "\n".join(shell_lines())):
+    lines = "\n".join(shell_lines())
+    for group, option in re.findall(r"\b(\w+)=(\w+)\b(?![./(])", lines):
         if (configs / group).is_dir():
             assert (configs / group / f"{option}.yaml").is_file(), f"{group}={option}"
+    for group, pattern in re.findall(r"\b(\w+)=glob\(([^)]+)\)", lines):
+        assert len(list((configs / group).glob(f"{pattern}.yaml"))) > 1, f"{group}=glob({pattern})"
 
 
 def test_the_files_that_the_readme_links_to_exist():
