@@ -71,8 +71,19 @@ def test_a_family_that_finds_it_cannot_is_left_out_and_told(scored):
     metrics = MetricSet.make(["bones"])
     metrics.families.insert(0, Refusing())
     assert "dice_bone" in metrics.score(*scored)
+    metrics.finish()
     assert metrics.unavailable == {"refusing": "too small; use larger ones"}
-    assert [family.name for family in metrics.families] == ["bones"]
+
+
+def test_a_family_that_fails_on_one_case_goes_on_with_the_next(scored):
+    case, volume, mean = scored
+    alone = ScoredCase(case.case_id, case.volume, case.window, case.spacing)
+    metrics = MetricSet.make(["xrays"])
+    rows = [metrics.score(c, volume, mean) for c in (case, alone, case)]
+    assert rows[0] == rows[2] != {}
+    assert rows[1] == {}
+    metrics.finish()
+    assert metrics.unavailable["xrays"].startswith("for 1 of 3 cases: the data do not tell their cameras")
 
 
 def test_a_case_without_its_folder_has_no_x_rays_to_compare_with(scored):
@@ -85,6 +96,7 @@ def test_a_case_without_its_folder_has_no_x_rays_to_compare_with(scored):
         "floor_dice_bone",
         "floor_hd95_bone",
     }
+    metrics.finish()
     assert "cameras" in metrics.unavailable["xrays"]
 
 
@@ -118,7 +130,7 @@ def test_one_case_has_no_distribution(scored):
     assert "two" in metrics.unavailable["distribution"]
 
 
-@pytest.mark.parametrize("names", [[], ["psnr"], ["bones", "boness"]])
+@pytest.mark.parametrize("names", [[], ["psnr"], ["bones", "boness"], None, "bones"])
 def test_unknown_families_get_one_line(names):
     with pytest.raises(UserError, match=f"choose from {', '.join(FAMILIES)}"):
         MetricSet.make(names)

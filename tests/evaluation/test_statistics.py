@@ -151,3 +151,15 @@ def test_holm_holds_the_chance_of_any_false_finding():
     p = np.random.default_rng(5).uniform(size=(1500, 8))
     assert np.mean([min(holm(row)) < 0.05 for row in p.tolist()]) == pytest.approx(0.05, abs=0.015)
     assert np.mean(p.min(1) < 0.05) > 0.3
+
+
+def test_the_difference_is_the_table_s_where_patients_have_unequal_numbers_of_cases():
+    """One patient of 30 cases against many of one: table, difference and test speak of the same mean."""
+    patients = ["many"] * 30 + [f"p{k}" for k in range(23)]
+    a = np.array([1.0] * 30 + [-0.45] * 23)
+    result = paired_test(a, np.zeros(53), patients)
+    assert result.difference == pytest.approx(a.mean())
+    assert result.difference > 0.3
+    assert result.p > 0.1  # it hangs on one patient
+    low, high = bootstrap_interval(a, patients)
+    assert low < result.difference < high

@@ -67,7 +67,7 @@ def score_table(summary: Mapping[str, Any]) -> str:
     """What the console shows of metrics.json: each score beside its floor, and a word where it is not better."""
     floors = summary["floor"]
     keys = [key for key in summary if metric_info(key) or key in floors]
-    width = max(len(title(key)) for key in keys)
+    width = max((len(title(key)) for key in keys), default=0)
     cases = f"(floor: the mean training volume, {summary['num_cases']} cases)"
     lines = [f"{'':{width}}{'model':>10}{'floor':>10}   {cases}"]
     for key in keys:

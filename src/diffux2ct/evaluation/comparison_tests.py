@@ -132,6 +132,8 @@ def _tests(
 ) -> tuple[list[Difference], list[str]]:
     made: list[Difference] = []
     notes, against = [], []
+    patients: list[int] = []
+    untested: dict[str, None] = {}
     for group in sets:
         base = _reference(group, metrics, reference)
         if base is None or len(group) < 2:
@@ -141,7 +143,13 @@ def _tests(
             notes.append(_too_few(group[0], count))
             continue
         against.append(base.name)
-        made += [d for run in group if run is not base for m in metrics if (d := _test(run, base, m, test))]
+        for run, metric in ((r, m) for r in group if r is not base for m in metrics):
+            difference, number = _test(run, base, metric, test)
+            if difference is None:
+                untested[metric.key] = None
+            else:
+                made.append(difference)
+                patients.append(number)
     corrected = holm([each.p for each in made])
     made = [replace(each, p=p) for each, p in zip(made, corrected, strict=True)]
     if made:
@@ -152,11 +160,14 @@ def _tests(
         )
         if any(not each.significant for each in made):
             notes.append(f"{NOT_DIFFERENT}: not significantly different from {', '.join(against)}.")
-        smallest = smallest_p(min(len(set(r.cases.patients)) for g in sets for r in g if r.cases))
-        if smallest * len(made) >= ALPHA:
+        if smallest_p(min(patients)) * len(made) >= ALPHA:
             notes.append(
                 "Among so many comparisons no difference can be significant; name fewer --metrics or runs."
             )
+    if untested:
+        notes.append(
+            f"Not tested: {', '.join(untested)}; fewer than {MIN_PATIENTS_TEST} patients have a value in both runs."
+        )
     return made, notes
 
 
@@ -181,12 +192,14 @@ def _reference(
     return (max if by.larger_is_better else min)(scored, key=lambda pair: pair[0])[1]
 
 
-def _test(run: ScoredRun, base: ScoredRun, metric: MetricAbout, test: str) -> Difference | None:
+def _test(run: ScoredRun, base: ScoredRun, metric: MetricAbout, test: str) -> tuple[Difference | None, int]:
+    """The difference, None where it cannot be tested, and the number of patients behind it."""
     a, b = _values(run, metric.key), _values(base, metric.key)
     if a is None or b is None or run.cases is None:
-        return None
+        return None, 0
     result = paired_test(a, b, run.cases.patients, test=test)
     if result.p is None:
-        return None
+        return None, result.num_patients
     interval = bootstrap_interval(a - b, run.cases.patients)
-    return Difference(run.name, base.name, metric.key, result.difference, interval, result.p, result.p)
+    difference = Difference(run.name, base.name, metric.key, result.difference, interval, result.p, result.p)
+    return difference, result.num_patients

@@ -102,7 +102,7 @@ _CLINICAL = {
         )
         for view in ("frontal", "lateral")
         for key, title, about in (
-            ("", "", "mean difference"),
+            ("", "", "mean absolute difference"),
             ("rms_", ", RMS", "root mean square difference"),
         )
     },

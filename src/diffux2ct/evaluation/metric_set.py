@@ -55,6 +55,9 @@ class MetricSet:
     set_families: list[SetFamily] = field(default_factory=list)
     unavailable: dict[str, str] = field(default_factory=dict)
     context: dict[str, Any] = field(default_factory=dict)
+    # By family: how many cases it scored, and how many it could not, with the first reason.
+    _scored: dict[str, int] = field(default_factory=dict)
+    _refused: dict[str, tuple[int, str]] = field(default_factory=dict)
 
     @classmethod
     def of_functions(cls, metrics: Mapping[str, Metric] | Sequence[str] = METRICS) -> "MetricSet":
@@ -71,7 +74,7 @@ class MetricSet:
     @classmethod
     def make(
         cls,
-        names: Sequence[str],
+        names: Sequence[str] | None,
         protocol: str = "paper",
         *,
         device: torch.device | str = "cpu",
@@ -83,9 +86,15 @@ class MetricSet:
         weights: a folder of other people's networks, see `weights.find_weights`. segmenter: of `segmentation`, which is
         left out without one. UserError: an unknown name, none at all, unreadable weights.
         """
-        wrong = [name for name in names if name not in FAMILIES]
-        if wrong or not names:
-            raise UserError(f"metrics.families={','.join(wrong) or '[]'}: choose from {', '.join(FAMILIES)}")
+        listed = [] if names is None or isinstance(names, str) else [str(name) for name in names]
+        wrong = [name for name in listed if name not in FAMILIES]
+        if wrong or not listed:
+            given = ",".join(wrong) if wrong else names
+            raise UserError(f"metrics.families={given}: give a list; choose from {', '.join(FAMILIES)}")
+        if weights is not None and not Path(weights).is_dir():
+            raise UserError(
+                f"metrics.weights={weights}: not a folder; docs/evaluation.md says what lies in it"
+            )
         chosen = protocol_named(protocol)
         makers: dict[str, Callable[[], Family | SetFamily]] = {
             "distortion": lambda: Distortion(chosen),
@@ -114,13 +123,14 @@ class MetricSet:
         volume, mean: [1, d, h, w] in [-1, 1], on the CPU.
         """
         own, floor = {}, {}
-        for family in list(self.families):
+        for family in self.families:
             try:
                 scores = family.score(case, torch.cat((volume, mean)))
             except Unavailable as error:
-                self.unavailable[family.name] = f"{error.reason}; {error.command}"
-                self.families.remove(family)
+                count, reason = self._refused.get(family.name, (0, f"{error.reason}; {error.command}"))
+                self._refused[family.name] = count + 1, reason
                 continue
+            self._scored[family.name] = self._scored.get(family.name, 0) + 1
             own |= scores[0]
             floor |= {f"floor_{key}": value for key, value in scores[1].items()}
         for family in self.set_families:
@@ -129,6 +139,9 @@ class MetricSet:
 
     def finish(self) -> tuple[dict[str, float], dict[str, float], dict[str, Any]]:
         """Values of the whole set by key, their floors, and by family what must be known to read them."""
+        for name, (count, reason) in self._refused.items():
+            of = count + self._scored.get(name, 0)
+            self.unavailable[name] = reason if count == of else f"for {count} of {of} cases: {reason}"
         values: dict[str, float] = {}
         floors: dict[str, float] = {}
         about: dict[str, Any] = {}

@@ -33,7 +33,8 @@ _CHUNK = 10_000  # draws held in memory at a time
 class PairedTest:
     """Of the differences a - b of ``num_patients`` patients.
 
-    difference: their mean. p: two-sided; None where there are too few patients for a test to find anything.
+    difference: their mean over cases, as a table shows it. p: two-sided; None where there are too few patients for a
+    test to find anything.
     """
 
     difference: float
@@ -95,12 +96,13 @@ def paired_test(
     test: str = "permutation",
     seed: int = 0,
 ) -> PairedTest:
-    """Whether two methods differ on the same cases, over each patient's mean difference.
+    """Whether two methods differ on the same cases; a patient's cases stand or fall together.
 
-    ``permutation`` (default): the sign of each patient's difference is as likely + as -; it asks about the mean, which
-    is what a table shows. Exact for up to 14 patients, else 100 000 draws, seeded, counting the observed one (Phipson
-    and Smyth 2010). ``wilcoxon``: signed ranks, which asks about the ranks' centre: less moved by one patient, but
-    where differences are skewed it may find a difference opposite to that of the means.
+    ``permutation`` (default): the sign of each patient's summed difference is as likely + as -; it asks about the mean
+    over cases, which is what a table shows. Exact for up to 14 patients, else 100 000 draws, seeded, counting the
+    observed one (Phipson and Smyth 2010). ``wilcoxon``: signed ranks of patients' means, which asks about the ranks'
+    centre: less moved by one patient, but where differences are skewed it may find a difference opposite to that of
+    the means.
 
     Raises:
         UserError: an unknown test.
@@ -108,16 +110,15 @@ def paired_test(
     if test not in TESTS:
         raise UserError(f"--test {test}: choose {' or '.join(TESTS)}")
     _, sums, counts = by_patient(np.asarray(a, float) - np.asarray(b, float), patients)
-    differences = sums / counts
-    n = len(differences)
-    mean = float(differences.mean()) if n else float("nan")
+    n = len(sums)
+    mean = float(sums.sum() / counts.sum()) if n else float("nan")
     if n < MIN_PATIENTS_TEST:
         return PairedTest(mean, None, n)
-    if not differences.any():
+    if not sums.any():
         return PairedTest(0.0, 1.0, n)
     if test == "wilcoxon":
-        return PairedTest(mean, float(np.asarray(stats.wilcoxon(differences))[1]), n)
-    return PairedTest(mean, _sign_flip(differences, seed), n)
+        return PairedTest(mean, float(np.asarray(stats.wilcoxon(sums / counts))[1]), n)
+    return PairedTest(mean, _sign_flip(sums, seed), n)
 
 
 def _sign_flip(differences: Float[np.ndarray, " patients"], seed: int) -> float:

@@ -47,19 +47,18 @@ def find_weights(names: Sequence[str], given: str | Path | None = None) -> Path 
         given: a folder, or the file itself.
 
     Returns:
-        The path, or None where the environment variable is not set or its folder lacks the file.
+        The path, or None where the folder lacks the file or the environment variable is not set.
 
     Raises:
-        UserError: ``given`` does not exist or holds none of the files, or the variable names no folder.
+        UserError: ``given`` does not exist, or the variable names no folder.
     """
     if given is not None:
         path = Path(given)
         if path.is_file():
             return path
-        found = _first(path, names)
-        if found is None:
+        if not path.is_dir():
             raise UserError(f"{path}: no such weights; give the file, or a folder with {' or '.join(names)}")
-        return found
+        return _first(path, names)
     folder = os.environ.get(WEIGHTS_VARIABLE)
     if not folder:
         return None
