@@ -70,6 +70,45 @@ def test_every_option_of_every_group_builds_in_every_experiment(experiment, roun
     build_all(composed(f"experiment={experiment}", *overrides, "dataset.root=/nowhere", "dataset.size=32"))
 
 
+@pytest.mark.parametrize("scale", [[], ["scale=laptop"]], ids=["paper", "laptop"])
+@pytest.mark.parametrize(
+    ("row", "changed"),
+    [
+        ("no_projection_loss", {"loss.projection_weight"}),
+        ("no_view_modulators", {"conditioning.fusion"}),
+        ("no_learnable_embedding", {"conditioning.learnable_embedding"}),
+        ("resnet_fusion", {"conditioning.fusion"}),
+        ("axis_fusion", {"conditioning.uv_fusion"}),
+        ("baseline", {"conditioning._target_", "conditioning.size", "conditioning.uv_fusion"}),
+    ],
+)
+def test_a_row_of_table_3_changes_one_thing(row, changed, scale):
+    full, ablated = (
+        flat({key: cfg[key] for key in cfg if key not in ("name", "run_dir", "model")})
+        for cfg in (composed(f"experiment=table3_{name}", *scale) for name in ("full", row))
+    )
+    assert {key for key in full | ablated if full.get(key) != ablated.get(key)} == changed
+
+
+def test_rows_at_the_laptop_s_scale_have_one_budget():
+    tables = [name for name in EXPERIMENTS if name.startswith("table")]
+    cfgs = [composed(f"experiment={name}", "scale=laptop") for name in tables]
+    budgets = {
+        (c.trainer.max_steps, c.trainer.max_epochs, c.trainer.batch_size, c.trainer.seed) for c in cfgs
+    }
+    assert budgets == {(500, None, 4, 0)}
+    assert len({(c.dataset.root, c.dataset.size, c.optim.lr) for c in cfgs}) == 1
+
+
+def flat(tree, prefix: str = "") -> dict:
+    """Dotted keys and their values as written, interpolations not resolved."""
+    found = {}
+    for key, value in tree.items():
+        nested = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+        found |= flat(nested, f"{prefix}{key}.") if isinstance(nested, dict) else {f"{prefix}{key}": nested}
+    return found
+
+
 def sets_conditioning(experiment: str) -> bool:
     return "conditioning" in OmegaConf.load(CONFIGS / "experiment" / f"{experiment}.yaml")
 

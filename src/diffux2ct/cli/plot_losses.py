@@ -26,5 +26,9 @@ def main() -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    draw_curves({run.name: read_curves(run) for run in arguments.runs}, arguments.out, arguments.smooth)
+    names = [run.resolve().name for run in arguments.runs]
+    # Runs of one name in several folders are told apart by their paths.
+    labels = names if len(set(names)) == len(names) else [str(run) for run in arguments.runs]
+    curves = {label: read_curves(run) for label, run in zip(labels, arguments.runs, strict=True)}
+    draw_curves(curves, arguments.out, arguments.smooth)
     print(f"curves: {arguments.out}")

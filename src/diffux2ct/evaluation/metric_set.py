@@ -108,7 +108,7 @@ class MetricSet:
             "fid_medclip": lambda: MedClipDistribution(MedClipEncoder.load(weights), device),
         }
         made = cls([], context={"protocol": protocol})
-        for name in names:
+        for name in listed:
             try:
                 family = makers[name]()
             except Unavailable as error:
