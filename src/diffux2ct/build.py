@@ -107,8 +107,8 @@ def build_validator(cfg: DictConfig) -> Validator | None:
     return Validator(dataset, metrics, plain(cfg.sampler), as_window(cfg.dataset))
 
 
-def build_metrics(cfg: DictConfig, device: torch.device) -> "MetricSet":
-    """The metrics of an evaluation that ``cfg`` (the metrics node) names."""
+def build_metrics(cfg: DictConfig, device: torch.device, precision: str = "fp32") -> "MetricSet":
+    """The metrics of an evaluation that ``cfg`` (the metrics node) names; precision: of a segmentation network."""
     # Here, so that training loads none of it.
     from diffux2ct.evaluation.metric_set import MetricSet
     from diffux2ct.reconstructors.segmentation import SegmentationTrainable
@@ -123,7 +123,12 @@ def build_metrics(cfg: DictConfig, device: torch.device) -> "MetricSet":
                 "as metrics.segmenter="
             )
     return MetricSet.make(
-        plain(cfg)["families"], cfg.protocol, device=device, weights=cfg.weights, segmenter=segmenter
+        plain(cfg)["families"],
+        cfg.protocol,
+        device=device,
+        weights=cfg.weights,
+        segmenter=segmenter,
+        precision=precision,
     )
 
 
@@ -242,7 +247,7 @@ def provenance(cfg: DictConfig) -> dict[str, Any]:
         "versions": {name: _version(name) for name in packages},
         "python": platform.python_version(),
         "machine": platform.platform(),
-        "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu(),
+        "processor": processor(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
         "threads": torch.get_num_threads(),
         "manifest_sha256": hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else None,
     }
@@ -264,7 +269,10 @@ def _commit() -> str | None:
         return None
 
 
-def _cpu() -> str:
+def processor(device: torch.device) -> str:
+    """The name of what computes."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

@@ -134,3 +134,30 @@ def test_one_case_has_no_distribution(scored):
 def test_unknown_families_get_one_line(names):
     with pytest.raises(UserError, match=f"choose from {', '.join(FAMILIES)}"):
         MetricSet.make(names)
+
+
+class Counting:
+    """A segmenter that finds what is dense, and tells how often and in which precision it was asked."""
+
+    structures = ("ribs",)
+
+    def __init__(self):
+        self.types = []
+
+    def segment(self, volume):
+        sharpened = torch.nn.functional.conv3d(volume, torch.full((1, 1, 1, 1, 1), 2.0))
+        self.types.append(sharpened.dtype)
+        return (sharpened[:, 0] > 0).to(torch.uint8)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])
+def test_the_mean_volume_is_segmented_once(scored, precision, dtype):
+    case, volume, mean = scored
+    segmenter = Counting()
+    metrics = MetricSet.make(["segmentation"], segmenter=segmenter, precision=precision)
+    first, second = (metrics.score(case, volume, mean) for _ in range(2))
+    assert segmenter.types == [dtype] * 5  # truth, reconstruction, mean; truth, reconstruction
+    assert first == second
+    assert first["floor_dice_ribs"] < first["dice_ribs"]
+    other = metrics.score(case, volume, volume)
+    assert other["floor_dice_ribs"] == other["dice_ribs"] == first["dice_ribs"]

@@ -1,6 +1,3 @@
-import csv
-import json
-
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -9,75 +6,11 @@ from torch import nn
 from torch.testing import assert_close
 
 from diffux2ct.data.dataset import PreparedDataset
-from diffux2ct.data.prepare import finish_dataset, write_case
 from diffux2ct.errors import UserError
 from diffux2ct.evaluation.distortion import METRICS
 from diffux2ct.evaluation.runner import evaluate
 
-SIZE, SPACING = 16, (2.0, 2.0, 2.0)
-ORIGINS = {"case0": (-10.0, 20.5, 300.0), "case1": (1.0, 2.0, 3.0), "case2": (0.0, -7.25, 11.0)}
-NAMES = list(ORIGINS)
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    """A prepared folder of blobs: three cases to test on and two to take the mean of."""
-    root = tmp_path_factory.mktemp("prepared")
-    rng = np.random.default_rng(0)
-    grid = np.stack(np.meshgrid(*[np.arange(SIZE)] * 3, indexing="ij"), axis=-1)
-    for name in [*NAMES, "train0", "train1"]:
-        hu = np.full((SIZE,) * 3, -1024.0)
-        for _ in range(3):
-            centre, radius = rng.uniform(4, 12, 3), rng.uniform(2, 4)
-            hu[np.linalg.norm(grid - centre, axis=-1) < radius] = rng.uniform(0, 900)
-        origin = ORIGINS.get(name, (0.0, 0.0, 0.0))
-        write_case(
-            root, name, hu.astype(np.int16), SPACING, origin, "parallel", meta={"patient": f"p-{name}"}
-        )
-    settings = {
-        "spacing": SPACING[0],
-        "size": SIZE,
-        "window": [-1024.0, 1500.0],
-        "preset": "parallel",
-        "seed": 0,
-    }
-    finish_dataset(root, "blobs", {"train": ["train0", "train1"], "val": [], "test": NAMES}, settings)
-    return root
-
-
-@pytest.fixture
-def dataset(root):
-    return PreparedDataset(root, "test")
-
-
-@pytest.fixture
-def mean_volume(root):
-    return PreparedDataset(root, "train").mean_volume()
-
-
-class BackProjector(nn.Module):
-    """The mean of both X-rays smeared through the volume, plus noise: random, and depends on its X-rays."""
-
-    def __init__(self, noise=0.1):
-        super().__init__()
-        self.noise, self.calls = noise, []
-
-    def reconstruct(self, xrays, *, generator=None, scale=1.0):
-        assert torch.is_inference_mode_enabled()
-        frontal, lateral = xrays["frontal"], xrays["lateral"]
-        self.calls.append((self.training, scale, {view: image.clone() for view, image in xrays.items()}))
-        volume = (frontal[:, :, :, None, :] + lateral[:, :, :, :, None]) / 2
-        return scale * volume + self.noise * torch.randn(volume.shape, generator=generator)
-
-
-def read(out):
-    return json.loads((out / "metrics.json").read_text()), list(csv.DictReader((out / "per_case.csv").open()))
-
-
-def snapshot(folder):
-    return {
-        path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
-    }
+from .blobs import NAMES, ORIGINS, SIZE, SPACING, BackProjector, read
 
 
 def test_writes_metrics_with_their_floor(dataset, mean_volume, tmp_path):
@@ -140,10 +73,10 @@ def test_nifti_lies_where_the_case_lies(dataset, mean_volume, tmp_path):
         assert (sitk.GetArrayFromImage(image) == stored).all()
 
 
-def test_a_case_does_not_depend_on_the_others(root, mean_volume, tmp_path):
-    whole = PreparedDataset(root, "test")
+def test_a_case_does_not_depend_on_the_others(blobs_root, mean_volume, tmp_path):
+    whole = PreparedDataset(blobs_root, "test")
     evaluate(BackProjector(), whole, tmp_path / "whole", sampling={}, seed=5, mean_volume=mean_volume)
-    short = PreparedDataset(root, "test")
+    short = PreparedDataset(blobs_root, "test")
     short.cases = short.cases[:2]
     evaluate(BackProjector(), short, tmp_path / "short", sampling={}, seed=5, mean_volume=mean_volume)
     for rows in zip(read(tmp_path / "whole")[1][:2], read(tmp_path / "short")[1], strict=True):
@@ -212,60 +145,6 @@ def test_model_is_scored_in_eval_mode_and_handed_back_as_it_was(dataset, mean_vo
     assert model.training
 
 
-class Failing:
-    """Breaks on its second case in a chosen way."""
-
-    def __init__(self, failure):
-        self.failure, self.count = failure, 0
-
-    def reconstruct(self, xrays, *, generator=None):
-        self.count += 1
-        volume = torch.zeros(1, 1, SIZE, SIZE, SIZE)
-        return self.failure(volume) if self.count == 2 else volume
-
-
-def interrupt(volume):
-    raise KeyboardInterrupt
-
-
-@pytest.mark.parametrize(
-    ("failure", "error", "message"),
-    [
-        (interrupt, KeyboardInterrupt, None),
-        (
-            lambda volume: volume.index_fill(4, torch.tensor([3]), torch.nan),
-            UserError,
-            "case1: .*NaN or infinite",
-        ),
-        (lambda volume: volume + torch.inf, UserError, "case1: .*NaN or infinite"),
-        (lambda volume: volume[..., :8], UserError, r"case1: .*\(1, 16, 16, 8\).*\(1, 16, 16, 16\)"),
-    ],
-    ids=["interrupted", "nan", "infinite", "shape"],
-)
-def test_a_broken_evaluation_leaves_the_former_one(dataset, mean_volume, tmp_path, failure, error, message):
-    out = tmp_path / "out"
-    evaluate(BackProjector(), dataset, out, sampling={}, mean_volume=mean_volume)
-    before = snapshot(tmp_path)
-    with pytest.raises(error, match=message):
-        evaluate(Failing(failure), dataset, out, sampling={}, mean_volume=mean_volume)
-    assert snapshot(tmp_path) == before
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    # And a whole one takes its place.
-    evaluate(BackProjector(), dataset, out, sampling={}, seed=9, mean_volume=mean_volume)
-    assert read(out)[0]["seed"] == 9
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def test_an_evaluation_lost_between_two_renames_comes_back(dataset, mean_volume, tmp_path):
-    out = tmp_path / "out"
-    evaluate(BackProjector(), dataset, out, sampling={}, mean_volume=mean_volume)
-    before = snapshot(out)
-    out.rename(tmp_path / ".out.former")
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(Failing(interrupt), dataset, out, sampling={}, mean_volume=mean_volume)
-    assert snapshot(out) == before
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -317,3 +196,29 @@ def test_shuffled_xrays_come_from_another_patient_and_each_case_has_its_own_part
     partners = [_other(Crops(), i) for i in range(8)]
     assert sorted(partners) == list(range(8))
     assert all(Crops.cases[i].patient != Crops.cases[j].patient for i, j in enumerate(partners))
+
+
+class Convolution(nn.Module):
+    """Tells in which precision its convolution ran."""
+
+    def reconstruct(self, xrays, *, generator=None):
+        volume = xrays["frontal"][:, :, :, None, :].expand(-1, -1, -1, SIZE, -1)
+        out = nn.functional.conv3d(volume, torch.ones(1, 1, 1, 1, 1))
+        self.dtype = out.dtype
+        return out
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])
+def test_precision_is_the_reconstructors_and_no_metrics(dataset, mean_volume, tmp_path, precision, dtype):
+    seen = []
+
+    def metric(prediction, target):
+        seen.append(nn.functional.conv3d(prediction[None, None], torch.ones(1, 1, 1, 1, 1)).dtype)
+        return 0.0
+
+    model = Convolution()
+    arguments = {"sampling": {}, "mean_volume": mean_volume, "metrics": {"m": metric}}
+    summary = evaluate(model, dataset, tmp_path / "out", precision=precision, **arguments)
+    assert model.dtype == dtype
+    assert set(seen) == {torch.float32}
+    assert summary["precision"] == precision

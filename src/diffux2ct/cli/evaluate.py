@@ -34,30 +34,32 @@ def run(cfg: DictConfig) -> None:
     name = Path(cfg.root).name if cfg.root else trained.dataset.name
     out = Path(cfg.out) if cfg.out else default_folder(loaded.path, name, cfg, sampling)
     device = resolve_device(cfg.device)
-    metrics = build.build_metrics(cfg.metrics, device)
+    metrics = build.build_metrics(cfg.metrics, device, cfg.precision)
     torch.manual_seed(cfg.seed)
-    with torch.autocast(device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
-        summary = evaluate(
-            loaded.reconstructor,
-            dataset,
-            out,
-            sampling=sampling,
-            mean_volume=train_set.mean_volume(),
-            metrics=metrics,
-            seed=cfg.seed,
-            context={
-                "run": trained.name,
-                "dataset": name,
-                "split": cfg.split,
-                "step": loaded.step,
-                "weights": cfg.weights,
-                "num_train_cases": len(train_set),
-            },
-            device=device,
-            num_report_cases=cfg.num_report_cases,
-            xray_source=cfg.xray_source,
-            batch_size=cfg.batch_size,
-        )
+    summary = evaluate(
+        loaded.reconstructor,
+        dataset,
+        out,
+        sampling=sampling,
+        mean_volume=train_set.mean_volume(),
+        metrics=metrics,
+        seed=cfg.seed,
+        context={
+            "run": trained.name,
+            "dataset": name,
+            "split": cfg.split,
+            "step": loaded.step,
+            "weights": cfg.weights,
+            "num_train_cases": len(train_set),
+            "processor": build.processor(device),
+            "threads": torch.get_num_threads(),
+        },
+        device=device,
+        num_report_cases=cfg.num_report_cases,
+        xray_source=cfg.xray_source,
+        batch_size=cfg.batch_size,
+        precision=cfg.precision,
+    )
     print(f"{loaded.path}: step {loaded.step} of {trained.trainer.max_steps}")
     print(score_table(summary))
     print(f"metrics: {out / 'metrics.json'}\nreport:  {out / 'report.html'}")

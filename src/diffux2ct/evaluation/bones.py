@@ -101,9 +101,16 @@ def segmented_scores(
 
 
 def segment(
-    segmenter: Segmenter, volume: Float[Tensor, "1 d h w"], device: torch.device | str = "cpu"
+    segmenter: Segmenter,
+    volume: Float[Tensor, "1 d h w"],
+    device: torch.device | str = "cpu",
+    precision: str = "fp32",
 ) -> UInt8[np.ndarray, "d h w"]:
-    """Classes of one volume in [-1, 1], as a segmentation network (in eval mode) finds them."""
-    with torch.inference_mode():
+    """Classes of one volume in [-1, 1], as a segmentation network (in eval mode) finds them.
+
+    precision: "bf16" (autocast: three times faster on a CPU that has it, some voxels of edges change) or "fp32".
+    """
+    kind, halved = torch.device(device).type, precision == "bf16"
+    with torch.inference_mode(), torch.autocast(kind, torch.bfloat16, enabled=halved):
         classes = segmenter.segment(volume[None].to(device))[0].to(torch.uint8)
     return classes.cpu().numpy()

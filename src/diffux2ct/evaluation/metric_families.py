@@ -93,8 +93,10 @@ class Segmentation(Family):
 
     name = "segmentation"
 
-    def __init__(self, segmenter: Segmenter, device: torch.device | str) -> None:
-        self.segmenter, self.device = segmenter, device
+    def __init__(self, segmenter: Segmenter, device: torch.device | str, precision: str = "fp32") -> None:
+        self.segmenter, self.device, self.precision = segmenter, device, precision
+        # The mean volume is the same for all cases: what the network finds in it is kept.
+        self._floor: tuple[Tensor, np.ndarray] | None = None
         # Only structures of a single label tell which vertebra they are.
         self.values = [min(v) if len(v := structure_values(s)) == 1 else 0 for s in segmenter.structures]
 
@@ -102,13 +104,21 @@ class Segmentation(Family):
         """dice_<s>, hd95_<s> of each structure: of both segmentations, and against labels; segmented_vertebra_*."""
         structures = self.segmenter.structures
         labels = None if case.labels is None else class_table(structures)[case.labels]
-        truth = segment(self.segmenter, case.volume, self.device)
+        truth = self._segment(case.volume)
         rows = []
-        for volume in volumes:
-            classes = segment(self.segmenter, volume[None], self.device)
+        for index, volume in enumerate(volumes):
+            classes = self._segment_again(volume[None]) if index else self._segment(volume[None])
             row = segmented_scores(classes, truth, labels, structures, case.spacing)
             rows.append(row | self._vertebrae(case, classes))
         return rows
+
+    def _segment(self, volume: Tensor) -> np.ndarray:
+        return segment(self.segmenter, volume, self.device, self.precision)
+
+    def _segment_again(self, volume: Tensor) -> np.ndarray:
+        if self._floor is None or not torch.equal(self._floor[0], volume):
+            self._floor = volume.clone(), self._segment(volume)
+        return self._floor[1]
 
     def _vertebrae(self, case: ScoredCase, classes: np.ndarray) -> Scores:
         if case.labels is None or not any(self.values):

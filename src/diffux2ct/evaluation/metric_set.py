@@ -80,11 +80,13 @@ class MetricSet:
         device: torch.device | str = "cpu",
         weights: str | Path | None = None,
         segmenter: Segmenter | None = None,
+        precision: str = "fp32",
     ) -> "MetricSet":
         """The families ``names`` (of `FAMILIES`) under a protocol (of `PROTOCOLS`).
 
         weights: a folder of other people's networks, see `weights.find_weights`. segmenter: of `segmentation`, which is
-        left out without one. UserError: an unknown name, none at all, unreadable weights.
+        left out without one. precision: "bf16" or "fp32", of the segmenter alone. UserError: an unknown name, none at
+        all, unreadable weights.
         """
         listed = [] if names is None or isinstance(names, str) else [str(name) for name in names]
         wrong = [name for name in listed if name not in FAMILIES]
@@ -100,7 +102,7 @@ class MetricSet:
             "distortion": lambda: Distortion(chosen),
             "lpips": lambda: Perceptual(Lpips.load(weights), device),
             "bones": Bones,
-            "segmentation": lambda: Segmentation(_needed(segmenter), device),
+            "segmentation": lambda: Segmentation(_needed(segmenter), device, precision),
             "implants": ImplantLocalisation,
             "vertebrae": Vertebrae,
             "xrays": XrayConsistency,

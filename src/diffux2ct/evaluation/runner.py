@@ -2,10 +2,10 @@
 
 import csv
 import json
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from diffux2ct.evaluation.contracts import EvaluationDataset, SupportsReconstruc
 from diffux2ct.evaluation.distortion import METRICS, Metric
 from diffux2ct.evaluation.metric_info import metric_info
 from diffux2ct.evaluation.metric_set import MetricSet
+from diffux2ct.evaluation.replaced_folder import replaced_folder
 from diffux2ct.evaluation.report import ReportCase, choose_cases, floor_panels, write_report
 from diffux2ct.evaluation.scored_case import ScoredCase, to_hu
 from diffux2ct.evaluation.xray_consistency import CaseXrays, ViewResidual
@@ -29,7 +30,7 @@ from diffux2ct.types import VIEWS
 XRAY_SOURCES = ("paired", "shuffled", "swapped")
 
 _OWN_KEYS = {"num_cases", "num_scored", "floor", "seconds_per_volume", "sampling", "seed", "xray_source"}
-_OWN_KEYS |= {"batch_size", "unavailable", "of_the_set", "protocol"}
+_OWN_KEYS |= {"batch_size", "precision", "unavailable", "of_the_set", "protocol"}
 
 
 def evaluate(
@@ -46,6 +47,7 @@ def evaluate(
     num_report_cases: int = 3,
     xray_source: str = "paired",
     batch_size: int = 1,
+    precision: str = "fp32",
 ) -> dict[str, Any]:
     """Reconstruct every case, score it beside the mean training volume, and write ``out_dir``.
 
@@ -62,6 +64,7 @@ def evaluate(
         seed: with a case's index in the dataset it seeds the generator of that case. With ``batch_size`` 1 a
             case's result therefore does not depend on the others; a larger batch shares its first case's.
         context: further entries for metrics.json and the report's header: run, dataset, split, sampler, ...
+        precision: "bf16": the reconstructor runs under bf16 autocast. The metrics never do.
         xray_source: "paired"; or, as control experiments, "shuffled" (each case is given the X-rays of
             another patient's case) or "swapped" (frontal and lateral exchanged).
 
@@ -75,26 +78,11 @@ def evaluate(
     out_dir = Path(out_dir)
     if not isinstance(metrics, MetricSet):
         metrics = MetricSet.of_functions(metrics)
-    settings = {"seed": seed, "xray_source": xray_source, "batch_size": batch_size}
     _check(dataset, out_dir, xray_source, context or {})
-    rows: list[dict[str, Any]] = []
-    with _eval_mode(reconstructor), _replaced_folder(out_dir) as folder:
-        progress = tqdm(total=len(dataset), desc="evaluate", unit="case", smoothing=0)
-        for first in range(0, len(dataset), batch_size):
-            indices = range(first, min(first + batch_size, len(dataset)))
-            xrays, generator = _xrays(dataset, indices, xray_source), _generator(seed, first)
-            volumes, seconds = _reconstruct(reconstructor, xrays, sampling, generator, device)
-            for place, index in enumerate(indices):
-                case, truth = dataset.cases[index], dataset[index]["volume"]
-                volume = _checked(volumes[place], truth, case.case_id)
-                scored = ScoredCase.of(case, truth, dataset.window)
-                row = {"case_id": case.case_id, "patient": case.patient}
-                rows.append(row | metrics.score(scored, volume, mean_volume) | {"seconds": seconds})
-                _write_volume(folder, volume, dataset.window, case)
-            progress.update(len(indices))
-            progress.set_postfix({k: f"{rows[-1][k]:.2f}" for k in ("psnr3d", "ssim3d") if k in rows[-1]})
-        progress.close()
-        summary = _summarize(rows, metrics, sampling) | settings | metrics.context | dict(context or {})
+    job = _Job(reconstructor, dataset, dict(sampling), seed, xray_source, batch_size, device, precision)
+    with _eval_mode(reconstructor), replaced_folder(out_dir) as folder:
+        rows = _score_cases(job, metrics, mean_volume, folder)
+        summary = _summarize(rows, metrics) | job.settings() | metrics.context | dict(context or {})
         _write_tables(folder, summary, rows)
         chosen = [
             (label, partial(_report_case, dataset, index, folder, xray_source))
@@ -104,6 +92,61 @@ def evaluate(
         shown = [key for key in summary if key in summary["floor"] or any(key in row for row in rows)]
         write_report(folder / "report.html", summary, rows, shown, chosen, floor, title=out_dir.name)
     return summary
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What reconstructs, from what, and how."""
+
+    reconstructor: SupportsReconstruct
+    dataset: EvaluationDataset
+    sampling: dict[str, Any]
+    seed: int
+    xray_source: str
+    batch_size: int
+    device: torch.device | str
+    precision: str
+
+    def settings(self) -> dict[str, Any]:
+        """For metrics.json."""
+        return {
+            key: getattr(self, key) for key in ("sampling", "seed", "xray_source", "batch_size", "precision")
+        }
+
+    def _autocast(self) -> torch.autocast:
+        kind = torch.device(self.device).type
+        return torch.autocast(kind, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def reconstruct(self, indices: Sequence[int]) -> tuple[Tensor, float]:
+        """Volumes [B, 1, D, H, W] on the CPU, and seconds per volume (transfers included)."""
+        xrays = _xrays(self.dataset, indices, self.xray_source)
+        generator = _generator(self.seed, indices[0])
+        start = time.perf_counter()
+        with torch.inference_mode(), self._autocast():
+            on_device = {view: image.to(self.device) for view, image in xrays.items()}
+            volumes = self.reconstructor.reconstruct(on_device, generator=generator, **self.sampling)
+            volumes = volumes.float().cpu()
+        return volumes, (time.perf_counter() - start) / len(volumes)
+
+
+def _score_cases(job: _Job, metrics: MetricSet, mean_volume: Tensor, folder: Path) -> list[dict[str, Any]]:
+    """A row a case; its reconstruction is written into ``folder``."""
+    dataset, rows = job.dataset, []
+    progress = tqdm(total=len(dataset), desc="evaluate", unit="case", smoothing=0)
+    for first in range(0, len(dataset), job.batch_size):
+        indices = range(first, min(first + job.batch_size, len(dataset)))
+        volumes, seconds = job.reconstruct(indices)
+        for place, index in enumerate(indices):
+            case, truth = dataset.cases[index], dataset[index]["volume"]
+            volume = _checked(volumes[place], truth, case.case_id)
+            scored = ScoredCase.of(case, truth, dataset.window)
+            row = {"case_id": case.case_id, "patient": case.patient}
+            rows.append(row | metrics.score(scored, volume, mean_volume) | {"seconds": seconds})
+            _write_volume(folder, volume, dataset.window, case)
+        progress.update(len(indices))
+        progress.set_postfix({k: f"{rows[-1][k]:.2f}" for k in ("psnr3d", "ssim3d") if k in rows[-1]})
+    progress.close()
+    return rows
 
 
 def _check(
@@ -153,21 +196,6 @@ def _other(dataset: EvaluationDataset, index: int) -> int:
     return next(i for i in turn if dataset.cases[i].patient != dataset.cases[index].patient)
 
 
-def _reconstruct(
-    reconstructor: SupportsReconstruct,
-    xrays: Mapping[str, Tensor],
-    sampling: Mapping[str, Any],
-    generator: torch.Generator,
-    device: torch.device | str,
-) -> tuple[Tensor, float]:
-    """Volumes [B, 1, D, H, W] on the CPU, and seconds per volume (transfers included)."""
-    start = time.perf_counter()
-    with torch.inference_mode():
-        on_device = {view: image.to(device) for view, image in xrays.items()}
-        volumes = reconstructor.reconstruct(on_device, generator=generator, **sampling).float().cpu()
-    return volumes, (time.perf_counter() - start) / len(volumes)
-
-
 def _checked(volume: Tensor, truth: Tensor, case_id: str) -> Tensor:
     if volume.shape != truth.shape:
         raise UserError(
@@ -210,9 +238,7 @@ def _reprojections(case: Any, hu: np.ndarray) -> Mapping[str, ViewResidual]:
         return {}
 
 
-def _summarize(
-    rows: Sequence[Mapping[str, Any]], metrics: MetricSet, sampling: Mapping[str, Any]
-) -> dict[str, Any]:
+def _summarize(rows: Sequence[Mapping[str, Any]], metrics: MetricSet) -> dict[str, Any]:
     """Means over the cases that have a value; a metric that no case has is left out."""
     keys = list(dict.fromkeys(key for row in rows for key in row))
     values = {key: [row[key] for row in rows if row.get(key) is not None] for key in keys}
@@ -234,7 +260,6 @@ def _summarize(
             "of_the_set": about,
             "unavailable": metrics.unavailable,
             "seconds_per_volume": float(np.mean([row["seconds"] for row in rows])),
-            "sampling": dict(sampling),
         }
     )
 
@@ -262,27 +287,3 @@ def _eval_mode(reconstructor: Any) -> Iterator[None]:
     finally:
         if was_training:
             reconstructor.train()
-
-
-@contextmanager
-def _replaced_folder(final: Path) -> Iterator[Path]:
-    """A hidden folder to write into, which takes the place of ``final`` if nothing goes wrong.
-
-    Two renames, because a folder that holds files cannot be replaced in one.
-    """
-    partial, former = (final.with_name(f".{final.name}.{state}") for state in ("partial", "former"))
-    if former.exists() and not final.exists():  # an earlier run was killed between the two renames
-        former.rename(final)
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        (partial / "reconstructions").mkdir(parents=True)
-        yield partial
-        shutil.rmtree(former, ignore_errors=True)
-        if final.exists():
-            final.rename(former)
-        partial.rename(final)
-        shutil.rmtree(former, ignore_errors=True)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        if former.exists() and not final.exists():
-            former.rename(final)
