@@ -6,12 +6,14 @@ import pytest
 
 from diffux2ct.viz.viewer import (
     HU_OF_CODE,
+    Pane,
     encode_hu,
     expected_size,
     next_allowance,
     pack_case,
     pack_volume,
     shrink_volume,
+    stage_columns,
     unpack_volume,
     viewer_html,
 )
@@ -22,6 +24,12 @@ SPACING = (1.0, 2.0, 3.0)
 def noise(shape, seed=0):
     """Incompressible: the worst case for the size."""
     return np.random.default_rng(seed).integers(-1024, 1501, shape).astype(np.int16)
+
+
+def scans(rng, side, count):
+    """Noise as a scan's, sigma 15 HU, on a plateau: what deflate leaves of it is what real scans measure."""
+    names = ["truth", "reconstruction", *(f"run{k}" for k in range(2, count))][:count]
+    return {name: rng.normal(40, 15, (side,) * 3).round().astype(np.int16) for name in names}
 
 
 def test_a_volume_comes_back_within_the_promised_error():
@@ -50,16 +58,17 @@ def test_shrinking_takes_block_means_and_keeps_what_does_not_divide():
 
 
 def test_a_case_is_shrunken_no_more_than_its_allowance_asks():
-    truth, made = noise((16, 16, 16)), noise((16, 16, 16), 1)
-    whole = pack_case("a", "best", truth, made, SPACING, 10**6)
+    made = noise((16, 16, 16), 1)
+    volumes = {"truth": noise((16, 16, 16)), "reconstruction": made}
+    whole = pack_case("a", "best", volumes, SPACING, 10**6)
     assert (whole.shrink, whole.shape, whole.spacing) == (1, (16, 16, 16), SPACING)
-    half = pack_case("a", "best", truth, made, SPACING, whole.size - 1)
+    half = pack_case("a", "best", volumes, SPACING, whole.size - 1)
     assert (half.shrink, half.shape, half.spacing) == (2, (8, 8, 8), (2.0, 4.0, 6.0))
     assert half.size < whole.size / 4
     np.testing.assert_allclose(
-        unpack_volume(half.reconstruction, half.shape), shrink_volume(made, 2), atol=10.5, rtol=0
+        unpack_volume(half.volumes["reconstruction"], half.shape), shrink_volume(made, 2), atol=10.5, rtol=0
     )
-    assert pack_case("a", "best", truth, made, SPACING, 0).shrink == 8
+    assert pack_case("a", "best", volumes, SPACING, 0).shrink == 8
 
 
 @pytest.mark.parametrize(
@@ -71,10 +80,9 @@ def test_all_cases_fit_and_the_first_stay_sharp(count, side, first, most):
     rng = np.random.default_rng(0)
     used, shrinks, budget = 0, [], 250_000
     for place in range(count):
-        # A scan's noise, sigma 15 HU, on a plateau: what deflate leaves of it is what real scans measure.
-        truth, made = (rng.normal(40, 15, (side,) * 3).round().astype(np.int16) for _ in range(2))
-        allowance = next_allowance(budget, used, count - place, truth.size)
-        case = pack_case(str(place), "", truth, made, SPACING, allowance)
+        volumes = scans(rng, side, 2)
+        allowance = next_allowance(budget, used, count - place, side**3)
+        case = pack_case(str(place), "", volumes, SPACING, allowance)
         used += case.size
         shrinks.append(case.shrink)
     assert used <= budget
@@ -84,14 +92,48 @@ def test_all_cases_fit_and_the_first_stay_sharp(count, side, first, most):
 
 def test_the_expected_size_of_a_scan_is_about_right():
     rng = np.random.default_rng(0)
-    pair = [rng.normal(40, 15, (32, 32, 32)).round().astype(np.int16) for _ in range(2)]
-    measured = pack_case("a", "", *pair, SPACING, 10**9).size
-    assert 0.7 < expected_size(32**3) / measured < 1.3
+    for count in (2, 5):
+        measured = pack_case("a", "", scans(rng, 32, count), SPACING, 10**9).size
+        assert 0.7 < expected_size(32**3, count) / measured < 1.3
+
+
+@pytest.mark.parametrize("num_runs", [2, 8])
+def test_runs_share_the_budget_of_a_page_and_are_shrunken_alike(num_runs):
+    """16 MB for three cases at 128^3, in small."""
+    rng = np.random.default_rng(0)
+    used, budget, packed = 0, 250_000, []
+    for place in range(3):
+        volumes = scans(rng, 32, num_runs + 1)
+        allowance = next_allowance(budget, used, 3 - place, 32**3, len(volumes))
+        packed.append(pack_case(str(place), "", volumes, SPACING, allowance))
+        used += packed[-1].size
+        sizes = {len(unpack_volume(t, packed[-1].shape)) for t in packed[-1].volumes.values()}
+        assert sizes == {32 // packed[-1].shrink}
+    assert 0.1 * budget < used <= budget
+    assert max(case.shrink for case in packed) == 2
+
+
+def test_a_pane_a_volume_and_no_more_columns_than_can_be_read():
+    panes = [Pane("truth", "Truth", "truth"), *(Pane(f"run{k}", f"<{k}>", f"run{k}") for k in range(8))]
+    volumes = {pane.volume: noise((4, 4, 4)) for pane in panes}
+    html = viewer_html([pack_case("a", "best", volumes, SPACING, 10**6)], panes, errors_on_demand=True)
+    assert "--columns:5" in html
+    assert [html.count(f'id="viewer-{pane.key}"') for pane in panes] == [1] * 9
+    assert [html.count(f'id="volume-0-{pane.volume}"') for pane in panes] == [1] * 9
+    assert "&lt;7&gt;" in html
+    assert "<7>" not in html
+    assert 'data-shown="errors"' in html
+    assert [stage_columns(count) for count in (3, 5, 6, 9, 20)] == [3, 5, 3, 5, 6]
+    plain = viewer_html(
+        [pack_case("a", "best", {n: noise((4, 4, 4)) for n in ("truth", "reconstruction")}, SPACING, 1)]
+    )
+    assert "data-shown" not in plain
 
 
 def test_names_cannot_end_an_element():
+    volumes = {name: noise((4, 4, 4)) for name in ("truth", "reconstruction")}
     nasty = "</script><b>&\"'"
-    html = viewer_html([pack_case(nasty, nasty, noise((4, 4, 4)), noise((4, 4, 4)), SPACING, 10**6)])
+    html = viewer_html([pack_case(nasty, nasty, volumes, SPACING, 10**6)])
     assert "<b>&" not in html
     meta = re.search(r'<script type="application/json" id="viewer-meta">(.*?)</script>', html)
     assert meta is not None

@@ -135,9 +135,8 @@ def _case_sections(
     def add(place: int, label: str, case: ReportCase) -> None:
         used, remaining = sum(each.size for each in packed), len(cases) - place
         allowance = next_allowance(VIEWER_BUDGET, used, remaining, case.truth.size)
-        packed.append(
-            pack_case(case.case_id, label, case.truth, case.reconstruction, case.spacing, allowance)
-        )
+        volumes = {"truth": case.truth, "reconstruction": case.reconstruction}
+        packed.append(pack_case(case.case_id, label, volumes, case.spacing, allowance))
         renderings = renderer.html(case)
         sections.append(case_section(label, case, by_name[case.case_id], metrics, renderings, place))
 

@@ -1,4 +1,4 @@
-"""A slice viewer inside an HTML page: truth and reconstruction scroll in step, by wheel, drag, slider and keyboard.
+"""A slice viewer inside an HTML page: truth and reconstructions scroll in step, by wheel, drag, slider and keyboard.
 
 Volumes travel in the page itself, so that it opens from disk: HU become 8 bits on a scale that is fine where the eye
 needs it, neighbouring slices are subtracted, and what remains is deflated; browsers undo it (``DecompressionStream``).
@@ -6,7 +6,9 @@ needs it, neighbouring slices are subtracted, and what remains is deflated; brow
 
 import base64
 import json
+import math
 import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -31,8 +33,29 @@ _BYTES_PER_VOXEL = (
 
 
 @dataclass(frozen=True)
+class Pane:
+    """A picture of the viewer: ``title`` above it, and which of a case's volumes it shows, or that one's error.
+
+    key: its own, of letters and digits. is_error: shows volume - truth.
+    """
+
+    key: str
+    title: str
+    volume: str
+    is_error: bool = False
+
+
+REPORT_PANES = (
+    Pane("truth", "Truth", "truth"),
+    Pane("reconstruction", "Reconstruction", "reconstruction"),
+    Pane("error", "Error", "reconstruction", is_error=True),
+)
+"""Truth, one reconstruction and its error, side by side."""
+
+
+@dataclass(frozen=True)
 class PackedCase:
-    """A case as the page holds it: two volumes as base64 text, and what the script must know of them.
+    """A case as the page holds it: its volumes as base64 text by name, and what the script must know of them.
 
     shape: [D, H, W] as packed. spacing: (x, y, z) mm of a packed voxel. shrink: how many stored voxels became one
     along each axis. centre: the voxel [z, y, x] to show first.
@@ -44,13 +67,12 @@ class PackedCase:
     spacing: tuple[float, float, float]
     shrink: int
     centre: tuple[int, int, int]
-    truth: str
-    reconstruction: str
+    volumes: Mapping[str, str]
 
     @property
     def size(self) -> int:
         """Bytes that it takes in the page."""
-        return len(self.truth) + len(self.reconstruction)
+        return sum(map(len, self.volumes.values()))
 
 
 def encode_hu(hu: Num[np.ndarray, "d h w"]) -> UInt8[np.ndarray, "d h w"]:
@@ -84,59 +106,60 @@ def shrink_volume(hu: Num[np.ndarray, "d h w"], factor: int) -> Float[np.ndarray
 def pack_case(
     case_id: str,
     label: str,
-    truth: Num[np.ndarray, "d h w"],
-    reconstruction: Num[np.ndarray, "d h w"],
+    volumes: Mapping[str, Num[np.ndarray, "d h w"]],
     spacing: tuple[float, float, float],
     allowance: float | int,
 ) -> PackedCase:
-    """Pack both volumes (HU) of a case into at most ``allowance`` bytes of page, shrunken no more than needed.
+    """Pack the volumes (HU, of one shape) of a case into at most ``allowance`` bytes, shrunken no more than needed.
 
-    spacing: (x, y, z) mm. Beyond a shrink of 8 nothing could be seen any more, so there the allowance yields.
+    volumes: by name, "truth" among them. All are shrunken alike, so that they scroll in step. spacing: (x, y, z) mm.
+    Beyond a shrink of 8 nothing could be seen any more, so there the allowance yields.
     """
+    voxels = volumes["truth"].size
     for shrink in range(1, MAX_SHRINK + 1):
-        pair = [shrink_volume(volume, shrink) if shrink > 1 else volume for volume in (truth, reconstruction)]
-        if shrink < MAX_SHRINK and 0.2 * expected_size(pair[0].size) > allowance:
+        if shrink < MAX_SHRINK and 0.2 * expected_size(voxels // shrink**3, len(volumes)) > allowance:
             continue  # not even smooth volumes would fit
-        texts = [pack_volume(volume) for volume in pair]
-        if sum(map(len, texts)) <= allowance or shrink == MAX_SHRINK:
+        small = {name: shrink_volume(hu, shrink) if shrink > 1 else hu for name, hu in volumes.items()}
+        texts = {name: pack_volume(hu) for name, hu in small.items()}
+        if sum(map(len, texts.values())) <= allowance or shrink == MAX_SHRINK:
             break
-    d, h, w = pair[0].shape
+    d, h, w = small["truth"].shape
     x, y, z = (step * shrink for step in spacing)
-    return PackedCase(case_id, label, (d, h, w), (x, y, z), shrink, bone_centre(pair[0]), texts[0], texts[1])
+    return PackedCase(case_id, label, (d, h, w), (x, y, z), shrink, bone_centre(small["truth"]), texts)
 
 
-def expected_size(voxels: int) -> float:
-    """Bytes of page that a noisy case of two volumes of so many voxels takes."""
-    return 2 * _BYTES_PER_VOXEL * 4 / 3 * voxels
+def expected_size(voxels: int, num_volumes: int = 2) -> float:
+    """Bytes of page that a noisy case of ``num_volumes`` volumes of so many voxels each takes."""
+    return num_volumes * _BYTES_PER_VOXEL * 4 / 3 * voxels
 
 
-def next_allowance(budget: float | int, used: int, remaining: int, voxels: int) -> float:
+def next_allowance(
+    budget: float | int, used: int, remaining: int, voxels: int, num_volumes: int = 2
+) -> float:
     """What the next case may take so that those after it fit too.
 
-    budget, used: bytes of page for all cases, and spent. remaining: cases left, this one included. Each later case is
-    reserved what it takes at the smallest shrink at which all would fit, and the rest is for this one: the first
-    cases, which a report puts first for a reason, are the sharpest. Never less than an equal share.
+    budget, used: bytes of page for all cases, and spent. remaining: cases left, this one included. voxels: of each of
+    the ``num_volumes`` volumes that a case has. Each later case is reserved what it takes at the smallest shrink at
+    which all would fit, and the rest is for this one: the first cases, which a report puts first for a reason, are the
+    sharpest. Never less than an equal share.
     """
     left = budget - used
-    sizes = [expected_size(voxels // shrink**3) for shrink in range(1, MAX_SHRINK + 1)]
+    sizes = [expected_size(voxels // shrink**3, num_volumes) for shrink in range(1, MAX_SHRINK + 1)]
     reserved = next((size for size in sizes if remaining * size <= left), sizes[-1])
     return max(left / remaining, left - (remaining - 1) * reserved)
 
 
-def viewer_html(cases: list[PackedCase]) -> str:
-    """The viewer with these cases in it; the page needs `viewer_page`'s VIEWER_STYLE and VIEWER_SCRIPT beside it."""
-    meta = {
-        "hu": [round(float(value), 1) for value in HU_OF_CODE],
-        "windows": {name: list(limits) for name, limits in VIEWER_WINDOWS.items()},
-        "errorColours": [list(colour) for colour in ERROR_COLOURS],
-        "errorLimit": ERROR_LIMIT,
-        "edges": {plane: list(EDGES[plane]) for plane in ("axial", "coronal", "sagittal")},
-        "cases": [
-            {"id": case.case_id, "label": case.label, "shape": case.shape, "spacing": case.spacing}
-            | {"shrink": case.shrink, "centre": case.centre}
-            for case in cases
-        ],
-    }
+def viewer_html(
+    cases: Sequence[PackedCase], panes: Sequence[Pane] = REPORT_PANES, *, errors_on_demand: bool = False
+) -> str:
+    """The viewer with these cases in it; the page needs `viewer_page`'s VIEWER_STYLE and VIEWER_SCRIPT beside it.
+
+    panes: in the order in which they stand. errors_on_demand: a button and a key turn every pane but the truth's into
+    its error, for where there is no room for panes of errors beside the others.
+    """
+    told = json.dumps(_meta(cases, panes, errors_on_demand)).replace(
+        "<", "\\u003c"
+    )  # a name must not end the element
     options = "".join(
         f"<option value={index}>{escape(case.case_id)} ({escape(case.label)})</option>"
         for index, case in enumerate(cases)
@@ -144,58 +167,80 @@ def viewer_html(cases: list[PackedCase]) -> str:
     data = "".join(
         f'<script type="text/plain" id="volume-{index}-{name}">{text}</script>'
         for index, case in enumerate(cases)
-        for name, text in (("truth", case.truth), ("reconstruction", case.reconstruction))
+        for name, text in case.volumes.items()
     )
-    # "<" would let a case's name end the element early.
-    told = json.dumps(meta).replace("<", "\\u003c")
-    return _CONTROLS.format(options=options, panes="".join(map(_pane, _PANES)), buttons=_buttons()) + (
-        f'<script type="application/json" id="viewer-meta">{told}</script>{data}</div>'
+    columns = stage_columns(len(panes))
+    controls = _CONTROLS.format(
+        options=options,
+        panes="".join(map(_pane, panes)),
+        buttons=_buttons(errors_on_demand),
+        columns=columns,
+        names=escape(", ".join(pane.title for pane in panes), quote=True),
+        error_key=_ERROR_KEY.format(limit=ERROR_LIMIT) if errors_on_demand else "",
     )
+    return controls + f'<script type="application/json" id="viewer-meta">{told}</script>{data}</div>'
 
 
-_PANES = (("truth", "Truth"), ("reconstruction", "Reconstruction"), ("error", "Error"))
+def _meta(cases: Sequence[PackedCase], panes: Sequence[Pane], errors_on_demand: bool) -> dict:
+    """What the script is told."""
+    return {
+        "hu": [round(float(value), 1) for value in HU_OF_CODE],
+        "windows": {name: list(limits) for name, limits in VIEWER_WINDOWS.items()},
+        "errorColours": [list(colour) for colour in ERROR_COLOURS],
+        "errorLimit": ERROR_LIMIT,
+        "edges": {plane: list(EDGES[plane]) for plane in _PLANES},
+        "panes": [
+            {"key": pane.key, "title": pane.title, "volume": pane.volume, "error": pane.is_error}
+            for pane in panes
+        ],
+        "errorsOnDemand": errors_on_demand,
+        "rows": math.ceil(len(panes) / stage_columns(len(panes))),
+        "cases": [
+            {"id": case.case_id, "label": case.label, "shape": case.shape, "spacing": case.spacing}
+            | {"shrink": case.shrink, "centre": case.centre}
+            for case in cases
+        ],
+    }
+
+
+def stage_columns(num_panes: int) -> int:
+    """How many panes stand side by side: all of up to five, else half of them, six at most."""
+    return num_panes if num_panes <= 5 else min(6, math.ceil(num_panes / 2))
+
 
 _CONTROLS = """
 <div id="viewer" class="viewer" role="group" aria-label="Slice viewer" aria-describedby="viewer-help">
 <div class="viewer-bar"><label>Case <select id="viewer-case">{options}</select></label>{buttons}</div>
-<div id="viewer-stage" class="viewer-stage" tabindex="0" role="group"
- aria-label="Slices of truth, reconstruction and error; arrow keys scroll">{panes}</div>
+<div id="viewer-stage" class="viewer-stage" style="--columns:{columns}" tabindex="0" role="group"
+ aria-label="Slices of {names}; arrow keys scroll">{panes}</div>
 <label class="viewer-slider"><span>Slice</span><input type="range" id="viewer-slice" min="1" value="1"></label>
 <p class="viewer-read"><output id="viewer-where" aria-live="polite"></output><span id="viewer-point"></span></p>
 <p class="note" id="viewer-help">Wheel, drag up and down, slider or
 <kbd>↑</kbd> <kbd>↓</kbd>: one slice; <kbd>PgUp</kbd> <kbd>PgDn</kbd>: ten; <kbd>Home</kbd> <kbd>End</kbd>: first, last;
 <kbd>A</kbd> <kbd>C</kbd> <kbd>S</kbd>: plane; <kbd>1</kbd> to <kbd>4</kbd>, <kbd>W</kbd>: window;
-<kbd>N</kbd> <kbd>P</kbd>: next, previous case. <span id="viewer-note"></span></p>
+<kbd>N</kbd> <kbd>P</kbd>: next, previous case{error_key}. <span id="viewer-note"></span></p>
 <noscript><p class="control">The viewer needs JavaScript; the pictures below do not.</p></noscript>
 """
 
+_ERROR_KEY = "; <kbd>E</kbd>: errors (blue too low, red too high, full colour at {limit:g} HU), images"
 
-def _pane(pane: tuple[str, str]) -> str:
-    name, title = pane
+
+def _pane(pane: Pane) -> str:
+    title = escape(pane.title, quote=True)
     return (
-        f'<div class="viewer-pane"><h3>{title}</h3><div class="viewer-frame">'
-        f'<canvas id="viewer-{name}" role="img" aria-label="{title}"></canvas><i></i><i></i><b></b><u></u></div></div>'
+        f'<div class="viewer-pane"><h3 title="{title}">{title}</h3><div class="viewer-frame">'
+        f'<canvas id="viewer-{pane.key}" role="img" aria-label="{title}"></canvas><i></i><i></i><b></b><u></u>'
+        "</div></div>"
     )
 
 
-def _buttons() -> str:
-    groups = (
-        (
-            "plane",
-            {
-                plane: f"{plane.capitalize()} <kbd>{plane[0].upper()}</kbd>"
-                for plane in EDGES
-                if plane in _PLANES
-            },
-        ),
-        (
-            "window",
-            {
-                name: f"{name.capitalize()} <kbd>{number}</kbd>"
-                for number, name in enumerate(VIEWER_WINDOWS, start=1)
-            },
-        ),
-    )
+def _buttons(errors_on_demand: bool) -> str:
+    groups = [
+        ("plane", {plane: f"{plane.capitalize()} <kbd>{plane[0].upper()}</kbd>" for plane in _PLANES}),
+        ("window", {n: f"{n.capitalize()} <kbd>{k}</kbd>" for k, n in enumerate(VIEWER_WINDOWS, start=1)}),
+    ]
+    if errors_on_demand:
+        groups.append(("shown", {"images": "Images", "errors": "Errors <kbd>E</kbd>"}))
     return "".join(
         f'<span class="viewer-group" role="group" aria-label="{kind.capitalize()}">'
         + "".join(

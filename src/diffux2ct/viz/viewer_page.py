@@ -15,10 +15,12 @@ VIEWER_STYLE = """
   padding: 0 3px; opacity: .75;
 }
 .viewer-stage {
-  display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: 10px; background: #0d1117; padding: 10px;
-  border-radius: 8px; touch-action: pan-x pinch-zoom; cursor: ns-resize; user-select: none; -webkit-user-select: none;
+  display: grid; grid-template-columns: repeat(var(--columns), minmax(0, 1fr)); gap: 10px; background: #0d1117;
+  padding: 10px; border-radius: 8px; touch-action: pan-x pinch-zoom; cursor: ns-resize; user-select: none; -webkit-user-select: none;
 }
-.viewer-stage h3 { color: #c6ced9; }
+.viewer-stage h3 { color: #c6ced9; overflow-wrap: anywhere; }
+.viewer-pane { display: flex; flex-direction: column; justify-content: flex-end; }
+.viewer-frame { width: 100%; }
 .viewer :focus-visible { outline: 3px solid #2f6fde; outline-offset: 2px; }
 .viewer-frame { position: relative; margin: 0 auto; line-height: 0; overflow: hidden; }
 .viewer-frame canvas { width: 100%; image-rendering: pixelated; background: #000; }
@@ -52,9 +54,10 @@ VIEWER_SCRIPT = """
   const meta = JSON.parse(part("meta").textContent);
   const stage = part("stage"), slider = part("slice"), chooser = part("case");
   const planes = ["axial", "coronal", "sagittal"], windows = Object.keys(meta.windows);
-  const panes = ["truth", "reconstruction", "error"];
-  const state = { case: 0, plane: "axial", window: "bone", slice: {}, volumes: null, asked: 0 };
+  const { panes } = meta, names = [...new Set(["truth", ...panes.map(pane => pane.volume)])];
+  const state = { case: 0, plane: "axial", window: "bone", shown: "images", slice: {}, volumes: null, asked: 0 };
 
+  const kinds = ["plane", "window", "shown"];
   const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
   const shape = () => meta.cases[state.case].shape;
   const axis = () => planes.indexOf(state.plane);
@@ -85,10 +88,9 @@ VIEWER_SCRIPT = """
     state.case = index;
     state.volumes = null;
     root.dataset.ready = "false";
-    const [truth, reconstruction] = await Promise.all(
-      ["truth", "reconstruction"].map(name => inflate(`volume-${index}-${name}`)));
+    const volumes = await Promise.all(names.map(name => inflate(`volume-${index}-${name}`)));
     if (asked !== state.asked) return;  // another case was chosen meanwhile
-    state.volumes = { truth, reconstruction };
+    state.volumes = Object.fromEntries(names.map((name, k) => [name, volumes[k]]));
     planes.forEach((plane, k) => { state.slice[plane] = meta.cases[index].centre[k]; });
     chooser.value = index;
     const { shrink } = meta.cases[index];
@@ -109,13 +111,14 @@ VIEWER_SCRIPT = """
   }
   const colours = colourTable();
 
-  function colour(pane, place) {
-    const { truth, reconstruction } = state.volumes;
-    if (pane === "error") {
-      const error = meta.hu[reconstruction[place]] - meta.hu[truth[place]];
+  const isError = pane => pane.error || (state.shown === "errors" && pane.volume !== "truth");
+  function painter(pane) {
+    const volume = state.volumes[pane.volume], { truth } = state.volumes;
+    if (!isError(pane)) return place => greys[volume[place]];
+    return place => {
+      const error = meta.hu[volume[place]] - meta.hu[truth[place]];
       return colours[Math.round(250 * (clamp(error / meta.errorLimit, -1, 1) + 1))];
-    }
-    return greys[state.volumes[pane][place]];
+    };
   }
 
   let greys = [];
@@ -125,21 +128,21 @@ VIEWER_SCRIPT = """
     greys = meta.hu.map(hu => Array(3).fill(Math.round(255 * clamp((hu - black) / (white - black), 0, 1))));
     const view = layout(), [left, right] = meta.edges[state.plane];
     for (const pane of panes) {
-      const canvas = part(pane), frame = canvas.parentElement;
+      const canvas = part(pane.key), frame = canvas.parentElement, colour = painter(pane);
       canvas.width = view.cols;
       canvas.height = view.rows;
       const ratio = view.cols * view.wide / (view.rows * view.high);
       canvas.style.aspectRatio = ratio;
-      frame.style.maxWidth = `${70 * ratio}vh`;  // so that the whole slice is seen at once
+      frame.style.maxWidth = `${70 / meta.rows * ratio}vh`;  // so that all slices are seen at once
       const context = canvas.getContext("2d"), image = context.createImageData(view.cols, view.rows);
       let k = 0;
       for (let r = 0; r < view.rows; r++) for (let c = 0; c < view.cols; c++) {
-        const [red, green, blue] = colour(pane, view.at(r, c));
+        const [red, green, blue] = colour(view.at(r, c));
         image.data[k++] = red; image.data[k++] = green; image.data[k++] = blue; image.data[k++] = 255;
       }
       context.putImageData(image, 0, 0);
       canvas.dataset.slice = state.slice[state.plane] + 1;
-      const sides = pane === "error" ? ["", ""] : [left, right];
+      const sides = isError(pane) ? ["", ""] : [left, right];
       frame.querySelectorAll("i").forEach((mark, side) => { mark.textContent = sides[side]; });
     }
     tell();
@@ -152,12 +155,15 @@ VIEWER_SCRIPT = """
     slider.setAttribute("aria-valuetext", where);
     part("where").textContent = `${where}, ${state.window} window `
       + `(${meta.windows[state.window].map(v => String(v).replace("-", "−")).join(" to ")} HU)`;
-    Object.assign(root.dataset, { case: state.case, plane: state.plane, window: state.window, slice });
-    root.querySelectorAll("[data-plane][aria-pressed], [data-window][aria-pressed]").forEach(button => {
-      const { plane, window } = button.dataset;
-      button.setAttribute("aria-pressed", String(plane ? plane === state.plane : window === state.window));
+    const { plane, window, shown } = state;
+    Object.assign(root.dataset, { case: state.case, plane, window, shown, slice });
+    root.querySelectorAll("button[aria-pressed]").forEach(button => {
+      button.setAttribute("aria-pressed", String(kinds.some(kind => button.dataset[kind] === state[kind])));
     });
-    for (const pane of panes) part(pane).setAttribute("aria-label", `${pane}, ${where}`);
+    for (const pane of panes) {
+      const what = pane.error || !isError(pane) ? pane.title : `${pane.title}, error`;
+      part(pane.key).setAttribute("aria-label", `${what}, ${where}`);
+    }
     point();
   }
 
@@ -180,6 +186,7 @@ VIEWER_SCRIPT = """
     w: () => choose("window", windows[(windows.indexOf(state.window) + 1) % windows.length]),
     n: () => turnCase(1), p: () => turnCase(-1),
   };
+  if (meta.errorsOnDemand) keys.e = () => choose("shown", state.shown === "errors" ? "images" : "errors");
   windows.forEach((name, k) => { keys[k + 1] = () => choose("window", name); });
 
   root.addEventListener("keydown", event => {
@@ -231,10 +238,10 @@ VIEWER_SCRIPT = """
     });
     const view = layout(), r = clamp(Math.floor(pointer.y * view.rows), 0, view.rows - 1);
     const place = view.at(r, clamp(Math.floor(pointer.x * view.cols), 0, view.cols - 1));
-    const [truth, made] = ["truth", "reconstruction"].map(name => meta.hu[state.volumes[name][place]]);
     const text = value => String(Math.round(value)).replace("-", "−");
-    const told = { truth, reconstruction: made, error: made - truth };
-    part("point").textContent = Object.entries(told).map(([name, hu]) => `${name} ${text(hu)} HU`).join(", ");
+    const value = pane => meta.hu[state.volumes[pane.volume][place]] - (pane.error ? truth : 0);
+    const truth = meta.hu[state.volumes.truth[place]];
+    part("point").textContent = panes.map(pane => `${pane.title} ${text(value(pane))} HU`).join(", ");
   }
 
   slider.addEventListener("input", () => show(slider.value - 1));
@@ -242,8 +249,7 @@ VIEWER_SCRIPT = """
   root.addEventListener("click", event => {
     const button = event.target.closest("button");
     if (!button) return;
-    if (button.dataset.plane) choose("plane", button.dataset.plane);
-    if (button.dataset.window) choose("window", button.dataset.window);
+    for (const kind of kinds) if (button.dataset[kind]) choose(kind, button.dataset[kind]);
   });
   document.querySelectorAll("[data-open-case]").forEach(button => button.addEventListener("click", () => {
     open(Number(button.dataset.openCase));
