@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,6 +16,7 @@ _EXAMPLES = """examples:
   python scripts/compare.py runs/table3_*                      a table in Markdown, on the screen
   python scripts/compare.py runs/table1_* --sort psnr3d --out table1.md --out table1.tex --out table1.html
   python scripts/compare.py runs/table3_* --merge-seeds --intervals --reference runs/table3_full
+  python scripts/compare.py runs/table1_* --cases 20 --out page.html     with pictures, a slice viewer and distributions
   python scripts/compare.py runs/a runs/b --evaluation '*-ddim10'     these evaluations, not the newest
   python scripts/compare.py runs/a/evaluation/test-ddim10 runs/a/evaluation/test-ddim50    two of one run
 
@@ -70,6 +72,21 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "help": "runs that differ in trainer.seed alone as one row, mean ± sd",
     },
     "--names": {"metavar": "A,B", "help": "names of the rows, in the order of the runs (the runs' own)"},
+    "--cases": {
+        "type": int,
+        "default": 3,
+        "metavar": "N",
+        "help": "how many cases an HTML page shows (3: best, median and worst; further ones in the viewer alone)",
+    },
+    "--root": {
+        "type": Path,
+        "metavar": "FOLDER",
+        "help": "the prepared folder with the truth, for the pictures (that which the runs name)",
+    },
+    "--no-pictures": {
+        "action": "store_true",
+        "help": "an HTML page without volumes: small, and made at once",
+    },
     "--title": {"default": "Comparison of runs", "help": "heading of the page, caption in LaTeX"},
 }
 """What the command takes; in brackets the default."""
@@ -100,16 +117,13 @@ def run(arguments: Sequence[str] | None = None) -> None:
     asked = parser().parse_args(arguments)
     # Imported here so that --help answers at once.
     from diffux2ct.cli.compared_runs import find_row, read_runs, rename
+    from diffux2ct.cli.compared_volumes import illustrate
     from diffux2ct.data.case_writer import write_text
     from diffux2ct.evaluation.comparison import choose_metrics
     from diffux2ct.evaluation.comparison_table import build_table, sort_keys
     from diffux2ct.evaluation.comparison_tests import merge_seeds, statistics_marks
 
-    for path in asked.out:
-        if path.suffix not in FORMATS:
-            raise UserError(f"--out {path}: unknown suffix; choose one of {', '.join(FORMATS)}")
-        if path.is_dir():
-            raise UserError(f"--out {path}: is a folder; give a file")
+    _check(asked)
     runs, problems = read_runs(asked.runs, asked.evaluation)
     if asked.merge_seeds:
         runs = merge_seeds(runs)
@@ -121,31 +135,53 @@ def run(arguments: Sequence[str] | None = None) -> None:
         problems = [*problems, f"{further} further metrics: --metrics all, or names with commas between."]
     if asked.sort is not None and asked.sort not in sort_keys(metrics):
         raise UserError(f"--sort {asked.sort}: choose from {', '.join(sort_keys(metrics))}")
+    reference = None if asked.reference is None else find_row(asked.reference, runs)
     marks = statistics_marks(
         runs,
         metrics,
         intervals=asked.intervals,
         test=None if asked.no_tests else asked.test,
-        reference=None if asked.reference is None else find_row(asked.reference, runs).name,
+        reference=None if reference is None else reference.name,
     )
     table = build_table(runs, metrics, sort=asked.sort, marks=marks, title=asked.title, problems=problems)
+    pictures = partial(
+        illustrate,
+        runs,
+        metrics,
+        reference,
+        num_cases=asked.cases,
+        root=asked.root,
+        volumes=not asked.no_pictures,
+    )
     if not asked.out:
-        sys.stdout.write(writer(asked.format)(table))
+        sys.stdout.write(written(table, asked.format, pictures))
     for path in asked.out:
-        write_text(path, writer(FORMATS[path.suffix])(table))
+        write_text(path, written(table, FORMATS[path.suffix], pictures))
         print(f"wrote {path}")
 
 
-def writer(form: str) -> Callable:
-    """What turns a table into text of this format."""
+def _check(asked: argparse.Namespace) -> None:
+    for path in asked.out:
+        if path.suffix not in FORMATS:
+            raise UserError(f"--out {path}: unknown suffix; choose one of {', '.join(FORMATS)}")
+        if path.is_dir():
+            raise UserError(f"--out {path}: is a folder; give a file")
+    if asked.cases < 1:
+        raise UserError(f"--cases {asked.cases}: must be at least 1; --no-pictures leaves all out")
+
+
+def written(table: Any, form: str, pictures: Callable[[], Any]) -> str:
+    """A table as text of this format; ``pictures`` are made for a page alone, since they take a while."""
     from diffux2ct.evaluation import comparison_page, comparison_text
 
-    return {
+    if form == "html":
+        return comparison_page.page(table, pictures())
+    writers = {
         "markdown": comparison_text.markdown,
         "latex": comparison_text.latex,
         "csv": comparison_text.as_csv,
-        "html": comparison_page.page,
-    }[form]
+    }
+    return writers[form](table)
 
 
 def main() -> None:

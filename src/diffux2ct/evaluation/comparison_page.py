@@ -2,8 +2,11 @@
 
 from html import escape
 
+from diffux2ct.evaluation.comparison_cases import CASES_STYLE
+from diffux2ct.evaluation.comparison_pictures import NO_PICTURES, Pictures
 from diffux2ct.evaluation.comparison_table import Cell, Column, Row, Table
 from diffux2ct.evaluation.report_page import STYLE
+from diffux2ct.viz.viewer_page import VIEWER_SCRIPT, VIEWER_STYLE
 
 _STYLE = """
 main { max-width: 1480px; }
@@ -46,8 +49,8 @@ heads.forEach((head, column) => head.firstElementChild.addEventListener("click",
 """
 
 
-def page(table: Table) -> str:
-    """The whole page."""
+def page(table: Table, pictures: Pictures = NO_PICTURES) -> str:
+    """The whole page: table, tests, and what `comparison_pictures` made."""
     head = "".join(_head(column) for column in table.columns)
     sets = dict.fromkeys(row.test_set for row in table.rows)
     bodies = "".join(
@@ -56,14 +59,17 @@ def page(table: Table) -> str:
     )
     notes = "".join(f"<li>{escape(note)}</li>" for note in table.notes)
     title = escape(table.title)
+    style, script = (VIEWER_STYLE, VIEWER_SCRIPT) if pictures.viewer else ("", "")
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{title} · comparison</title><style>{STYLE}{_STYLE}</style></head>\n<body><main>"
+        f"<title>{title} · comparison</title><style>{STYLE}{_STYLE}{CASES_STYLE}{style}</style></head>\n<body><main>"
         f"<header><p class=kicker>DiffuX2CT · comparison</p><h1>{title}</h1></header>\n<section>"
         f"<div class=scroll><table id=runs><thead><tr>{head}</tr></thead>{bodies}</table></div>"
         "<p class=note>Click a heading to sort.</p>"
-        f"<ul class=notes>{notes}</ul></section>{_tests(table)}</main><script>{_SCRIPT}</script></body></html>\n"
+        f"<ul class=notes>{notes}</ul></section>{_tests(table)}"
+        + "\n".join(pictures.sections)
+        + f"</main><script>{_SCRIPT}{script}</script></body></html>\n"
     )
 
 

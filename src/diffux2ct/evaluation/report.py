@@ -42,24 +42,25 @@ def floor_panels(mean_volume: Num[np.ndarray, "d h w"]) -> dict[str, np.ndarray]
 def choose_cases(rows: Sequence[Mapping[str, Any]], count: int) -> list[tuple[str, int]]:
     """Up to ``count`` rows, a label and a number each: the best, median and worst by PSNR3D, then others in order.
 
-    Without PSNR3D the first metric ranks that has a floor and that every case has, in its own direction; without any
-    such, the order of the rows counts.
+    See `ranking_metric`; a metric ranks in its own direction, and without any the order of the rows counts.
     """
-    numbered = {
-        key: [value for _, value in values(rows, key)]
-        for key in ("psnr3d", *rows[0])
-        if key == "psnr3d" or f"floor_{key}" in rows[0]
-    }
-    by = next((key for key, column in numbered.items() if len(column) == len(rows)), None)
+    by = ranking_metric(rows)
     order = list(range(len(rows)))
     if by is not None:
-        order.sort(key=lambda index: numbered[by][index], reverse=shown(by).larger_is_better is not False)
+        column = [value for _, value in values(rows, by)]
+        order.sort(key=lambda index: column[index], reverse=shown(by).larger_is_better is not False)
     labels: dict[int, str] = {order[0]: "best" if len(rows) > 1 else "only"}
     labels.setdefault(order[-1], "worst")
     labels.setdefault(order[len(order) // 2], "median")
     first = [order[0], order[len(order) // 2], order[-1]]
     chosen = list(dict.fromkeys([*first, *range(len(rows))]))[:count]
     return [(labels.get(index, "further"), index) for index in chosen]
+
+
+def ranking_metric(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """PSNR3D; without it the first metric that has a floor and that every case has; None without any such."""
+    keys = [key for key in ("psnr3d", *rows[0]) if key == "psnr3d" or f"floor_{key}" in rows[0]]
+    return next((key for key in keys if len(list(values(rows, key))) == len(rows)), None)
 
 
 def write_report(
@@ -92,7 +93,7 @@ def write_report(
         _control(summary),
         f"<section><h2>Summary</h2>{summary_table(summary, rows, metrics)}",
         f"<p class=note>{escape(FLOOR_SENTENCE)}</p></section>",
-        f"<section><h2>Distributions</h2>{plots}<p class=note>{_PLOT_NOTE}</p></section>" if plots else "",
+        f"<section><h2>Distributions</h2>{plots}<p class=note>{PLOT_NOTE}</p></section>" if plots else "",
         f"<section><h2>Cases</h2>{case_table(rows, metrics)}",
         "<p class=note>Click a heading to sort. Small numbers are the floor of the same case.</p></section>",
         f"<section class=viewer-section><h2>Slice viewer</h2>{viewer_html(packed)}</section>"
@@ -112,7 +113,7 @@ def write_report(
     path.write_text(page, encoding="utf-8")
 
 
-_PLOT_NOTE = (
+PLOT_NOTE = (
     "A dot is a case, the box holds the middle half of them, the line is the median. Floor: the mean volume."
 )
 

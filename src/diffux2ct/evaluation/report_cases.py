@@ -100,7 +100,7 @@ def case_section(
         f"<section class=case><h2>{name} <em>{escape(label)} case</em>"
         f" <button type=button class=link data-open-case={place}>show in the viewer</button></h2>"
         f"<p class=scores>{_scores(row, metrics)}</p>{_planes(case)}"
-        f"{_colour_bar()}<div class=foot>{_xrays(case)}{renderings}</div></section>"
+        f"{colour_bar()}<div class=foot>{_xrays(case)}{renderings}</div></section>"
     )
 
 
@@ -150,9 +150,9 @@ def _planes(case: ReportCase) -> str:
         lines.append(f"<div class=row><b>{plane.capitalize()}</b><br>{position}</div>")
         for window, limits in WINDOWS.items():
             for what, image in (("truth", truth[plane]), ("reconstruction", made[plane])):
-                lines.append(_figure(grey(image, limits), plane, f"{name}: {plane} {what}, {window} window"))
+                lines.append(figure(grey(image, limits), plane, f"{name}: {plane} {what}, {window} window"))
         error = np.asarray(made[plane], np.float32) - np.asarray(truth[plane], np.float32)
-        lines.append(_error_figure(error, ERROR_LIMIT, f"{name}: {plane} error"))
+        lines.append(error_figure(error, ERROR_LIMIT, f"{name}: {plane} error"))
     return f"<div class=scroll><div class=grid>{''.join(lines)}</div></div>"
 
 
@@ -192,27 +192,29 @@ def _reprojected(case: ReportCase, view: str) -> str:
     return (
         _captioned(grey(given, scale), view, f"{name}: {view} X-ray", f"{view}, given")
         + _captioned(grey(made, scale), view, f"{name}: {view} re-projection", f"{view}, re-projected")
-        + f"<div>{_error_figure(difference, XRAY_ERROR_LIMIT, f'{name}: {view} X-ray difference')}"
+        + f"<div>{error_figure(difference, XRAY_ERROR_LIMIT, f'{name}: {view} X-ray difference')}"
         f"<p>{view.capitalize()}, difference</p></div>"
     )
 
 
 def _captioned(image: np.ndarray, plane: str, alt: str, caption: str) -> str:
-    return f"<div>{_figure(image, plane, alt)}<p>{escape(caption.capitalize())}</p></div>"
+    return f"<div>{figure(image, plane, alt)}<p>{escape(caption.capitalize())}</p></div>"
 
 
-def _figure(image: np.ndarray, plane: str, alt: str) -> str:
+def figure(image: np.ndarray, plane: str, alt: str) -> str:
     """A grey picture with the patient's sides marked; ``alt`` must already be escaped."""
     left, right = EDGES[plane]
     return f'<figure><img src="{png_data_uri(image)}" alt="{alt}"><i>{left}</i><i>{right}</i></figure>'
 
 
-def _error_figure(error: np.ndarray, limit: float, alt: str) -> str:
+def error_figure(error: np.ndarray, limit: float, alt: str) -> str:
+    """A signed error in colour, full at ``limit``; ``alt`` must already be escaped."""
     # On a light error map letters would hide pixels and say no more than those on its neighbours.
     return f'<figure><img src="{error_data_uri(error, limit)}" alt="{alt}"></figure>'
 
 
-def _colour_bar() -> str:
+def colour_bar() -> str:
+    """What the colours of error maps stand for."""
     stops = ",".join("#{:02x}{:02x}{:02x}".format(*colour) for colour in ERROR_COLOURS)
     low, high = f"−{ERROR_LIMIT:g} HU or less<br>too low", f"+{ERROR_LIMIT:g} HU or more<br>too high"
     return (

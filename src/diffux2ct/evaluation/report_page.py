@@ -81,6 +81,7 @@ img.smooth { image-rendering: auto; }
 .plot text { font-size: 11px; fill: var(--soft); }
 .plot .tick { text-anchor: middle; }
 .plot .lane { text-anchor: end; }
+.plot .name { paint-order: stroke; stroke: var(--paper); stroke-width: 4px; }
 .plot .box { fill: currentColor; opacity: .16; }
 .plot circle { fill: currentColor; opacity: .55; }
 .plot .median { stroke: currentColor; stroke-width: 2; }

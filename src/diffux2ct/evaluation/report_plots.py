@@ -1,7 +1,8 @@
-"""Distributions as small inline SVG: every case a dot, a box over the middle half, the floor in a lane below."""
+"""Distributions as small inline SVG: a lane a run, every case a dot, a box over the middle half, the floor below."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from typing import Any
 
@@ -9,53 +10,109 @@ import numpy as np
 
 from diffux2ct.evaluation.report_metrics import Shown, shown, values
 
-_WIDTH, _LEFT, _RIGHT = 340, 46, 12
-_LANES = (("run", 30.0), ("floor", 62.0))  # name and middle of a lane, pixels from the top
-_AXIS = 84.0
-_MOST_DOTS = 150  # of a lane; more would overlap and make the page heavy
+FLOOR = "floor"
+"""The lane of this name is drawn in grey."""
+
+Lanes = Mapping[str, Sequence[tuple[str, float]]]
+"""(case, value) of the cases that have one, by the lane's name."""
+
+_WIDTH, _RIGHT = 340, 12
+_MOST_DOTS, _LEAST_DOTS = 300, 30  # of a plot, and of each lane; more would overlap and make the page heavy
+_LONGEST_NAME = 54  # letters that fit above a lane
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Pixels: where values start, the middle of the first lane, from lane to lane, and from there up to its name."""
+
+    left: int
+    first: float
+    pitch: float
+    name_above: float | None = None
+
+
+# Short names stand before their lane; those of runs are too long for that.
+_BESIDE, _ABOVE = _Layout(46, 30, 32), _Layout(12, 36, 42, 15)
 
 
 def distributions(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> str:
     """A plot per metric that at least two cases have; empty where there is none."""
+    return _plots(
+        metrics,
+        lambda key: {"run": list(values(rows, key)), FLOOR: list(values(rows, f"floor_{key}"))},
+        _BESIDE,
+    )
+
+
+def compared_distributions(
+    runs: Mapping[str, Sequence[Mapping[str, Any]]],
+    floor: Sequence[Mapping[str, Any]],
+    metrics: Sequence[str],
+) -> str:
+    """The same of several runs, a lane each: ``runs`` their rows by name, ``floor`` rows that tell the floor's."""
+    return _plots(
+        metrics,
+        lambda key: (
+            {name: list(values(rows, key)) for name, rows in runs.items()}
+            | {FLOOR: list(values(floor, f"floor_{key}"))}
+        ),
+        _ABOVE,
+    )
+
+
+def _plots(metrics: Sequence[str], lanes_of: Callable[[str], Lanes], layout: _Layout) -> str:
     plots = []
     for metric in map(shown, metrics):
-        lanes = {"run": list(values(rows, metric.key)), "floor": list(values(rows, f"floor_{metric.key}"))}
-        if len(lanes["run"]) >= 2:
-            plots.append(_plot(metric, lanes))
+        lanes = {name: cases for name, cases in lanes_of(metric.key).items() if cases}
+        if any(len(cases) >= 2 for name, cases in lanes.items() if name != FLOOR):
+            plots.append(_plot(metric, lanes, layout))
     return f"<div class=plots>{''.join(plots)}</div>" if plots else ""
 
 
-def _plot(metric: Shown, lanes: Mapping[str, list[tuple[str, float]]]) -> str:
+def _plot(metric: Shown, lanes: Lanes, layout: _Layout) -> str:
     everything = [value for lane in lanes.values() for _, value in lane]
     ticks = _ticks(min(everything), max(everything))
     low, high = min(ticks[0], *everything), max(ticks[-1], *everything)
+    axis = layout.first + layout.pitch * (len(lanes) - 1) + 22
 
     def place(value: float) -> float:
-        return round(_LEFT + (value - low) / (high - low) * (_WIDTH - _LEFT - _RIGHT), 1)
+        return round(layout.left + (value - low) / (high - low) * (_WIDTH - layout.left - _RIGHT), 1)
 
     digits = max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9))
     parts = [
-        f"<path d='M{place(tick)} 12V{_AXIS}' class=rule /><text x={place(tick)} y={_AXIS + 14} class=tick>"
+        f"<path d='M{place(tick)} 12V{axis}' class=rule /><text x={place(tick)} y={axis + 14} class=tick>"
         f"{tick:.{digits}f}</text>"
         for tick in ticks
     ]
-    parts += [_lane(name, middle, lanes[name], place, metric) for name, middle in _LANES if lanes[name]]
-    told = "; ".join(_in_words(name, lanes[name], metric) for name, _ in _LANES if lanes[name])
+    most = max(_LEAST_DOTS, _MOST_DOTS // len(lanes))
+    for number, (name, cases) in enumerate(lanes.items()):
+        middle = layout.first + layout.pitch * number
+        drawn = _lane(cases, middle, place, metric, most)
+        kind = "floor" if name == FLOOR else "run"
+        parts.append(f"<g class={kind}>{_lane_name(name, middle, layout)}{drawn}</g>")
+    told = "; ".join(_in_words(name, cases, metric) for name, cases in lanes.items())
     unit = f", {metric.unit}" if metric.unit else ""
     return (
         f"<figure class=plot><figcaption><b>{escape(metric.title)}</b>{escape(unit)} "
         f"<small>{metric.direction}</small></figcaption>"
-        f"<svg viewBox='0 0 {_WIDTH} 102' role=img aria-label='{escape(metric.title)}: {escape(told)}'>"
+        f"<svg viewBox='0 0 {_WIDTH} {axis + 18:g}' role=img aria-label='{escape(metric.title)}: {escape(told)}'>"
         f"{''.join(parts)}</svg></figure>"
     )
 
 
-def _lane(name: str, middle: float, cases: Sequence[tuple[str, float]], place: Any, metric: Shown) -> str:
+def _lane_name(name: str, middle: float, layout: _Layout) -> str:
+    if layout.name_above is None:
+        return f"<text x={layout.left - 8} y={middle + 4} class=lane>{escape(name)}</text>"
+    short = name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
+    return f"<text x={layout.left} y={middle - layout.name_above} class=name>{escape(short)}</text>"
+
+
+def _lane(cases: Sequence[tuple[str, float]], middle: float, place: Any, metric: Shown, most: int) -> str:
     numbers = np.array([value for _, value in cases])
     first, median, third = (place(float(q)) for q in np.quantile(numbers, (0.25, 0.5, 0.75)))
     box = f"<rect x={first} y={middle - 9} width={max(third - first, 0.5):.1f} height=18 class=box />"
     line = f"<path d='M{median} {middle - 11}V{middle + 11}' class=median />"
-    step = max(1, math.ceil(len(cases) / _MOST_DOTS))
+    step = max(1, math.ceil(len(cases) / most))
     ordered = sorted(cases, key=lambda case: case[1])
     drawn = ordered[:-1:step] + ordered[-1:]  # the extremes are always among them
     # The golden ratio spreads neighbours apart, the same way each time.
@@ -64,7 +121,7 @@ def _lane(name: str, middle: float, cases: Sequence[tuple[str, float]], place: A
         f"<title>{escape(case)}: {escape(metric.text(value))}</title></circle>"
         for k, (case, value) in enumerate(drawn)
     )
-    return f"<g class={name}><text x={_LEFT - 8} y={middle + 4} class=lane>{name}</text>{box}{dots}{line}</g>"
+    return box + dots + line
 
 
 def _in_words(name: str, cases: Sequence[tuple[str, float]], metric: Shown) -> str:

@@ -16,7 +16,8 @@ VIEWER_STYLE = """
 }
 .viewer-stage {
   display: grid; grid-template-columns: repeat(var(--columns), minmax(0, 1fr)); gap: 10px; background: #0d1117;
-  padding: 10px; border-radius: 8px; touch-action: pan-x pinch-zoom; cursor: ns-resize; user-select: none; -webkit-user-select: none;
+  padding: 10px; border-radius: 8px; touch-action: pan-x pinch-zoom; cursor: ns-resize;
+  user-select: none; -webkit-user-select: none;
 }
 .viewer-stage h3 { color: #c6ced9; overflow-wrap: anywhere; }
 .viewer-pane { display: flex; flex-direction: column; justify-content: flex-end; }
