@@ -1,6 +1,7 @@
 """Which runs may be compared, merged seeds, and what the tests say of a table, on made-up scores."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,24 @@ def test_directions_and_units():
     assert about("implant_recall").larger_is_better
     assert (about("psnr3d").title, about("psnr3d").unit, about("psnr3d").digits) == ("PSNR3D", "dB", 2)
     assert (about("stranger").title, about("stranger").larger_is_better) == ("stranger", True)
+
+
+def test_counts_of_a_case_are_no_metric():
+    run = scored("a", [20.0, 21.0], implant_unseen=1.5, left_out={"implant_unseen": 3})
+    assert run.cases is not None
+    run = replace(
+        run, cases=replace(run.cases, scores={**run.cases.scores, "implant_unseen": np.array([1.0, 2.0])})
+    )
+    assert "implant_unseen" not in [metric.key for metric in choose_metrics([run], ["all"])]
+    with pytest.raises(UserError, match="no run has 'implant_unseen'"):
+        choose_metrics([run], ["implant_unseen"])
+
+
+def test_intervals_of_one_seed_are_not_those_of_the_merged_row():
+    told = {"intervals": {"psnr3d": [1.0, 2.0]}, "bootstrap": {"seed": 0}}
+    (merged,) = merge_seeds([scored("a", [20.0], seed=0, **told), scored("b", [21.0], seed=1, **told)])
+    assert not {"intervals", "bootstrap"} & set(merged.summary)
+    assert merge_seeds([scored("a", [20.0], **told)])[0].summary["intervals"] == told["intervals"]
 
 
 def test_metrics_are_chosen_in_the_order_asked_for():

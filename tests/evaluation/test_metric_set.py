@@ -4,11 +4,12 @@ import torch
 from torch.testing import assert_close
 
 from diffux2ct.data.dataset import PreparedDataset
+from diffux2ct.data.label_scheme import FIRST_SCREW
 from diffux2ct.errors import UserError
 from diffux2ct.evaluation.bones import bone_scores
 from diffux2ct.evaluation.distortion import psnr3d
 from diffux2ct.evaluation.metric_families import Family
-from diffux2ct.evaluation.metric_info import metric_info
+from diffux2ct.evaluation.metric_info import CASE_COUNTS, metric_info
 from diffux2ct.evaluation.metric_set import FAMILIES, MetricSet
 from diffux2ct.evaluation.protocols import PROTOCOLS, score
 from diffux2ct.evaluation.scored_case import ScoredCase
@@ -40,9 +41,28 @@ def test_a_row_holds_what_each_family_says_of_reconstruction_and_floor(scored):
     )
     assert 0 < row["xray_residual_frontal"] < row["floor_xray_residual_frontal"]
     assert row["implant_recall"] is None  # voxels of 16 mm
-    own = {key for key in row if not key.startswith("floor_")}
-    assert {f"floor_{key}" for key in own} | own == set(row)
+    assert row["implant_unseen"] is None
+    own = {key for key in row if not key.startswith("floor_") and key not in CASE_COUNTS}
+    assert {f"floor_{key}" for key in own} | own | set(CASE_COUNTS) == set(row)
     assert all(metric_info(key) for key in own)
+
+
+def test_what_even_the_truth_does_not_show_is_counted_apart(scored):
+    """A labelled screw of soft tissue is left out of the scores, and counted; a real one is not."""
+    case = scored[0]
+    labels, hu = np.zeros((48, 48, 48), np.uint8), np.full((48, 48, 48), 40, np.int16)
+    for value, row, shown in ((FIRST_SCREW, 12, True), (FIRST_SCREW + 1, 32, False)):
+        labels[22:25, 6:34, row : row + 3] = value
+        hu[22:25, 6:34, row : row + 3] = 1500 if shown else 60
+    made = ScoredCase(
+        "a", torch.from_numpy(hu[None] / 1262 + 1024 / 1262 - 1).float(), case.window, (1.5,) * 3
+    )
+    family = MetricSet.make(["implants"]).families[0]
+    assert family.counts(made) == {"implant_unseen": None}  # nobody knows without labels
+    made.__dict__["labels"] = labels
+    made.__dict__.pop("implants", None)
+    assert family.counts(made) == {"implant_unseen": 1}
+    assert len(made.implants.screws) == 1
 
 
 def test_the_protocol_reaches_the_numbers(scored):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffux2ct.evaluation.protocols import PROTOCOLS
 from diffux2ct.evaluation.report import ReportCase, choose_cases, floor_panels, write_report
 from diffux2ct.evaluation.report_cases import error_data_uri
 from diffux2ct.evaluation.xray_consistency import ViewResidual
@@ -182,6 +183,37 @@ def test_smaller_is_better_where_it_is_and_strangers_have_no_side(tmp_path):
     assert "<td>39.2 HU to 41.8 HU</td>" in text
     assert "<td>+0.500</td>" in text
     assert "smaller is better" in Page(text).text
+
+
+def test_the_protocol_is_explained_and_its_headline_marked(tmp_path):
+    for name, title in (("paper", "PSNR"), ("strict", "PSNR3D")):
+        rows = [row_of(c, 20.0, psnr=21.0, floor_psnr=16.0) for c in "ab"]
+        text = written(
+            tmp_path / "r.html", ["a", "b"], [20.0, 20.0], rows, ("psnr3d", "psnr"), protocol=name, psnr=21.0
+        )
+        marked = re.findall(r"<tr class=headline><th scope=row>([^<]*) <em>", text)
+        assert marked == [title]
+        assert f"Protocol {name}: {PROTOCOLS[name].about}. Its number to quote is {title}." in Page(text).text
+    text = written(tmp_path / "r.html", ["a"], [20.0])
+    assert "class=headline" not in text
+    assert "number to quote" not in text
+
+
+def test_what_the_truth_does_not_show_is_told_as_a_count(tmp_path):
+    rows = [row_of(name, 20.0, implant_unseen=count) for name, count in (("a", 2), ("b", 0), ("c", ""))]
+    text = written(tmp_path / "r.html", list("abc"), [20.0] * 3, rows, left_out={"implant_unseen": 2})
+    page = Page(text)
+    assert "Left out (implant_unseen): 2 in 1 case, labelled screws" in page.text
+    assert [f"<td data-v='{v}'>{v}</td>" in text for v in (2, 0)] == [True, True]
+    assert text.count("<td data-v=''>–</td>") == 1
+    assert "left out" not in page.text.split("Summary")[0]
+
+
+def test_how_intervals_were_drawn_is_told(tmp_path):
+    drawn = {"confidence": 0.95, "num_resamples": 10000, "over": "patients", "seed": 0}
+    text = written(tmp_path / "r.html", ["a"], [20.0], intervals={"psnr3d": [19.0, 21.0]}, bootstrap=drawn)
+    assert "<td>19.00 dB to 21.00 dB</td>" in text
+    assert "from 10000 bootstrap resamples of patients, seed 0." in text
 
 
 def test_missing_values_are_shown_as_missing(tmp_path):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -9,6 +11,7 @@ from diffux2ct.data.dataset import PreparedDataset
 from diffux2ct.errors import UserError
 from diffux2ct.evaluation.distortion import METRICS
 from diffux2ct.evaluation.runner import evaluate
+from diffux2ct.evaluation.statistics import bootstrap_interval
 
 from .blobs import NAMES, ORIGINS, SIZE, SPACING, BackProjector, read
 
@@ -44,6 +47,38 @@ def test_writes_metrics_with_their_floor(dataset, mean_volume, tmp_path):
         assert_close([float(row[f"floor_{name}"]) for row in rows], floor)
         assert_close(metrics[name], float(np.mean([float(row[name]) for row in rows])))
     assert [(row["case_id"], row["patient"]) for row in rows] == [(name, f"p-{name}") for name in NAMES]
+
+
+def test_each_mean_has_its_interval_over_patients(dataset, mean_volume, tmp_path):
+    class Padded:
+        """Three cases are too few: each comes three times, the last time as another patient's."""
+
+        def __init__(self):
+            self.window = dataset.window
+            self.cases = [
+                replace(case, case_id=f"{case.case_id}-{k}", patient=f"{case.patient}-{k // 2}")
+                for k in range(3)
+                for case in dataset.cases
+            ]
+
+        def __len__(self):
+            return len(self.cases)
+
+        def __getitem__(self, index):
+            return dataset[index % 3]
+
+    summary = evaluate(BackProjector(), Padded(), tmp_path / "many", sampling={}, mean_volume=mean_volume)
+    rows = read(tmp_path / "many")[1]
+    patients = [row["patient"] for row in rows]
+    assert len(set(patients)) == 6
+    assert set(summary["intervals"]) == set(METRICS)
+    for name, (low, high) in summary["intervals"].items():
+        values = np.array([float(row[name]) for row in rows])
+        assert [low, high] == list(bootstrap_interval(values, patients, seed=summary["bootstrap"]["seed"]))
+        assert low < summary[name] < high
+    assert summary["bootstrap"] == {"confidence": 0.95, "num_resamples": 10000, "over": "patients", "seed": 0}
+    few = evaluate(BackProjector(), dataset, tmp_path / "few", sampling={}, mean_volume=mean_volume)
+    assert not {"intervals", "bootstrap", "left_out"} & set(few)
 
 
 def test_the_mean_volume_scores_its_own_floor(dataset, mean_volume, tmp_path):

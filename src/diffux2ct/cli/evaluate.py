@@ -47,6 +47,7 @@ def run(cfg: DictConfig) -> None:
         context={
             "run": trained.name,
             "dataset": name,
+            "root": str(dataset.root),
             "split": cfg.split,
             "step": loaded.step,
             "weights": cfg.weights,

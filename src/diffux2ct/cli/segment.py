@@ -78,14 +78,15 @@ def find_evaluation(run_dir: Path) -> Path:
 
 
 def read_metrics(evaluation: Path) -> dict[str, Any]:
-    """``split`` of an evaluation, and ``root``, the data set that its run was trained on, where that is known."""
+    """``split`` of an evaluation and ``root``, its data set's folder; where it does not tell, that of the training."""
     path = evaluation / "metrics.json"
     try:
-        found = {"split": json.loads(path.read_text(encoding="utf-8")).get("split")}
+        told = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path}: damaged; run evaluate.py again") from error
+    found = {key: told[key] for key in ("split", "root") if told.get(key)}
     config = evaluation.parent.parent / "config.yaml"
-    if evaluation.parent.name == "evaluation" and config.is_file():
+    if "root" not in found and evaluation.parent.name == "evaluation" and config.is_file():
         found["root"] = OmegaConf.select(OmegaConf.load(config), "dataset.root")  # type: ignore[arg-type]
     return found
 

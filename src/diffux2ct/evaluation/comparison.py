@@ -13,7 +13,7 @@ import numpy as np
 
 from diffux2ct.errors import UserError
 from diffux2ct.evaluation.cost import Cost
-from diffux2ct.evaluation.metric_info import metric_info
+from diffux2ct.evaluation.metric_info import CASE_COUNTS, metric_info
 from diffux2ct.evaluation.statistics import ALPHA
 
 FLOOR_TOLERANCE = 1e-3
@@ -170,7 +170,7 @@ def choose_metrics(runs: Sequence[ScoredRun], wanted: Sequence[str] | None) -> l
         per_case = {} if run.cases is None else run.cases.scores
         described = [key for key in run.summary if metric_info(key) is not None]
         for key in [*run.floor, *(k for k in per_case if not k.startswith("floor_")), *described]:
-            if run.score(key) is not None:
+            if key not in CASE_COUNTS and run.score(key) is not None:
                 found.setdefault(key)
     if not found:
         raise UserError(f"{runs[0].folder}: metrics.json holds no metric; run evaluate.py again")

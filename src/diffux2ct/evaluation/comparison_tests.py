@@ -60,7 +60,8 @@ def _merged(group: Sequence[ScoredRun]) -> ScoredRun:
             )
     numbers = {key for run in group for key in run.summary if all(r.score(key) is not None for r in group)}
     values = {key: [score for run in group if (score := run.score(key)) is not None] for key in numbers}
-    summary = dict(first.summary)
+    # Intervals of one seed say nothing of the mean over seeds.
+    summary = {key: value for key, value in first.summary.items() if key not in ("intervals", "bootstrap")}
     for key in numbers - {"step", "num_cases", "seed", "batch_size", "num_train_cases"}:
         summary[key] = fmean(values[key])
     per_case = [run.cases for run in group if run.cases is not None]

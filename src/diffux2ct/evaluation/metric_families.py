@@ -12,7 +12,7 @@ from diffux2ct.data.structures import class_table, structure_values
 from diffux2ct.errors import UserError
 from diffux2ct.evaluation.bones import bone_scores, segment, segmented_scores
 from diffux2ct.evaluation.distortion import Metric
-from diffux2ct.evaluation.implants import implant_scores
+from diffux2ct.evaluation.implants import MAX_VOXEL_MM, implant_scores
 from diffux2ct.evaluation.perceptual import Lpips
 from diffux2ct.evaluation.protocols import Protocol, score
 from diffux2ct.evaluation.scored_case import ScoredCase, to_hu
@@ -36,6 +36,10 @@ class Family(ABC):
 
         Raises `Unavailable` where the metric cannot be had for volumes like these.
         """
+
+    def counts(self, case: ScoredCase) -> dict[str, int | None]:
+        """What is true of the case itself, of `metric_info.CASE_COUNTS`; None where it is not known."""
+        return {}
 
 
 class Distortion(Family):
@@ -137,6 +141,11 @@ class ImplantLocalisation(Family):
     def score(self, case: ScoredCase, volumes: Tensor) -> list[Scores]:
         """implant_recall, implant_precision, implant_tip_mm, implant_axis_deg, implant_rod_mm."""
         return [implant_scores(_hu(case, v), case.implants, case.spacing).as_row() for v in volumes]
+
+    def counts(self, case: ScoredCase) -> dict[str, int | None]:
+        """implant_unseen; not known without labels, and of voxels in which no implant is looked for."""
+        known = case.labels is not None and max(case.spacing) <= MAX_VOXEL_MM
+        return {"implant_unseen": case.implants.unseen if known else None}
 
 
 class Vertebrae(Family):

@@ -111,6 +111,11 @@ _CLINICAL = {
 INFO: dict[str, MetricInfo] = _DISTORTION | _PERCEPTUAL | _CLINICAL
 """By the metric's key in per_case.csv and metrics.json. Keys made of a structure's name: see `metric_info`."""
 
+CASE_COUNTS = {
+    "implant_unseen": "labelled screws and rods that even the true volume does not show; nothing is asked of them"
+}
+"""Columns of per_case.csv that count what is true of a case, whatever reconstructs it: no metrics, without a floor."""
+
 _FAMILIES = {
     "dice": ("Dice {}", "", True, "overlap of {} as a network segments it in both volumes"),
     "hd95": (

@@ -122,9 +122,10 @@ class MetricSet:
     def score(self, case: ScoredCase, volume: Tensor, mean: Tensor) -> dict[str, float | None]:
         """One row: the reconstruction's values by key, and the mean training volume's as ``floor_<key>``.
 
+        Among them `CASE_COUNTS`, which have no floor.
         volume, mean: [1, d, h, w] in [-1, 1], on the CPU.
         """
-        own, floor = {}, {}
+        own, floor, counts = {}, {}, {}
         for family in self.families:
             try:
                 scores = family.score(case, torch.cat((volume, mean)))
@@ -134,10 +135,11 @@ class MetricSet:
                 continue
             self._scored[family.name] = self._scored.get(family.name, 0) + 1
             own |= scores[0]
+            counts |= family.counts(case)
             floor |= {f"floor_{key}": value for key, value in scores[1].items()}
         for family in self.set_families:
             family.add(case, volume, mean)
-        return own | floor
+        return own | counts | floor
 
     def finish(self) -> tuple[dict[str, float], dict[str, float], dict[str, Any]]:
         """Values of the whole set by key, their floors, and by family what must be known to read them."""

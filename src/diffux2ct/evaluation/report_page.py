@@ -69,6 +69,11 @@ img.smooth { image-rendering: auto; }
 .link { font: inherit; font-size: 13px; color: #1d57b8; background: none; border: 0; cursor: pointer; padding: 4px; }
 .link:hover { text-decoration: underline; }
 .summary th, .summary td { padding-right: 20px; }
+.summary em {
+  font-style: normal; font-size: 12px; color: var(--soft); background: var(--ground); border-radius: 99px;
+  padding: 2px 8px; margin-left: 4px;
+}
+.summary tr.headline > * { background: #f2f6fd; }
 .summary .group th { color: var(--soft); font-size: 12px; font-weight: 600; padding-top: 14px; }
 .summary tbody tr:last-child > * { border-bottom: 1px solid var(--line); }
 .unavailable code { font-size: 12px; overflow-wrap: anywhere; }

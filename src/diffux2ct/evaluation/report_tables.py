@@ -6,13 +6,15 @@ from html import escape
 from itertools import groupby
 from typing import Any
 
+from diffux2ct.evaluation.metric_info import CASE_COUNTS
+from diffux2ct.evaluation.protocols import PROTOCOLS
 from diffux2ct.evaluation.report_metrics import Shown, number, shown, values
 
 LABELS = {"num_cases": "cases", "xray_source": "X-rays"}
 """Header entries that read better under another name than their key in metrics.json."""
 
 _LEADING = ("dataset", "split", "sampler", "sampling", "seed", "num_cases", "seconds_per_volume")
-_ELSEWHERE = {"run", "floor", "unavailable", "intervals"}
+_ELSEWHERE = {"run", "root", "floor", "unavailable", "intervals", "bootstrap", "left_out"}
 
 
 def facts(summary: Mapping[str, Any], metrics: Sequence[str]) -> str:
@@ -57,16 +59,39 @@ def summary_table(
     ]
     head = "".join(f"<th scope=col>{column}</th>" for column in columns)
     known = sorted((shown(key) for key in metrics), key=_group_order(metrics))
+    protocol = PROTOCOLS.get(str(summary.get("protocol")))
+    headline = None if protocol is None else protocol.headline
     parts = []
     for group, members in groupby(known, key=lambda metric: metric.group):
-        lines = [_summary_row(metric, summary, rows, intervals) for metric in members]
+        lines = [_summary_row(metric, summary, rows, intervals, metric.key == headline) for metric in members]
         parts.append(f"<tbody><tr class=group><th colspan={len(columns)} scope=rowgroup>{group}</th></tr>")
         parts.append("".join(lines) + "</tbody>")
     if summary.get("unavailable"):
         parts.append(_unavailable(summary["unavailable"], len(columns)))
-    return (
+    table = (
         f"<div class=scroll><table class=summary><thead><tr>{head}</tr></thead>{''.join(parts)}</table></div>"
     )
+    return table + "".join(f"<p class=note>{escape(note)}</p>" for note in _notes(summary, rows))
+
+
+def _notes(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How the numbers came about: the protocol, the intervals, what was left out."""
+    notes = []
+    protocol = PROTOCOLS.get(str(summary.get("protocol")))
+    if protocol is not None:
+        headline = shown(protocol.headline).title
+        notes.append(f"Protocol {protocol.name}: {protocol.about}. Its number to quote is {headline}.")
+    drawn = summary.get("bootstrap")
+    if summary.get("intervals") and isinstance(drawn, Mapping):
+        notes.append(
+            f"Intervals: of the mean, from {drawn['num_resamples']} bootstrap resamples of {drawn['over']}, "
+            f"seed {drawn['seed']}."
+        )
+    for key, count in (summary.get("left_out") or {}).items():
+        cases = sum(1 for _, value in values(rows, key) if value)
+        where = f"{cases} case{'' if cases == 1 else 's'}"
+        notes.append(f"Left out ({key}): {count} in {where}, {CASE_COUNTS.get(key, '')}.")
+    return notes
 
 
 def _group_order(metrics: Sequence[str]) -> Any:
@@ -78,7 +103,11 @@ def _group_order(metrics: Sequence[str]) -> Any:
 
 
 def _summary_row(
-    metric: Shown, summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], intervals: Mapping[str, Any]
+    metric: Shown,
+    summary: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    intervals: Mapping[str, Any],
+    is_headline: bool,
 ) -> str:
     value, floor = number(summary.get(metric.key)), number((summary.get("floor") or {}).get(metric.key))
     count = sum(1 for _ in values(rows, metric.key))
@@ -91,7 +120,9 @@ def _summary_row(
     cells.append(f"<td>{count or '–'}</td>")
     direction = f" <small>({metric.direction})</small>" if metric.direction else ""
     note = escape(metric.about) + direction
-    return f"<tr><th scope=row>{escape(metric.title)}</th>{''.join(cells)}<td class=about>{note}</td></tr>"
+    name = escape(metric.title) + (" <em>headline</em>" if is_headline else "")
+    kind = " class=headline" if is_headline else ""
+    return f"<tr{kind}><th scope=row>{name}</th>{''.join(cells)}<td class=about>{note}</td></tr>"
 
 
 def _optional(metric: Shown, value: float | None) -> str:
@@ -121,7 +152,8 @@ def _unavailable(reasons: Mapping[str, str], columns: int) -> str:
 def case_table(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> str:
     """Every case with its metrics, the floor of the same case in small; a click on a heading sorts."""
     known = [shown(key) for key in metrics if any(True for _ in values(rows, key))]
-    columns = ["Case", "Patient", *[metric.title for metric in known], "Seconds"]
+    counts = [key for key in CASE_COUNTS if any(True for _ in values(rows, key))]
+    columns = ["Case", "Patient", *[metric.title for metric in known], *counts, "Seconds"]
     head = "".join(f"<th scope=col><button type=button>{escape(column)}</button></th>" for column in columns)
     body = []
     for row in rows:
@@ -131,6 +163,9 @@ def case_table(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> str
             text = "–" if value is None else f"{value:.{metric.digits}f}"
             small = "" if floor is None else f" <small>{floor:.{metric.digits}f}</small>"
             cells.append(_cell("" if value is None else value, text + small))
+        for key in counts:
+            count = number(row.get(key))
+            cells.append(_cell("", "–") if count is None else _cell(int(count), f"{count:.0f}"))
         cells.append(_cell(row["seconds"], f"{row['seconds']:.3g}"))
         body.append(f"<tr>{''.join(cells)}</tr>")
     table = f"<table id=cases><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"

@@ -24,6 +24,7 @@ from diffux2ct.evaluation.metric_set import MetricSet
 from diffux2ct.evaluation.replaced_folder import replaced_folder
 from diffux2ct.evaluation.report import ReportCase, choose_cases, floor_panels, write_report
 from diffux2ct.evaluation.scored_case import ScoredCase, to_hu
+from diffux2ct.evaluation.summary import summarize
 from diffux2ct.evaluation.xray_consistency import CaseXrays, ViewResidual
 from diffux2ct.types import VIEWS
 
@@ -31,6 +32,7 @@ XRAY_SOURCES = ("paired", "shuffled", "swapped")
 
 _OWN_KEYS = {"num_cases", "num_scored", "floor", "seconds_per_volume", "sampling", "seed", "xray_source"}
 _OWN_KEYS |= {"batch_size", "precision", "unavailable", "of_the_set", "protocol"}
+_OWN_KEYS |= {"intervals", "bootstrap", "left_out"}
 
 
 def evaluate(
@@ -52,7 +54,7 @@ def evaluate(
     """Reconstruct every case, score it beside the mean training volume, and write ``out_dir``.
 
     ``out_dir`` gets metrics.json (means over the cases that have a value, under ``floor`` the same metrics of
-    ``mean_volume``, under ``unavailable`` what could not be computed and why),
+    ``mean_volume``, under ``unavailable`` what could not be computed and why, under ``intervals`` see `summary`),
     per_case.csv, reconstructions/<case_id>.nii.gz (int16 HU at the case's true spacing and origin) and a
     self-contained report.html. All is written beside it first and moved at the end, so an interrupted
     evaluation leaves a former one untouched.
@@ -82,7 +84,7 @@ def evaluate(
     job = _Job(reconstructor, dataset, dict(sampling), seed, xray_source, batch_size, device, precision)
     with _eval_mode(reconstructor), replaced_folder(out_dir) as folder:
         rows = _score_cases(job, metrics, mean_volume, folder)
-        summary = _summarize(rows, metrics) | job.settings() | metrics.context | dict(context or {})
+        summary = summarize(rows, metrics) | job.settings() | metrics.context | dict(context or {})
         _write_tables(folder, summary, rows)
         chosen = [
             (label, partial(_report_case, dataset, index, folder, xray_source))
@@ -236,32 +238,6 @@ def _reprojections(case: Any, hu: np.ndarray) -> Mapping[str, ViewResidual]:
         return CaseXrays(case.path, hu.shape[0]).residuals(hu)
     except UserError:
         return {}
-
-
-def _summarize(rows: Sequence[Mapping[str, Any]], metrics: MetricSet) -> dict[str, Any]:
-    """Means over the cases that have a value; a metric that no case has is left out."""
-    keys = list(dict.fromkeys(key for row in rows for key in row))
-    values = {key: [row[key] for row in rows if row.get(key) is not None] for key in keys}
-    means = {
-        key: float(np.mean(values[key]))
-        for key in keys
-        if key not in ("case_id", "patient", "seconds") and values[key]
-    }
-    of_the_set, floors, about = metrics.finish()
-    floor = {key.removeprefix("floor_"): mean for key, mean in means.items() if key.startswith("floor_")}
-    own = {key: mean for key, mean in means.items() if not key.startswith("floor_")}
-    return (
-        own
-        | of_the_set
-        | {
-            "num_cases": len(rows),
-            "num_scored": {key: len(values[key]) for key in own if len(values[key]) < len(rows)},
-            "floor": floor | floors,
-            "of_the_set": about,
-            "unavailable": metrics.unavailable,
-            "seconds_per_volume": float(np.mean([row["seconds"] for row in rows])),
-        }
-    )
 
 
 def _write_tables(folder: Path, summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:

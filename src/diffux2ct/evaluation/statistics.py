@@ -5,6 +5,7 @@ Cases of one patient resemble each other, so the patient is what is resampled, n
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Float
@@ -80,12 +81,19 @@ def bootstrap_interval(
     n = len(names)
     if n < MIN_PATIENTS_INTERVAL:
         return None
-    generator = np.random.default_rng(seed)
-    drawn = generator.multinomial(n, np.full(n, 1 / n), size=num_resamples)
+    drawn = _resamples(n, num_resamples, seed)
     means = (drawn @ sums) / (drawn @ counts)
     tail = stats.norm.cdf(np.sqrt(n / (n - 1)) * stats.t.ppf((1 - confidence) / 2, n - 1))
     low, high = np.quantile(means, [tail, 1 - tail])
     return float(low), float(high)
+
+
+@lru_cache(maxsize=2)
+def _resamples(n: int, num_resamples: int, seed: int) -> np.ndarray:
+    """How often each of ``n`` patients is drawn [resamples, n]; kept, because an evaluation has many metrics."""
+    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=num_resamples)
+    drawn.flags.writeable = False
+    return drawn
 
 
 def paired_test(

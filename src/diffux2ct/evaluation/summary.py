@@ -1,0 +1,64 @@
+"""From rows of per_case.csv to what metrics.json says of the whole set: means, intervals, what was left out."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from diffux2ct.evaluation.metric_info import CASE_COUNTS
+from diffux2ct.evaluation.metric_set import MetricSet
+from diffux2ct.evaluation.statistics import CONFIDENCE, NUM_RESAMPLES, bootstrap_interval
+
+INTERVAL_SEED = 0
+"""Of the resampling. Fixed, so that evaluations of the same scores tell the same intervals."""
+
+_NO_METRIC = {"case_id", "patient", "seconds", *CASE_COUNTS}
+
+
+def summarize(rows: Sequence[Mapping[str, Any]], metrics: MetricSet) -> dict[str, Any]:
+    """Means over the cases that have a value; a metric that no case has is left out.
+
+    Under ``intervals`` the 95 % bootstrap interval over patients of each metric's mean {metric: [low, high]}, where
+    there are patients enough, and under ``bootstrap`` how it was drawn. Under ``left_out`` sums of `CASE_COUNTS`.
+    """
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    values = {key: [row[key] for row in rows if row.get(key) is not None] for key in keys}
+    means = {key: float(np.mean(values[key])) for key in keys if key not in _NO_METRIC and values[key]}
+    of_the_set, floors, about = metrics.finish()
+    floor = {key.removeprefix("floor_"): mean for key, mean in means.items() if key.startswith("floor_")}
+    own = {key: mean for key, mean in means.items() if not key.startswith("floor_")}
+    counts = {key: int(sum(values[key])) for key in CASE_COUNTS if values.get(key)}
+    return (
+        own
+        | of_the_set
+        | {
+            "num_cases": len(rows),
+            "num_scored": {key: len(values[key]) for key in own if len(values[key]) < len(rows)},
+            "floor": floor | floors,
+            "of_the_set": about,
+            "unavailable": metrics.unavailable,
+            "seconds_per_volume": float(np.mean([row["seconds"] for row in rows])),
+        }
+        | ({"left_out": counts} if counts else {})
+        | _intervals(rows, list(own))
+    )
+
+
+def _intervals(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> dict[str, Any]:
+    """``intervals`` and ``bootstrap``; nothing with too few patients."""
+    patients = [str(row["patient"]) for row in rows]
+    found = {}
+    for key in metrics:
+        scores = np.array([np.nan if (value := row.get(key)) is None else value for row in rows], float)
+        ends = bootstrap_interval(scores, patients, seed=INTERVAL_SEED)
+        if ends is not None:
+            found[key] = list(ends)
+    if not found:
+        return {}
+    drawn = {
+        "confidence": CONFIDENCE,
+        "num_resamples": NUM_RESAMPLES,
+        "over": "patients",
+        "seed": INTERVAL_SEED,
+    }
+    return {"intervals": found, "bootstrap": drawn}
