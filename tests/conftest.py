@@ -35,6 +35,45 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def compared_runs(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Folders of three runs, as train.py and evaluate.py leave them, that were scored on the same three phantoms."""
+    import torch
+
+    from diffux2ct.data.dataset import PreparedDataset
+    from diffux2ct.evaluation.runner import evaluate
+
+    class BackProjector:
+        def __init__(self, scale: float) -> None:
+            self.scale = scale
+
+        def reconstruct(self, xrays, *, generator=None):
+            smeared = (xrays["frontal"][:, :, :, None, :] + xrays["lateral"][:, :, :, :, None]) / 2
+            return self.scale * smeared - 0.1
+
+    mean = PreparedDataset(phantoms, "train").mean_volume()
+    runs = []
+    for name, scale in (("half", 0.5), ("whole & <b>", 1.0), ("inverted", -0.5)):
+        run = tmp_path_factory.mktemp("runs") / name.split()[0]
+        run.mkdir()
+        dataset = f"{{name: phantom, root: {phantoms}, size: 16, window: [-1024, 1500]}}"
+        (run / "config.yaml").write_text(f"name: x\ndataset: {dataset}\n", encoding="utf-8")
+        context = {"run": name, "dataset": "phantom", "split": "test"}
+        with torch.inference_mode():
+            evaluate(
+                BackProjector(scale),
+                PreparedDataset(phantoms, "test"),
+                run / "evaluation" / "phantom-test",
+                sampling={},
+                mean_volume=mean,
+                metrics=["psnr3d", "ssim3d"],
+                context=context,
+                num_report_cases=0,
+            )
+        runs.append(run)
+    return runs
+
+
 @pytest.fixture
 def compose(phantoms: Path):
     """Composes configs/train.yaml with the demo experiment made small enough for a test, plus overrides."""

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import shutil
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from diffux2ct.evaluation.runner import evaluate
 from diffux2ct.viz.slices import WINDOWS, bone_centre, display_plane, error_colours, grey
 from diffux2ct.viz.viewer import HU_OF_CODE, encode_hu
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 SIZE = 16
 
 
@@ -39,19 +37,6 @@ def evaluated(phantoms, tmp_path_factory):
         made = read_ct(out / "reconstructions" / f"{case.case_id}.nii.gz").hu
         volumes[case.case_id] = {"truth": np.load(case.path / "volume.npy"), "reconstruction": made}
     return out / "report.html", volumes
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if program is None:
-        pytest.skip(f"none of {', '.join(BROWSERS)} is installed")
-    with playwright.sync_playwright() as driver:
-        # Without a sandbox, because containers and root have none; the page is our own.
-        browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

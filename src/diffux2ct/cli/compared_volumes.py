@@ -123,7 +123,8 @@ def find_truth(runs: Sequence[ScoredRun], case_id: str, root: Path | None) -> Pr
             return found
         except UserError as error:
             hint = "" if root else "; where it was moved, give it as --root"
-            problems.append(_one_line(error) + (hint if "no prepared data set" in str(error) else ""))
+            moved = "no prepared data set" in str(error)
+            problems.append(_one_line(error).rstrip(".") + (hint if moved else ""))
     raise UserError(problems[0])
 
 

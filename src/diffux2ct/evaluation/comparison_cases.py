@@ -11,13 +11,14 @@ from diffux2ct.evaluation.report_cases import colour_bar, error_figure, figure
 from diffux2ct.viz.slices import ERROR_LIMIT, PLANES, WINDOWS, bone_centre, grey, orthoslices
 
 CASES_STYLE = """
+.plots { grid-template-columns: repeat(auto-fill, minmax(min(330px, 100%), 1fr)); }
 .planes { display: flex; flex-wrap: wrap; gap: 24px 20px; }
 .planes .scroll { min-width: 0; max-width: 100%; }
 .grid.compared { grid-template-columns: 92px repeat(var(--columns), minmax(104px, var(--widest))); }
 .grid.compared .col { overflow-wrap: anywhere; font-size: 12px; line-height: 1.3; }
 """
 
-_WIDEST = {4: 148}
+_WIDEST = {4: 140}
 """Pixels of a picture by the number of columns, so that two planes stand side by side on a page of 1480."""
 
 

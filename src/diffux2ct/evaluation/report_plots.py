@@ -16,7 +16,7 @@ FLOOR = "floor"
 Lanes = Mapping[str, Sequence[tuple[str, float]]]
 """(case, value) of the cases that have one, by the lane's name."""
 
-_WIDTH, _RIGHT = 340, 12
+_WIDTH, _RIGHT = 340, 16
 _MOST_DOTS, _LEAST_DOTS = 300, 30  # of a plot, and of each lane; more would overlap and make the page heavy
 _LONGEST_NAME = 54  # letters that fit above a lane
 
@@ -32,7 +32,7 @@ class _Layout:
 
 
 # Short names stand before their lane; those of runs are too long for that.
-_BESIDE, _ABOVE = _Layout(46, 30, 32), _Layout(12, 36, 42, 15)
+_BESIDE, _ABOVE = _Layout(46, 30.0, 32.0), _Layout(12, 36.0, 42.0, 15.0)
 
 
 def distributions(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> str:
