@@ -2,17 +2,17 @@
 
     python benchmarks/metric_behaviour.py                    # six phantoms at 128^3, made on the spot
     python benchmarks/metric_behaviour.py data/lidc_idri     # the cases of a prepared folder, all splits
+    python benchmarks/metric_behaviour.py data/crops --families distortion lpips distribution
 
 Each case is answered by itself (perfect), by the mean of the other patients' volumes, by itself blurred (Gaussian,
-sigma 1 and 2 voxels), by itself shifted by two voxels towards x (the edge's values fill the gap), and by the next
-patient's volume (shuffled). Prints a Markdown table of means over cases and writes a row a case and answer.
-
-`METRICS` are functions (prediction, truth, window) -> {name: value or None} of volumes [1, D, H, W] in [-1, 1];
-`SET_METRICS` are functions (predictions, truths, window) -> {name: value} of lists of them, scored once an answer.
-Add to either what else is to be judged.
+sigma 1 and 2 voxels), by itself shifted by two voxels towards x (the edge's values fill the gap), and by another
+patient's volume (shuffled). The metrics are those of evaluate.py, by family; distribution (distances between sets of
+features of the 3D CT encoder) is slow and asked for by name. Prints a Markdown table of means over the cases that have
+a value, and writes a row a case and answer; metrics of a whole set stand under the case ``all``.
 """
 
 import argparse
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,31 +22,30 @@ import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
+from tqdm import tqdm
 
 from _common import HERE, skip, write_csv
 from diffux2ct.data.dataset import PreparedDataset
-from diffux2ct.data.phantom import make_phantom
+from diffux2ct.data.phantom import generate_dataset
 from diffux2ct.errors import UserError
 from diffux2ct.evaluation.metric_info import metric_info
-from diffux2ct.evaluation.protocols import protocol_named, score
-from diffux2ct.geometry.hounsfield import HU_WINDOW, Window, normalize_hu
+from diffux2ct.evaluation.metric_set import FAMILIES, MetricSet
+from diffux2ct.evaluation.scored_case import ScoredCase
+from diffux2ct.evaluation.set_families import CtDistribution, SetFamily
+from diffux2ct.evaluation.weights import Unavailable
 
-Values = Mapping[str, float | None]
+DEFAULT_FAMILIES = ("distortion", "lpips", "bones", "implants", "vertebrae", "xrays")
 
 
 @dataclass(frozen=True)
 class Case:
-    name: str
     patient: str
-    volume: Tensor  # [1, D, H, W] in [-1, 1]
+    scored: ScoredCase
 
-
-def distortion(protocol: str) -> Callable[[Tensor, Tensor, Window], Values]:
-    return lambda prediction, truth, window: score(prediction, truth, window, protocol_named(protocol))[0]
-
-
-METRICS: dict[str, Callable[[Tensor, Tensor, Window], Values]] = {"distortion": distortion("paper")}
-SET_METRICS: dict[str, Callable[[Sequence[Tensor], Sequence[Tensor], Window], Values]] = {}
+    @property
+    def volume(self) -> Tensor:
+        """[1, D, H, W] in [-1, 1]."""
+        return self.scored.volume
 
 
 def mean_of_others(case: Case, cases: Sequence[Case]) -> Tensor:
@@ -70,8 +69,9 @@ def shifted(voxels: int) -> Callable[[Case, Sequence[Case]], Tensor]:
 
 
 def shuffled(case: Case, cases: Sequence[Case]) -> Tensor:
-    start = cases.index(case)
-    turn = (cases[(start + k) % len(cases)] for k in range(1, len(cases)))
+    # From half-way round, so that cases of one patient, which stand together, get different volumes.
+    start, count = list(cases).index(case), len(cases)
+    turn = (cases[(start + count // 2 + k) % count] for k in range(count))
     return next(other.volume for other in turn if other.patient != case.patient)
 
 
@@ -85,15 +85,8 @@ ANSWERS: dict[str, Callable[[Case, Sequence[Case]], Tensor]] = {
 }
 
 
-def phantoms(count: int, size: int) -> tuple[list[Case], Window]:
-    volumes = [normalize_hu(make_phantom(0, k, size=size, extent_mm=2.0 * size).hu) for k in range(count)]
-    cases = [Case(f"phantom_{k}", f"{k}", torch.from_numpy(v)[None]) for k, v in enumerate(volumes)]
-    return cases, HU_WINDOW
-
-
-def prepared(root: Path, max_cases: int | None) -> tuple[list[Case], Window]:
+def read(root: Path, max_cases: int | None = None) -> list[Case]:
     cases: list[Case] = []
-    window: Window = HU_WINDOW
     for split in ("train", "val", "test"):
         try:
             data = PreparedDataset(root, split)
@@ -101,46 +94,80 @@ def prepared(root: Path, max_cases: int | None) -> tuple[list[Case], Window]:
             if "empty" in str(error) or "no cases" in str(error):
                 continue
             skip(error)
-        window = data.window
         cases += [
-            Case(record.case_id, record.patient, data[k]["volume"]) for k, record in enumerate(data.cases)
+            Case(record.patient, ScoredCase.of(record, data[k]["volume"], data.window))
+            for k, record in enumerate(data.cases)
         ]
-    return cases[:max_cases], window
+    return cases[:max_cases]
 
 
-def rows_of(cases: Sequence[Case], window: Window) -> list[dict[str, Any]]:
-    """One row a case and answer, and for set metrics one row an answer under the case ``all``."""
-    rows = []
-    for answer, make in ANSWERS.items():
-        predictions = [make(case, cases) for case in cases]
-        for case, prediction in zip(cases, predictions, strict=True):
-            values = [metric(prediction, case.volume, window) for metric in METRICS.values()]
-            rows.append(
-                {"answer": answer, "case": case.name} | {k: v for each in values for k, v in each.items()}
-            )
-        truths = [case.volume for case in cases]
-        for metric in SET_METRICS.values():
-            rows.append({"answer": answer, "case": "all"} | dict(metric(predictions, truths, window)))
-        print(f"scored: {answer}", flush=True)
-    return rows
+class Remembered:
+    """An encoder that sees each volume once, however many answers it is part of."""
+
+    def __init__(self, encoder: Any) -> None:
+        self.encoder, self.name, self.seen = encoder, encoder.name, {}
+
+    def features(self, volumes_hu: Tensor, spacing: tuple[float, float, float]) -> Tensor:
+        key = hash(volumes_hu.numpy().tobytes())
+        if key not in self.seen:
+            self.seen[key] = self.encoder.features(volumes_hu, spacing)
+        return self.seen[key]
+
+
+def rows_of(cases: Sequence[Case], families: Sequence[str]) -> list[dict[str, Any]]:
+    """A row a case and answer; of the families that score sets, one row an answer under the case ``all``."""
+    metrics = MetricSet.make(families)
+    sets: dict[str, list[SetFamily]] = {answer: [] for answer in ANSWERS}
+    for family in metrics.set_families:
+        if isinstance(family, CtDistribution):
+            encoder = Remembered(family.encoder)
+            for answer in ANSWERS:
+                sets[answer].append(CtDistribution(encoder, "cpu"))
+    table: dict[str, list[dict[str, Any]]] = {answer: [] for answer in ANSWERS}
+    unavailable = dict(metrics.unavailable)
+    for case in tqdm(cases, unit="case"):
+        volumes = torch.cat([make(case, cases) for make in ANSWERS.values()])
+        rows = [{"answer": answer, "case": case.scored.case_id} for answer in ANSWERS]
+        for family in metrics.families:
+            try:
+                scores = family.score(case.scored, volumes)
+            except Unavailable as error:
+                unavailable[family.name] = error.reason
+                continue
+            rows = [row | score for row, score in zip(rows, scores, strict=True)]
+        for row, volume in zip(rows, volumes, strict=True):
+            table[row["answer"]].append(row)
+            for family in sets[row["answer"]]:
+                family.add(case.scored, volume[None], case.volume)
+    for answer, members in sets.items():
+        table[answer] += [{"answer": answer, "case": "all"} | family.finish()[0] for family in members]
+    for name, reason in unavailable.items():
+        print(f"{name}: unavailable: {reason}")
+    return [row for rows in table.values() for row in rows]
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Means over the cases that have a value: a line a metric, a column an answer."""
+    """A line a metric, a column an answer; in brackets how many cases have a value, where not all have."""
     names = list(dict.fromkeys(name for row in rows for name in row if name not in ("answer", "case")))
+    cases = len({row["case"] for row in rows} - {"all"})
     lines = ["| metric | " + " | ".join(ANSWERS) + " |", "|---|" + "---:|" * len(ANSWERS)]
     for name in names:
         info = metric_info(name)
-        title = (
-            name
-            if info is None
-            else f"{info.title} {'↑' if info.larger_is_better else '↓'} {info.unit}".strip()
-        )
-        cells = []
-        for answer in ANSWERS:
-            values = [row[name] for row in rows if row["answer"] == answer and row.get(name) is not None]
-            digits = 3 if info is None or info.unit == "" else 1
-            cells.append(f"{np.mean(values):.{digits}f}" if values else "–")
+        arrow = "" if info is None else "↑" if info.larger_is_better else "↓"
+        title = name if info is None else f"{info.title} {arrow} {info.unit}".strip()
+        found = {
+            answer: [row[name] for row in rows if row["answer"] == answer and row.get(name) is not None]
+            for answer in ANSWERS
+        }
+        if not any(found.values()):
+            continue
+        digits = 3 if info is None or info.unit == "" else 1
+        of_a_set = any(row.get(name) is not None for row in rows if row["case"] == "all")
+        cells = [
+            (f"{np.mean(values):.{digits}f}" if values else "–")
+            + (f" ({len(values)})" if 0 < len(values) < cases and not of_a_set else "")
+            for values in found.values()
+        ]
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -151,18 +178,21 @@ def main() -> None:
     )
     parser.add_argument("folder", nargs="?", type=Path, help="a prepared folder; none: phantoms")
     parser.add_argument("--phantoms", type=int, default=6, help="how many, without a folder")
-    parser.add_argument("--size", type=int, default=128, help="voxels per side of a phantom")
+    parser.add_argument("--size", type=int, default=128, help="voxels per side of a phantom, of 2 mm")
     parser.add_argument("--max-cases", type=int, default=None, help="of a folder")
+    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(DEFAULT_FAMILIES))
     parser.add_argument("--out", type=Path, default=HERE / "metric_behaviour.csv")
     args = parser.parse_args()
-    if args.folder is None:
-        cases, window = phantoms(args.phantoms, args.size)
-    else:
-        cases, window = prepared(args.folder, args.max_cases)
-    if len({case.patient for case in cases}) < 2:
-        skip(f"{args.folder}: shuffling needs at least two patients")
-    with torch.inference_mode():
-        rows = rows_of(cases, window)
+    with tempfile.TemporaryDirectory() as scratch, torch.inference_mode():
+        root = args.folder
+        if root is None:
+            root, extent = Path(scratch) / "phantoms", 2.0 * args.size
+            sizes = {"num_train": 0, "num_val": 0, "num_test": args.phantoms}
+            generate_dataset(root, **sizes, size=args.size, extent_mm=extent, seed=0, workers=1)
+        cases = read(root, args.max_cases)
+        if len({case.patient for case in cases}) < 2:
+            skip(f"{root}: shuffling needs at least two patients")
+        rows = rows_of(cases, args.families)
     names = list(dict.fromkeys(name for row in rows for name in row))
     write_csv(args.out, [{name: row.get(name) for name in names} for row in rows])
     print(f"\nMeans over {len(cases)} cases.\n\n{markdown(rows)}")

@@ -2,12 +2,16 @@
 
 import shlex
 import sys
+from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_module
 
-from diffux2ct.cli.hydra_app import as_typed, hydra_app
+from diffux2ct.cli.hydra_app import WIDTHS, as_typed, check_choices, hydra_app
 from diffux2ct.cli.train import sweep_suffix
+from diffux2ct.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -109,3 +113,16 @@ def test_runs_of_a_sweep_have_names_that_can_be_typed_and_litter_nothing(call, t
     assert names == [f"runs/demo-loss-{loss}{common}" for loss in ("paper", "snr")]
     assert [as_typed("ckpt", name) for name in names] == [f"ckpt={name}" for name in names]
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.iterdir()] == ["runs"]
+
+
+def test_a_models_widths_are_not_lost_behind_an_experiments():
+    message = "model=small means widths=small, .* widths=tiny; say widths=small"
+    with pytest.raises(UserError, match=message):
+        check_choices({"model": "small", "widths": "tiny"})
+    check_choices({"model": "small", "widths": "small"})
+    check_choices({"model": "icm_reg", "widths": "tiny"})
+
+
+def test_options_that_mean_widths_are_known():
+    options = {path.stem for path in (ROOT / "configs" / "widths").glob("*.yaml")}
+    assert options == set(WIDTHS) <= {path.stem for path in (ROOT / "configs" / "model").glob("*.yaml")}

@@ -38,7 +38,7 @@ def merge_seeds(runs: Sequence[ScoredRun]) -> list[ScoredRun]:
     that intervals and tests stay over patients.
 
     Raises:
-        UserError: the same seed twice, or experiments of the same name left over that are not the same.
+        UserError: the same seed twice.
     """
     groups: dict[Any, list[ScoredRun]] = defaultdict(list)
     for index, run in enumerate(runs):

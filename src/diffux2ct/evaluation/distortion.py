@@ -55,16 +55,6 @@ def psnr3d(prediction: Float[Tensor, "d h w"], target: Float[Tensor, "d h w"]) -
     return float(decibel(axial.mean()))
 
 
-def slice_psnr(
-    prediction: Float[Tensor, "d h w"], target: Float[Tensor, "d h w"], axis: int
-) -> Float64[np.ndarray, " slices"]:
-    """PSNR of every slice across one array axis (0 axial, 1 coronal, 2 sagittal), in dB.
-
-    A slice whose error is exactly zero scores 100 dB. Volumes in [-1, 1].
-    """
-    return decibel(slice_errors(*_pair(prediction, target))[axis])[0].cpu().numpy()
-
-
 def psnr(prediction: Float[Tensor, "d h w"], target: Float[Tensor, "d h w"]) -> float:
     """Slice-wise PSNR in dB: mean over the slices of each axis, then over the three axes.
 

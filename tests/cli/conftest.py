@@ -1,0 +1,47 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffux2ct import build
+from diffux2ct.training import checkpoint
+from diffux2ct.types import VIEWS
+
+from .tiny_run import SIZE, composed
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """A run with an untrained tiny model: enough to see what goes in and what comes out."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    cfg = composed(
+        "train",
+        "experiment=demo",
+        f"dataset.size={SIZE}",
+        f"dataset.root={folder / 'none'}",
+        "sampler.num_inference_steps=2",
+    )
+    torch.manual_seed(0)
+    model = build.build_reconstructor(cfg)
+    with torch.no_grad():  # some layers start at zero, and would hide the X-rays
+        for parameter in model.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    checkpoint.save(
+        folder / "checkpoints" / "last.pt",
+        {"model": model.state_dict(), "config": build.plain(cfg), "step": 7},
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def xrays(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("xrays")
+    rows, cols = np.mgrid[: 2 * SIZE, : 2 * SIZE].astype(np.float32)
+    np.save(folder / "frontal.npy", 6 * rows / rows.max())
+    np.save(folder / "lateral.npy", 9 * cols / cols.max())
+    for view in VIEWS:
+        values = np.load(folder / f"{view}.npy")
+        Image.fromarray(np.round(values[::-1] / values.max() * 65535).astype(np.uint16)).save(
+            folder / f"{view}.png"
+        )
+    return folder
