@@ -12,6 +12,7 @@ import pytest
 import torch
 from hydra import compose as hydra_compose
 from hydra import initialize_config_module
+from omegaconf import OmegaConf
 
 from diffux2ct import build
 from diffux2ct.cli import compare, evaluate, train
@@ -166,6 +167,20 @@ def test_seeds_merge(runs, capsys):
     assert float(merged["psnr3d_sd"]) == pytest.approx(abs(a - b) / 2**0.5, abs=0.006)
     assert (merged["run"], merged["seeds"], floor["seeds"]) == ("regressor", "0, 1", "")
     assert len(table(capsys, runs["diffusion"], both[0], "--merge-seeds")) == 3
+
+
+def test_seeds_merge_wherever_their_cases_lie(runs, tmp_path, capsys):
+    elsewhere = tmp_path / "other-machine"
+    shutil.copytree(runs["regressor-s1"], elsewhere)
+    config = OmegaConf.load(elsewhere / "config.yaml")
+    config.dataset.root = "/scratch/phantoms"
+    OmegaConf.save(config, elsewhere / "config.yaml")
+    assert table(capsys, runs["regressor"], elsewhere, "--merge-seeds")[0]["seeds"] == "0, 1"
+    # Other cases, and cases that are not known, are no repetition.
+    for manifest in ("0" * 64, None):
+        record = json.loads((elsewhere / "provenance.json").read_text())
+        (elsewhere / "provenance.json").write_text(json.dumps(record | {"manifest_sha256": manifest}))
+        assert table(capsys, runs["regressor"], elsewhere, "--merge-seeds")[0]["seeds"] == "0"
 
 
 def test_files_are_written_by_their_suffix(runs, tmp_path, capsys):

@@ -208,10 +208,17 @@ def _experiments(runs: list[ScoredRun], configs: Sequence[dict[str, Any]]) -> li
     """Each run with what it has in common with those that differ from it in their seed alone."""
     marked = []
     for index, run in enumerate(runs):
-        first = next(i for i in range(index + 1) if i == index or _same(configs[i], configs[index]))
+        # The same cases may lie at another place on another machine.
+        free = [{"trainer.seed"} | ({"dataset.root"} if _same_cases(r, run) else set()) for r in runs[:index]]
+        alike = (i for i in range(index) if _same(configs[i], configs[index], free[i]))
+        first = next(alike, index)
         marked.append(replace(run, experiment=str(first)))
     return marked
 
 
-def _same(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    return bool(a) and bool(b) and set(changed_keys(a, b)) <= {"trainer.seed"}
+def _same_cases(a: ScoredRun, b: ScoredRun) -> bool:
+    return a.train_set is not None and a.train_set == b.train_set
+
+
+def _same(a: dict[str, Any], b: dict[str, Any], free: set[str]) -> bool:
+    return bool(a) and bool(b) and set(changed_keys(a, b)) <= free
