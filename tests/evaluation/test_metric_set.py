@@ -179,5 +179,10 @@ def test_the_mean_volume_is_segmented_once(scored, precision, dtype):
     assert segmenter.types == [dtype] * 5  # truth, reconstruction, mean; truth, reconstruction
     assert first == second
     assert first["floor_dice_ribs"] < first["dice_ribs"]
+    assert [key for key in first if "_ceiling_" in key and key.startswith("dice")] == [
+        "dice_ceiling_ribs",
+        "dice_ceiling_foreground",
+    ]
+    assert not any(key.startswith("floor_") and "_ceiling_" in key for key in first)
     other = metrics.score(case, volume, volume)
     assert other["floor_dice_ribs"] == other["dice_ribs"] == first["dice_ribs"]

@@ -134,6 +134,11 @@ _AGAINST = {
 """Variants of the families above: what is compared with what."""
 
 
+def has_floor(key: str) -> bool:
+    """Whether a metric judges an answer, and so also the mean volume's; a ceiling is of the true volume alone."""
+    return "_ceiling_" not in key
+
+
 def metric_info(key: str) -> MetricInfo | None:
     """What `INFO` says of a key, or of ``dice_<structure>`` and ``hd95_<structure>``; None for what is no metric."""
     if key.startswith("segmented_"):

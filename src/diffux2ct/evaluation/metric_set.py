@@ -27,6 +27,7 @@ from diffux2ct.evaluation.metric_families import (
     Vertebrae,
     XrayConsistency,
 )
+from diffux2ct.evaluation.metric_info import has_floor
 from diffux2ct.evaluation.perceptual import Lpips
 from diffux2ct.evaluation.protocols import protocol_named
 from diffux2ct.evaluation.scored_case import ScoredCase
@@ -122,7 +123,7 @@ class MetricSet:
     def score(self, case: ScoredCase, volume: Tensor, mean: Tensor) -> dict[str, float | None]:
         """One row: the reconstruction's values by key, and the mean training volume's as ``floor_<key>``.
 
-        Among them `CASE_COUNTS`, which have no floor.
+        `CASE_COUNTS`, and what a segmentation network reaches on the truth itself, have no floor.
         volume, mean: [1, d, h, w] in [-1, 1], on the CPU.
         """
         own, floor, counts = {}, {}, {}
@@ -136,7 +137,7 @@ class MetricSet:
             self._scored[family.name] = self._scored.get(family.name, 0) + 1
             own |= scores[0]
             counts |= family.counts(case)
-            floor |= {f"floor_{key}": value for key, value in scores[1].items()}
+            floor |= {f"floor_{key}": value for key, value in scores[1].items() if has_floor(key)}
         for family in self.set_families:
             family.add(case, volume, mean)
         return own | counts | floor
