@@ -100,3 +100,16 @@ def test_bf16_is_close_to_fp32(kind: str):
     for a, b in zip(exact, rounded, strict=True):
         assert b.dtype == torch.bfloat16
         assert (a - b.float()).norm() < 0.03 * a.norm()
+
+
+def test_implicit_conditions_are_channels_last_as_the_denoiser_is():
+    """So that to concatenate them takes no copy to another layout."""
+    model = ImplicitConditioning(
+        16, channels=(4, 6), plane_channels=8, encoder_channels=(8, 8, 12), num_blocks=1
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        conditions = model({view: torch.randn(1, 1, 16, 16) for view in ("frontal", "lateral")})
+    for h in conditions:
+        assert h.dtype == torch.bfloat16
+        assert h.is_contiguous(memory_format=torch.channels_last_3d)
+        assert not h.is_contiguous()

@@ -173,29 +173,87 @@ def test_unconditional_network_takes_empty_conditions():
     assert model(x, t, h).shape == x.shape
 
 
-def test_checkpointing_changes_no_gradient():
-    grads = []
-    for stages in ((), (0, 1, 2)):
-        model, (x, t, h) = make_unet(checkpoint_stages=stages).train(), make_inputs((16, 16, 16))
+def kept_for_backward(model: UNet3d, inputs: tuple) -> int:
+    """Elements that a forward pass saves, parameters aside."""
+    own, kept = {id(p) for p in model.parameters()}, []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda x: kept.append(0 if id(x) in own else x.numel()) or x, lambda x: x
+    ):
+        model(*inputs)
+    return sum(kept)
+
+
+def test_checkpointing_changes_no_gradient_and_keeps_less():
+    grads, kept = [], []
+    for stages in ((), (16,), (16, 8, 4)):
+        model, (x, t, h) = make_unet(checkpoint_stages=stages, dropout=0.2).train(), make_inputs((16, 16, 16))
         torch.manual_seed(7)  # the same dropout
         model(x, t, h).square().mean().backward()
         grads.append([p.grad for p in model.parameters()])
-    torch.testing.assert_close(*grads)
+        kept.append(kept_for_backward(model, (x, t, h)))
+    torch.testing.assert_close(grads[1], grads[0])
+    torch.testing.assert_close(grads[2], grads[0])
+    # 16^3 is most of the work: checkpointing it alone saves most of what can be saved.
+    assert 0 < kept[2] < kept[1] < 0.6 * kept[0]
 
 
-def test_channels_last_changes_nothing_but_the_memory_format():
+def test_checkpointing_a_stage_that_is_not_there():
+    model, inputs = make_unet(checkpoint_stages=[128, 8]), make_inputs((16, 16, 16))
+    with pytest.raises(UserError, match=r"checkpoint_stages=\[8, 128\].*sides of 16, 8, 4 voxels"):
+        model(*inputs)
+    assert make_unet(checkpoint_stages=[32])(*make_inputs((16, 16, 32))).shape == (2, 1, 16, 16, 32)
+
+
+def test_channels_last_changes_nothing():
     model, (x, t, h) = make_unet(), make_inputs((16, 16, 16))
     expected = model(x, t, h)
-    model = model.to(memory_format=torch.channels_last_3d)
-    formats = []
-    for block in (*model.down[0], *model.down[2], *model.up[0]):
-        block.register_forward_pre_hook(
-            lambda _, args: formats.append(args[0].is_contiguous(memory_format=torch.channels_last_3d))
-        )
-    y = model(x.contiguous(memory_format=torch.channels_last_3d), t, h)
+    y = model.to(memory_format=torch.channels_last_3d)(x, t, h)
     torch.testing.assert_close(y, expected, atol=1e-4, rtol=1e-4)
-    assert len(formats) == 3
-    assert all(formats)
+
+
+def watch_strides(model: torch.nn.Module) -> dict[str, list[bool]]:
+    """Whether channels lie side by side in what enters and leaves each 3D convolution and norm, gradients included."""
+    last: dict[str, list[bool]] = {}
+
+    def watch(name: str, x: Tensor) -> None:
+        last.setdefault(name, []).append(x.shape[1] == 1 or x.stride(1) == 1)
+        if x.requires_grad:
+            x.register_hook(lambda g: last[name].append(g.shape[1] == 1 or g.stride(1) == 1))
+
+    def hook(name: str, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        watch(f"{name} in", inputs[0])
+        watch(f"{name} out", output)
+
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Conv3d | torch.nn.GroupNorm):
+            module.register_forward_hook(lambda _, inputs, output, name=name: hook(name, inputs, output))
+    return last
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=[
+                pytest.mark.gpu,
+                pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+            ],
+        ),
+    ],
+)
+def test_no_layer_changes_the_memory_format(device: str):
+    """A copy to another layout costs as much as a norm. In bf16: a CPU convolves some small fp32 volumes otherwise."""
+    model = make_unet(num_blocks=2).train().to(device, memory_format=torch.channels_last_3d)
+    x, t, h = make_inputs((16, 16, 16))
+    last = watch_strides(model)
+    with torch.autocast(device, torch.bfloat16):
+        y = model(x.to(device), t.to(device), [c.to(device) for c in h])
+    y.float().square().mean().backward()
+    assert len(last) > 60
+    assert not [name for name, seen in last.items() if not all(seen)]
+    assert sum(len(seen) for seen in last.values()) > 1.9 * len(last), "gradients were seen, too"
 
 
 def test_bf16_is_close_to_fp32():

@@ -90,6 +90,8 @@ def test_windows_round_trip():
 def test_mask_is_built_once_per_shape():
     key = ((8, 8, 8), (4, 4, 4), (2, 2, 2), torch.device("cpu"))
     assert shift_mask(*key) is shift_mask(*key)
+    assert shift_mask(*key, torch.bfloat16) is shift_mask(*key, torch.bfloat16)
+    assert shift_mask(*key, torch.bfloat16).dtype == torch.bfloat16
     assert "mask" not in "".join(SwinBlock3d(8, 2, 4, shifted=True).state_dict())
 
 

@@ -2,13 +2,16 @@
 
 import math
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from diffux2ct.models.convolution import Conv3d
+from diffux2ct.models.normalization import GroupNormSiLU
 
 CONV = {2: nn.Conv2d, 3: Conv3d}
 
@@ -18,39 +21,10 @@ def without_autocast(device: str) -> AbstractContextManager:
     return nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
 
 
-def num_groups(channels: int, max_groups: int = 32) -> int:
-    """gcd(32, channels), halved until a group holds two channels.
-
-    A group of one channel subtracts each channel's own mean, and with it the whole time embedding that a
-    residual block has just added. Widths of 64 and more (the paper's) keep their 32 groups.
-    """
-    groups = math.gcd(max_groups, channels)
-    while groups > 1 and channels // groups < 2:
-        groups //= 2
-    return groups
-
-
-class GroupNorm(nn.GroupNorm):
-    """Group normalisation that stays in bf16 under autocast (which would run it, and save it, in fp32)."""
-
-    def __init__(self, channels: int, max_groups: int = 32):
-        super().__init__(num_groups(channels, max_groups), channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[b, c, ...] -> the same shape, in autocast's dtype where that is on."""
-        device = x.device.type
-        if device == "meta" or not torch.is_autocast_enabled(device):
-            return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
-        dtype = torch.get_autocast_dtype(device)
-        x, weight, bias = x.to(dtype), self.weight.to(dtype), self.bias.to(dtype)
-        with torch.autocast(device, enabled=False):
-            return F.group_norm(x, self.num_groups, weight, bias, self.eps)
-
-
 def conv_norm_act(dims: int, in_channels: int, out_channels: int) -> nn.Sequential:
     """3-wide convolution, group norm, SiLU (the stem and the interleaved convolution)."""
     conv = CONV[dims](in_channels, out_channels, 3, padding=1)
-    return nn.Sequential(conv, GroupNorm(out_channels), nn.SiLU())
+    return nn.Sequential(conv, GroupNormSiLU(out_channels))
 
 
 class ResBlock(nn.Module):
@@ -69,21 +43,21 @@ class ResBlock(nn.Module):
     ):
         super().__init__()
         conv = CONV[dims]
-        self.norm1 = GroupNorm(in_channels)
+        self.norm1 = GroupNormSiLU(in_channels)
         self.conv1 = conv(in_channels, out_channels, 3, padding=1)
         self.time = None if time_channels is None else nn.Linear(time_channels, out_channels)
-        self.norm2 = GroupNorm(out_channels)
+        self.norm2 = GroupNormSiLU(out_channels)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = conv(out_channels, out_channels, 3, padding=1)
         self.skip = nn.Identity() if in_channels == out_channels else conv(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         """[b, in, ...] and the embedded time [b, time_channels] -> [b, out, ...]."""
-        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv1(self.norm1(x))
         if self.time is not None:
             shift = self.time(time)
             h = h + shift.reshape(*shift.shape, *(1,) * (h.ndim - 2)).to(h.dtype)
-        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        h = self.conv2(self.dropout(self.norm2(h)))
         return self.skip(x) + h
 
 
@@ -117,6 +91,22 @@ class Downsample(nn.Module):
         return self.conv(x)
 
 
+class _Double(torch.autograd.Function):
+    """Nearest neighbour x2. PyTorch's backward gives a contiguous gradient, which the next layer would have to copy."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        for axis in range(2, grad.ndim):
+            even, odd = grad.unflatten(axis, (-1, 2)).unbind(axis + 1)
+            grad = even + odd
+        return grad
+
+
 class Upsample(nn.Module):
     """Nearest neighbour x2, then a convolution: doubles every side."""
 
@@ -126,7 +116,7 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[b, in, n, ...] -> [b, out, 2 n, ...]."""
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return self.conv(_Double.apply(x))
 
 
 def timestep_embedding(

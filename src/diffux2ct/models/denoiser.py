@@ -5,18 +5,17 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from diffux2ct.errors import UserError
 from diffux2ct.models.blocks import (
     Downsample,
-    GroupNorm,
     ResBlock3d,
     TimeEmbedding,
     Upsample,
     without_autocast,
 )
+from diffux2ct.models.normalization import GroupNormSiLU
 from diffux2ct.models.swin3d import SwinBlock3d
 
 
@@ -45,10 +44,12 @@ class UNet3d(nn.Module):
         channels: width of every stage; stage i works at size / 2^i.
         num_blocks: residual blocks of a stage, each way.
         condition_channels: channels of h^(i), one per stage; 0 where a stage has no condition.
-        checkpoint_stages: stages (0 is the finest) that recompute their activations in backward.
+        checkpoint_stages: stages that recompute their activations in backward, by their side in voxels (the
+            longest one): [128] is the finest stage of a volume of 128^3.
 
     Raises:
-        UserError: sides not divisible by 2^(stages - 1), or those of the last stage not by the window.
+        UserError: sides not divisible by 2^(stages - 1), or those of the last stage not by the window; a stage to
+            checkpoint that the volume does not have.
     """
 
     def __init__(
@@ -61,13 +62,13 @@ class UNet3d(nn.Module):
         dropout: float = 0.2,
         in_channels: int = 1,
         out_channels: int = 1,
-        checkpoint_stages: Sequence[int] = (),
+        checkpoint_stages: Sequence[int] | None = None,
     ):
         super().__init__()
         if len(condition_channels) != len(channels):
             raise ValueError(f"{len(channels)} stages need as many conditions, not {len(condition_channels)}")
         self.condition_channels = tuple(condition_channels)
-        self.checkpoint_stages = frozenset(checkpoint_stages)
+        self.checkpoint_stages = frozenset(checkpoint_stages or ())
         time_channels = 4 * channels[0]
         last = len(channels) - 1
 
@@ -91,7 +92,7 @@ class UNet3d(nn.Module):
             below = width
         middle = block(below, below, last, shifted=False), ResBlock3d(below, below, time_channels, dropout)
         self.middle = nn.ModuleList(middle)
-        self.norm = GroupNorm(channels[0])
+        self.norm = GroupNormSiLU(channels[0])
         self.out = nn.Conv3d(channels[0], out_channels, 3, padding=1)
         for parameter in self.out.parameters():
             nn.init.zeros_(parameter)
@@ -100,36 +101,37 @@ class UNet3d(nn.Module):
         self, x_t: Float[Tensor, "b i d h w"], t: Shaped[Tensor, " b"], conditions: Sequence[Tensor]
     ) -> Float[Tensor, "b o d h w"]:
         """Noisy volume, steps (integer or float) and h^(i) at size / 2^i, finest first -> the prediction."""
-        self._check(x_t, conditions)
+        sides = self._check(x_t, conditions)
         time = self.time(t)
         x, skips, last = self.stem(x_t), [], len(self.down) - 1
         for i, stage in enumerate(self.down):
             x = _concatenate(x, conditions[i])
             for block in stage.children():
-                x = self._run(i, block, x, time)
+                x = self._run(sides[i], block, x, time)
                 skips.append(x)
             if i < last:
                 x = self.downsample[i](x)
         for block in self.middle:
-            x = self._run(last, block, x, time)
+            x = self._run(sides[last], block, x, time)
         for i in reversed(range(len(self.up))):
             for j, block in enumerate(self.up[i].children()):
                 skip = skips.pop()
                 x = _concatenate(x, skip, conditions[i]) if j == 0 else _concatenate(x, skip)
-                x = self._run(i, block, x, time)
+                x = self._run(sides[i], block, x, time)
             if i > 0:
                 x = self.upsample[i - 1](x)
-        x = F.silu(self.norm(x))
+        x = self.norm(x)
         # In fp32 also under autocast: Eq. 8 multiplies the output's rounding by up to 157.
         with without_autocast(x.device.type):
             return self.out(x.to(self.out.weight.dtype))
 
-    def _run(self, stage: int, block: nn.Module, x: Tensor, time: Tensor) -> Tensor:
-        if stage in self.checkpoint_stages and torch.is_grad_enabled():
+    def _run(self, side: int, block: nn.Module, x: Tensor, time: Tensor) -> Tensor:
+        if side in self.checkpoint_stages and torch.is_grad_enabled():
             return checkpoint(block, x, time, use_reentrant=False)
         return block(x, time)
 
-    def _check(self, x: Tensor, conditions: Sequence[Tensor]) -> None:
+    def _check(self, x: Tensor, conditions: Sequence[Tensor]) -> list[int]:
+        """The longest side of every stage."""
         factor = 2 ** (len(self.down) - 1)
         if any(side % factor for side in x.shape[2:]):
             raise UserError(
@@ -137,6 +139,13 @@ class UNet3d(nn.Module):
             )
         if len(conditions) != len(self.down):
             raise ValueError(f"denoiser: {len(conditions)} conditions for {len(self.down)} stages")
+        sides = [max(x.shape[2:]) // 2**i for i in range(len(self.down))]
+        if not self.checkpoint_stages.issubset(sides):
+            raise UserError(
+                f"denoiser.checkpoint_stages={sorted(self.checkpoint_stages)}: the stages of this volume have sides "
+                f"of {', '.join(map(str, sides))} voxels; choose among them"
+            )
+        return sides
 
 
 def _concatenate(*features: Tensor) -> Tensor:

@@ -43,7 +43,9 @@ def relative_position_index(window: Triple, window_size: int, device: torch.devi
 
 
 @lru_cache(maxsize=32)
-def shift_mask(grid: Triple, window: Triple, shift: Triple, device: torch.device) -> Tensor:
+def shift_mask(
+    grid: Triple, window: Triple, shift: Triple, device: torch.device, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """[num_windows, n, n]: 0 within a region, -inf between voxels that only the roll brought together."""
     with torch.inference_mode(False):
         # After a roll by -s, the last s voxels of an axis come from its other end: a region of their own.
@@ -52,7 +54,7 @@ def shift_mask(grid: Triple, window: Triple, shift: Triple, device: torch.device
         region = 4 * z[:, None, None] + 2 * y[None, :, None] + x[None, None, :]
         region = partition_windows(region[None, ..., None], window)[..., 0]
         differs = region[:, :, None] != region[:, None, :]
-        return torch.zeros(differs.shape, device=device).masked_fill(differs, float("-inf"))
+        return torch.zeros(differs.shape, device=device, dtype=dtype).masked_fill(differs, float("-inf"))
 
 
 def partition_windows(x: Tensor, window: Triple) -> Tensor:
@@ -81,14 +83,14 @@ class WindowAttention3d(nn.Module):
         self.relative_bias = nn.Parameter(torch.empty((2 * window_size - 1) ** 3, num_heads))
         nn.init.trunc_normal_(self.relative_bias, std=0.02)
 
-    def attention_bias(self, grid: Triple, window: Triple, shift: Triple) -> Tensor:
+    def attention_bias(self, grid: Triple, window: Triple, shift: Triple, dtype: torch.dtype) -> Tensor:
         """[1 or num_windows, heads, n, n]: relative bias, and -inf across wrapped regions where shifted."""
-        table = self.relative_bias
+        table = self.relative_bias.to(dtype)
         index = relative_position_index(window, self.window_size, table.device)
         bias = rearrange(table[index.flatten()], "(n m) heads -> 1 heads n m", n=index.shape[0])
         if not any(shift):
             return bias
-        return bias + shift_mask(grid, window, shift, table.device)[:, None]
+        return bias + shift_mask(grid, window, shift, table.device, dtype)[:, None]
 
     def forward(self, x: Tensor) -> Tensor:
         """Shift, attend within each window, shift back."""
@@ -99,7 +101,7 @@ class WindowAttention3d(nn.Module):
             x = torch.roll(x, [-s for s in shift], dims=(1, 2, 3))
         x = partition_windows(x, window)
         q, k, v = rearrange(self.qkv(x), "b n (i heads c) -> i b heads n c", i=3, heads=self.num_heads)
-        bias = self.attention_bias(grid, window, shift).to(q.dtype)
+        bias = self.attention_bias(grid, window, shift, q.dtype)
         if bias.shape[0] > 1:
             bias = bias.expand(batch, *bias.shape).flatten(0, 1)
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)

@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffux2ct.errors import UserError
-from diffux2ct.models.blocks import GroupNorm
 from diffux2ct.models.convolution import Conv3d
+from diffux2ct.models.normalization import GroupNorm
 from diffux2ct.types import FeatureVolume, Volume
 
 NORMS = ("none", "group")

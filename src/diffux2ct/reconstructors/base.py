@@ -92,4 +92,5 @@ def seeded_integers(high: int, seeds: Tensor, device: torch.device, salt: int = 
 
 def seeded_generator(seed: int, device: torch.device, salt: int = 0) -> torch.Generator:
     """A generator on ``device``; ``salt`` keeps several draws of one sample independent."""
-    return torch.Generator(device=device).manual_seed((seed * 1_000_003 + salt) % (2**63 - 1))
+    home = torch.device("cpu") if device.type == "meta" else device  # meta has none, and draws no values
+    return torch.Generator(device=home).manual_seed((seed * 1_000_003 + salt) % (2**63 - 1))
