@@ -1,12 +1,15 @@
 """From a composed config to live objects: the only file that calls Hydra's instantiate."""
 
 import hashlib
+import inspect
 import json
+import os
 import platform
 import re
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,8 +136,14 @@ def build_metrics(cfg: DictConfig, device: torch.device, precision: str = "fp32"
 
 
 def build_optimizer(cfg: DictConfig) -> Callable[[list[nn.Parameter]], torch.optim.Optimizer]:
-    """What makes an optimiser from parameters."""
-    return instantiate(cfg.optim, _convert_="all")
+    """What makes an optimiser from parameters; with fused kernels where ``trainer.fused``, or null and on a GPU."""
+    make = instantiate(cfg.optim, _convert_="all")
+    fused = cfg.trainer.get("fused")
+    if fused is None:
+        fused = cfg.trainer.device != "cpu" and torch.cuda.is_available()
+    if fused and "fused" in inspect.signature(make).parameters and "fused" not in cfg.optim:
+        return partial(make, fused=True)
+    return make
 
 
 def check_optimizer(cfg: DictConfig) -> None:
@@ -193,21 +202,19 @@ def load_run(ckpt: str | Path, device: str = "auto", weights: str = "ema") -> Lo
     path = Path(ckpt)
     state = checkpoint.load(path)
     path = path / "checkpoints" / "last.pt" if path.is_dir() else path
+    checkpoint.check_holds(path, state, "config", "step")
     check_targets(state["config"].get("model"), path)
     cfg = OmegaConf.create(state["config"])
     assert isinstance(cfg, DictConfig)
     model = build_reconstructor(cfg)
-    try:
-        model.load_state_dict(state["model"])
-        if weights == "ema" and state.get("ema"):
-            average = {
-                k.removeprefix("average."): v for k, v in state["ema"].items() if k.startswith("average.")
-            }
-            model.load_state_dict(state["model"] | average)
-    except RuntimeError as error:
-        raise UserError(
-            f"{path}: its weights do not fit its own config ({str(error).splitlines()[0]})"
-        ) from error
+    values = state["model"]
+    checkpoint.check_fits(path, values, model.state_dict())
+    if weights == "ema" and state.get("ema"):
+        values = values | {
+            k.removeprefix("average."): v for k, v in state["ema"].items() if k.startswith("average.")
+        }
+        checkpoint.check_fits(path, values, model.state_dict(), "averaged weights")
+    model.load_state_dict(values)
     model = prepare_model(model, resolve_device(device), bool(cfg.trainer.channels_last)).eval()
     return LoadedRun(model, cfg, path, int(state["step"]))
 
@@ -248,6 +255,8 @@ def provenance(cfg: DictConfig) -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": platform.platform(),
         "processor": processor(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+        "gpus": torch.cuda.device_count(),
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "threads": torch.get_num_threads(),
         "manifest_sha256": hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else None,
     }

@@ -5,6 +5,10 @@ import signal
 import sys
 from collections.abc import Callable
 
+# Before torch is imported, whose OpenMP reads it then: threads that wait for work sleep. Spinning, as is OpenMP's
+# default, they take the cores from any process beside, and that process makes them wait in turn.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 
 def run_main(command: Callable[[], object]) -> None:
     """Run a command; turn what the user can mend into one line on stderr and exit status 1.

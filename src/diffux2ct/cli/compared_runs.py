@@ -17,7 +17,7 @@ from diffux2ct.errors import UserError
 from diffux2ct.evaluation.comparison import ScoredRun, read_evaluation
 from diffux2ct.evaluation.cost import Cost, reconstruction_cost
 from diffux2ct.reconstructors.base import Reconstructor
-from diffux2ct.training.checkpoint import changed_keys
+from diffux2ct.training.resume import changed_keys
 
 
 def read_runs(

@@ -1,126 +1,207 @@
-"""Checkpoints: one file, written atomically, read without running anything it contains."""
+"""Checkpoints: one file, written atomically with its checksum, read without running anything it contains."""
 
+import hashlib
 import os
+import re
+import shutil
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
+from torch import Tensor
 
 from diffux2ct.errors import UserError
 
 FORMAT = 1
-# What a resumed run may change: budget, cadence and where things are shown, never what is learnt.
-FREE_TO_CHANGE = (
-    "trainer.max_steps",
-    "trainer.max_epochs",
-    "trainer.max_minutes",
-    "trainer.log_every",
-    "trainer.val_every",
-    "trainer.num_val_cases",
-    "trainer.checkpoint_every",
-    "trainer.keep_last",
-    "trainer.num_workers",
-    "trainer.num_threads",
-    "trainer.device",
-    "trainer.resume",
-    "dataset.prepare",  # how raw scans are prepared; training reads what was prepared
-    "logger",
-    "sampler",
-    "metrics",
-    "run_dir",
-    "dataset.cache",
-    "dataset.max_steps",
-    "launcher",
-)
+# A zip's reader looks for the directory from the end and passes over what follows it: torch.load still takes the file.
+_TRAILER = re.compile(rb"\ndiffux2ct sha256 ([0-9a-f]{64})\n")
+_TRAILER_BYTES = 83
+
+
+class _Hashed:
+    """A file to write into, whose SHA-256 is kept on the way."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.sha = file, hashlib.sha256()
+        self.error: OSError | None = None  # torch tells of a full disk without it
+
+    def write(self, data: bytes | memoryview) -> int:
+        self.sha.update(data)
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write ``state`` so that ``path`` is always a whole checkpoint: the former one or this one."""
+    """Write ``state`` so that ``path`` is always a whole checkpoint: the former one or this one.
+
+    The file ends with the SHA-256 of all before. It and its folder are on the disk when this returns. UserError where
+    it cannot be written; the former file is then as it was.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
+    hashed = None
     try:
         with open(partial, "wb") as file:
-            torch.save({"format": FORMAT, **state}, file)
+            hashed = _Hashed(file)
+            torch.save({"format": FORMAT, "sealed": True, **state}, hashed)  # type: ignore[arg-type]
+            file.write(f"\ndiffux2ct sha256 {hashed.sha.hexdigest()}\n".encode())
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
+        _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         partial.unlink(missing_ok=True)
+        cause = (hashed and hashed.error) or error
+        reason = getattr(cause, "strerror", None) or str(cause).splitlines()[0]
         raise UserError(
-            f"{path}: could not write the checkpoint ({error}); the last one is intact"
+            f"{path}: could not write the checkpoint ({reason}); the last one is intact, free space and run again"
         ) from error
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def link(path: Path, name: str) -> None:
+    """Make ``name``, beside ``path``, the same file: ``last.pt`` and ``best.pt`` take no space of their own."""
+    partial = path.with_name(f".{name}.partial")
+    partial.unlink(missing_ok=True)
+    try:
+        try:
+            os.link(path, partial)
+        except OSError:  # no hard links on this file system
+            shutil.copyfile(path, partial)
+        os.replace(partial, path.with_name(name))
+        _sync_folder(path.parent)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"{path.with_name(name)}: could not write it ({error}); {path} is intact") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Put a rename on the disk: without it a power failure could undo it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint written by ``save``; UserError for a missing, truncated or foreign file."""
+    """Read a checkpoint written by ``save``; UserError for a missing, damaged, truncated or foreign file.
+
+    Nothing in it is run: only tensors, numbers, texts and containers of them are read. Files of before checksums are
+    taken too.
+    """
     if path.is_dir():
         path = path / "checkpoints" / "last.pt"
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint; give a run folder or a file under its checkpoints/")
+    sealed = _verify(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can fail in any way, and each means the same to the user
+        named = re.search(r"unsupported (?:global|class):? (?:GLOBAL )?([\w.]+)", str(error), re.IGNORECASE)
+        if named:
+            raise UserError(
+                f"{path}: not a readable checkpoint: it names code ({named[1]}), of which nothing is run; use one "
+                "that train.py wrote"
+            ) from error
         raise UserError(f"{path}: not a readable checkpoint, perhaps truncated; use another one") from error
+    if isinstance(state, dict) and state.pop("sealed", False) and not sealed:
+        raise UserError(f"{path}: not a readable checkpoint, perhaps truncated; use another one")
     if not isinstance(state, dict) or state.get("format") != FORMAT or "model" not in state:
         raise UserError(f"{path}: not a diffux2ct checkpoint of format {FORMAT}; use one that train.py wrote")
     return state
 
 
-def changed_keys(saved: dict, current: dict) -> list[str]:
-    """Dotted keys that differ between two configs, those free to change left out."""
-    a, b = _flatten(saved), _flatten(current)
-    keys = sorted(k for k in a.keys() | b.keys() if a.get(k, None) != b.get(k, None))
-    return [k for k in keys if not any(k == f or k.startswith(f + ".") for f in FREE_TO_CHANGE)]
+def _verify(path: Path) -> bool:
+    """Whether the file has a checksum; UserError where its bytes are not those that were written."""
+    sha, left = hashlib.sha256(), path.stat().st_size - _TRAILER_BYTES
+    with open(path, "rb") as file:
+        file.seek(max(0, left))
+        trailer = _TRAILER.fullmatch(file.read())
+        if trailer is None:
+            return False  # of before checksums, or cut short: what reads it next will tell
+        file.seek(0)
+        while left > 0 and (data := file.read(min(left, 2**20))):
+            sha.update(data)
+            left -= len(data)
+    if sha.hexdigest() != trailer[1].decode():
+        raise UserError(f"{path}: damaged, its checksum does not match; use another checkpoint")
+    return True
 
 
-def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            flat.update(_flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+def check_holds(path: Path | str, state: Mapping[str, Any], *keys: str) -> None:
+    """UserError, naming the first that is not there, unless a checkpoint's state has all ``keys``."""
+    for key in keys:
+        if key not in state:
+            raise UserError(f"{path}: it holds no {key}; use a checkpoint that train.py wrote")
 
 
-def _max_steps(config: dict) -> int:
-    return config["trainer"]["max_steps"]
+def check_fits(path: Path | str, saved: Any, expected: Mapping[str, Tensor], what: str = "weights") -> None:
+    """UserError, naming the first difference, unless ``saved`` has the names, shapes and dtypes of ``expected``."""
 
-
-def find_resume(run_dir: Path, resume: str, config: dict) -> dict[str, Any] | None:
-    """The state to go on from, or None for a fresh start.
-
-    ``resume``: ``auto`` (the run folder's last checkpoint, if any), ``never``, or a path. UserError when the
-    checkpoint was made under another config, naming the keys.
-    """
-    last = run_dir / "checkpoints" / "last.pt"
-    if resume == "never" or (resume == "auto" and not last.exists()):
-        return None
-    path = last if resume == "auto" else Path(resume)
-    state = load(path)
-    changed = changed_keys(state["config"], config)
-    if config["trainer"]["lr_schedule"] == "cosine" and _max_steps(state["config"]) != _max_steps(config):
-        changed.append("trainer.max_steps, on which lr_schedule=cosine depends")
-    if changed:
-        raise UserError(
-            f"{path}: was made under another config ({', '.join(changed[:6])}{' ...' if len(changed) > 6 else ''}); "
-            "give this run another name=..., or trainer.resume=never to start it over"
+    def refuse(problem: str) -> UserError:
+        return UserError(
+            f"{path}: its {what} do not fit the model ({problem}); use a checkpoint of this model"
         )
-    return state
+
+    if not isinstance(saved, Mapping):
+        raise refuse(f"no {what} in it")
+    for name, tensor in expected.items():
+        value = saved.get(name)
+        if not isinstance(value, Tensor):
+            raise refuse(f"no {name}")
+        if value.shape != tensor.shape or value.dtype != tensor.dtype:
+            raise refuse(f"{name} is {_kind(value)}, where the model has {_kind(tensor)}")
+    unknown = [name for name in saved if name not in expected]
+    if unknown:
+        raise refuse(f"the model has no {unknown[0]}")
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+def candidates(folder: Path) -> list[Path]:
+    """A run's checkpoints that resuming may take, the first choice first; no file twice."""
+    names = [folder / "last.pt", *sorted(folder.glob("step_*.pt"), reverse=True)]
+    files = [path for path in names if path.is_file()]
+    return [p for i, p in enumerate(files) if not any(p.samefile(earlier) for earlier in files[:i])]
 
 
 def forget_later(folder: Path, step: int) -> None:
-    """Remove numbered checkpoints past ``step``: a run started over, or from an earlier one, makes its own."""
+    """Remove checkpoints past ``step``, for a run started over or from an earlier one makes its own, and half ones."""
+    for path in folder.glob(".*.partial"):  # left by a kill while it was written
+        path.unlink(missing_ok=True)
     for path in folder.glob("step_*.pt"):
         if int(path.stem.removeprefix("step_")) > step:
             path.unlink()
+    best = folder / "best.pt"
+    if best.is_file() and _step_of(best) > step:
+        best.unlink()
+
+
+def _step_of(path: Path) -> int:
+    """A checkpoint's step, without reading its weights; 0 where it cannot be read."""
+    try:
+        return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["step"])
+    except Exception:
+        return 0
 
 
 def prune(folder: Path, keep_last: int) -> None:
-    """Remove all but the newest ``keep_last`` numbered checkpoints."""
+    """Remove all but the newest ``keep_last`` numbered checkpoints; ``last.pt`` and ``best.pt`` stay."""
     numbered = sorted(folder.glob("step_*.pt"))
     for path in numbered[: max(0, len(numbered) - keep_last)]:
         path.unlink()

@@ -1,6 +1,7 @@
 """One process or several: the little that the training loop must know of it."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -10,6 +11,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Sampler
+
+from diffux2ct.training.sharding import is_sharded
 
 
 def start() -> tuple[int, int]:
@@ -46,6 +49,14 @@ def agree(value: int, device: torch.device) -> int:
     return int(largest)
 
 
+def earliest(value: Tensor) -> int:
+    """The smallest value of any rank: the first step at which something happened anywhere."""
+    if dist.is_initialized():
+        value = value.clone()
+        dist.all_reduce(value, op=dist.ReduceOp.MIN)
+    return int(value)
+
+
 def average(losses: dict[str, Tensor]) -> dict[str, Tensor]:
     """The mean over all ranks, so that what is logged speaks of the global batch."""
     if not dist.is_initialized() or not losses:
@@ -56,18 +67,33 @@ def average(losses: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def wrap(model: nn.Module, device: torch.device, num_objectives: int) -> nn.Module:
-    """DDP over the model when there are several ranks."""
-    if not dist.is_initialized():
+    """DDP over the model when there are several ranks; a sharded model syncs by itself."""
+    if not dist.is_initialized() or is_sharded(model):
         return model
     ids = [device.index] if device.type == "cuda" else None
+    # They differ for kernels of one voxel, whose strides mean nothing; elsewhere a gradient is copied as it is summed.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     # An adversarial step touches only its own half of the parameters.
     return DistributedDataParallel(model, device_ids=ids, find_unused_parameters=num_objectives > 1)
 
 
+def unwrap(wrapped: nn.Module) -> None:
+    """Let go of what DDP holds of the process group; ``wrapped`` cannot be trained any more.
+
+    Were DDP the last to hold the group, the group's threads would be joined while Python's lock is held, and one of
+    them may be waiting for that lock to release a tensor: the process would never end (PyTorch 2.13, Gloo).
+    """
+    if isinstance(wrapped, DistributedDataParallel):
+        del wrapped.logger, wrapped.reducer
+
+
 @contextmanager
 def sync_gradients(model: nn.Module, when: bool) -> Iterator[None]:
-    """Skip DDP's all-reduce on all but the last part of an accumulated batch."""
-    if when or not isinstance(model, DistributedDataParallel):
+    """Skip the exchange of gradients on all but the last part of an accumulated batch."""
+    if is_sharded(model):
+        model.set_requires_gradient_sync(when)  # type: ignore[operator]
+        yield
+    elif when or not isinstance(model, DistributedDataParallel):
         yield
     else:
         with model.no_sync():
@@ -96,13 +122,16 @@ class StepSampler(Sampler[list[int]]):
             self._epoch, self._order = epoch, torch.randperm(self.length, generator=generator)
         return int(self._order[offset])
 
+    def batch(self, step: int) -> list[int]:
+        """The indices of the global batch of ``step``."""
+        return [self._index(step * self.batch_size + i) for i in range(self.batch_size)]
+
     def __iter__(self) -> Iterator[list[int]]:
         share = self.batch_size // self.world
         part = share // self.accumulate
         step = self.start_step
         while True:
-            indices = [self._index(step * self.batch_size + i) for i in range(self.batch_size)]
-            own = indices[self.rank * share : (self.rank + 1) * share]
+            own = self.batch(step)[self.rank * share : (self.rank + 1) * share]
             for k in range(self.accumulate):
                 yield own[k * part : (k + 1) * part]
             step += 1

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from diffux2ct.training.sharding import local, part_of
+
 
 class Ema:
     """Averages a model's parameters; ``decay`` is reached gradually: min(decay, (1 + n) / (10 + n)) at update n.
@@ -22,8 +24,8 @@ class Ema:
     def update(self, model: nn.Module) -> None:
         """Move the average toward the model's current weights."""
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
-        parameters = [p.detach() for _, p in model.named_parameters()]
-        averages = [self.average[name] for name, _ in model.named_parameters()]
+        parameters = [local(p.detach()) for _, p in model.named_parameters()]
+        averages = [local(self.average[name]) for name, _ in model.named_parameters()]
         torch._foreach_lerp_(averages, parameters, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
         self.num_updates += 1
 
@@ -39,13 +41,17 @@ class Ema:
 
     def state_dict(self) -> dict[str, Tensor | int]:
         """Averages by parameter name, plus the number of updates."""
-        return {"num_updates": self.num_updates, **{f"average.{k}": v for k, v in self.average.items()}}
+        return {"num_updates": self.num_updates, **self.tensors()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The averages, named as in ``state_dict``."""
+        return {f"average.{name}": value for name, value in self.average.items()}
 
     def load_state_dict(self, state: dict) -> None:
         """Inverse of ``state_dict``."""
         self.num_updates = int(state["num_updates"])
         for name, value in self.average.items():
-            value.copy_(state[f"average.{name}"])
+            value.copy_(part_of(state[f"average.{name}"], value))
 
 
 @torch.no_grad()

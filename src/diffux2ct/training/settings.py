@@ -7,6 +7,24 @@ import torch
 
 from diffux2ct.errors import UserError
 
+_CHOICES = {
+    "precision": ("bf16", "fp32"),
+    "lr_schedule": ("constant", "cosine", "linear_decay"),
+    "strategy": ("ddp", "fsdp"),
+    "on_divergence": ("stop", "step_back"),
+}
+_WHOLE_NUMBERS = (
+    "log_every",
+    "val_every",
+    "checkpoint_every",
+    "warmup_steps",
+    "num_workers",
+    "seed",
+    "keep_last",
+    "max_step_backs",
+    "profile",
+)
+
 
 @dataclass(frozen=True)
 class TrainerSettings:
@@ -16,6 +34,13 @@ class TrainerSettings:
     resumed parts); cadences are in steps, 0 turns one off.
     ``lr_schedule``: ``constant`` (the paper), ``cosine`` to zero at ``max_steps``, or ``linear_decay``: constant for
     the first half of ``max_steps``, then linear to zero (X2CT-GAN's code).
+    ``strategy``: ``ddp``, each process holds the whole model, or ``fsdp``, weights, averages and optimisers are
+    sharded. ``fused``: the optimiser's fused kernels; None takes them on a GPU. ``deterministic``: bitwise equal runs
+    on one device, at a cost in speed.
+    ``explosion_ratio``: a loss above so many times the largest of the first steps counts as exploded; None never.
+    ``on_divergence``: ``stop``, or ``step_back`` to the last checkpoint and go on with other batches and noise, at most
+    ``max_step_backs`` times in a run.
+    ``profile``: trace so many steps, 0 none. ``checkpoint_stages``: the denoiser's, see there.
     """
 
     max_steps: int
@@ -34,6 +59,14 @@ class TrainerSettings:
     grad_clip: float | int | None = 1.0
     ema_decay: float | None = 0.9999
     compile: bool = False
+    fused: bool | None = None
+    deterministic: bool = False
+    strategy: str = "ddp"
+    checkpoint_stages: list[int] | None = None
+    on_divergence: str = "stop"
+    max_step_backs: int = 3
+    explosion_ratio: float | int | None = 100.0
+    profile: int = 0
     log_every: int = 50
     val_every: int = 5000
     num_val_cases: int = 2
@@ -45,18 +78,16 @@ class TrainerSettings:
         for key in ("max_steps", "batch_size", "accumulate"):
             if not isinstance(getattr(self, key), int) or getattr(self, key) < 1:
                 raise UserError(f"trainer.{key}={getattr(self, key)}: must be a whole number of at least 1")
-        for key in ("log_every", "val_every", "checkpoint_every", "warmup_steps", "num_workers", "seed"):
+        for key in _WHOLE_NUMBERS:
             if not isinstance(getattr(self, key), int) or getattr(self, key) < 0:
                 raise UserError(f"trainer.{key}={getattr(self, key)}: must be a whole number, 0 or more")
-        for key in ("max_epochs", "max_minutes"):
+        for key in ("max_epochs", "max_minutes", "explosion_ratio"):
             if getattr(self, key) is not None and not getattr(self, key) > 0:
                 raise UserError(f"trainer.{key}={getattr(self, key)}: must be above 0, or null for no limit")
-        if self.precision not in ("bf16", "fp32"):
-            raise UserError(f"trainer.precision={self.precision}: choose bf16 or fp32")
-        if self.lr_schedule not in ("constant", "cosine", "linear_decay"):
-            raise UserError(
-                f"trainer.lr_schedule={self.lr_schedule}: choose constant, cosine or linear_decay"
-            )
+        for key, choices in _CHOICES.items():
+            if getattr(self, key) not in choices:
+                names = f"{', '.join(choices[:-1])} or {choices[-1]}"
+                raise UserError(f"trainer.{key}={getattr(self, key)}: choose {names}")
 
     def with_steps_for(self, num_train_cases: int) -> "TrainerSettings":
         """These settings with the steps that ``max_epochs`` over so many cases take; themselves where it is None."""

@@ -1,29 +1,30 @@
 """What a run holds between steps, saved and restored as one: model, optimisers, average, step and time."""
 
-import contextlib
-import os
-import signal
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from diffux2ct.errors import UserError
 from diffux2ct.reconstructors.base import Objective, Trainable
 from diffux2ct.training import checkpoint
+from diffux2ct.training.divergence import LossWatch
 from diffux2ct.training.ema import Ema
-
-_ECHO_SECONDS = 2.0
+from diffux2ct.training.sharding import part_of, whole
 
 OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 
 @dataclass
 class RunState:
-    """Everything that a checkpoint holds. ``elapsed`` is training time in seconds, all resumed parts included."""
+    """Everything that a checkpoint holds. ``elapsed`` is training time in seconds, all resumed parts included.
+
+    ``best_score``: the highest validation PSNR3D (dB) so far. ``step_backs``: how often the run stepped back from
+    a divergence.
+    """
 
     model: Trainable
     optimizers: dict[str, torch.optim.Optimizer]
@@ -31,6 +32,9 @@ class RunState:
     config: dict[str, Any]
     step: int = 0
     elapsed: float = 0.0
+    best_score: float | None = None
+    step_backs: int = 0
+    watch: LossWatch | None = None
 
     @classmethod
     def create(
@@ -40,45 +44,97 @@ class RunState:
         make_optimizer: OptimizerFactory,
         ema_decay: float | None,
         config: dict[str, Any],
+        watch: LossWatch | None = None,
     ) -> "RunState":
         """The state at step 0: one optimiser per objective, and the average unless ``ema_decay`` is None."""
         optimizers = {o.name: make_optimizer(list(o.parameters)) for o in objectives}
-        return cls(model, optimizers, Ema(model, ema_decay) if ema_decay else None, config)
+        return cls(model, optimizers, Ema(model, ema_decay) if ema_decay else None, config, watch=watch)
 
-    def save(self, run_dir: Path, keep_last: int) -> Path:
-        """Write ``step_<n>.pt`` and make ``last.pt`` the same file; older numbered ones are pruned."""
+    def save(self, run_dir: Path, keep_last: int, best: bool = False, rank: int = 0) -> Path:
+        """Write ``step_<n>.pt`` and make ``last.pt``, and where it is the ``best`` also ``best.pt``, the same file.
+
+        Each rank calls it, for a sharded state is gathered from all; rank 0 writes. Older numbered files are pruned.
+        """
         folder = run_dir / "checkpoints"
         path = folder / f"step_{self.step:08d}.pt"
+        writes = rank == 0
+        optimizers = {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
         state = {
             "config": self.config,
             "step": self.step,
             "elapsed": self.elapsed,
-            "model": self.model.state_dict(),
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
-            "ema": self.ema.state_dict() if self.ema else None,
+            "best_score": self.best_score,
+            "step_backs": self.step_backs,
+            "watch": self.watch.state_dict() if self.watch else None,
+            "model": whole(self.model.state_dict(), keep=writes),
+            "optimizers": whole(optimizers, keep=writes),
+            "ema": whole(self.ema.state_dict(), keep=writes) if self.ema else None,
             # Every step reseeds from (seed, step), so this serves only code that draws between steps.
             "rng": torch.get_rng_state(),
         }
-        checkpoint.save(path, state)
-        link = folder / ".last.pt.partial"
-        link.unlink(missing_ok=True)
-        try:
-            os.link(path, link)
-            os.replace(link, folder / "last.pt")
-        except OSError:  # no hard links on this file system
-            checkpoint.save(folder / "last.pt", state)
-        checkpoint.prune(folder, keep_last)
+        if writes:
+            checkpoint.save(path, state)
+            for name in ("last.pt", "best.pt") if best else ("last.pt",):
+                checkpoint.link(path, name)
+            checkpoint.prune(folder, keep_last)
         return path
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take over a checkpoint's state."""
-        self.model.load_state_dict(state["model"])
+        """Take over a checkpoint's state; UserError, with nothing changed, where it does not fit this run's model."""
+        where = state.get("path", "the checkpoint")
+        own = self.model.state_dict()
+        checkpoint.check_holds(where, state, "step", "elapsed", "optimizers", "ema", "rng")
+        checkpoint.check_fits(where, state["model"], own)
+        if self.ema:
+            average = {k: v for k, v in (state["ema"] or {}).items() if k != "num_updates"}
+            checkpoint.check_fits(where, average, self.ema.tensors(), "averaged weights")
         for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
+            _check_optimizer(where, state["optimizers"].get(name), optimizer, name)
+        self.model.load_state_dict(
+            {name: part_of(value, own[name]) for name, value in state["model"].items()}
+        )
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(_own_part(state["optimizers"][name], optimizer))
         if self.ema:
             self.ema.load_state_dict(state["ema"])
+        if self.watch and state.get("watch"):
+            self.watch.load_state_dict(state["watch"])
         torch.set_rng_state(state["rng"])
         self.step, self.elapsed = int(state["step"]), float(state["elapsed"])
+        self.best_score, self.step_backs = state.get("best_score"), int(state.get("step_backs", 0))
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """In the order of the numbers that the optimiser's state gives them."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _check_optimizer(where: str, saved: Any, optimizer: torch.optim.Optimizer, name: str) -> None:
+    parameters = _parameters(optimizer)
+    count = sum(len(group["params"]) for group in saved["param_groups"]) if saved else 0
+    if count != len(parameters):
+        raise UserError(
+            f"{where}: its optimiser {name} steps {count} parameters, this model's {len(parameters)}; use a checkpoint "
+            "of this model"
+        )
+    for index, values in saved["state"].items():
+        for key, value in values.items():
+            shape = parameters[index].shape
+            if isinstance(value, Tensor) and value.dim() and value.shape != shape:
+                raise UserError(
+                    f"{where}: its optimiser {name} has {key} of {list(value.shape)} for a parameter of "
+                    f"{list(shape)}; use a checkpoint of this model"
+                )
+
+
+def _own_part(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """A whole optimiser state cut to this rank's part of each parameter."""
+    parameters = _parameters(optimizer)
+    cut = {
+        index: {key: part_of(value, parameters[index]) for key, value in values.items()}
+        for index, values in saved["state"].items()
+    }
+    return {**saved, "state": cut}
 
 
 def prepare_model(model: Trainable, device: torch.device, channels_last: bool) -> Trainable:
@@ -89,32 +145,3 @@ def prepare_model(model: Trainable, device: torch.device, channels_last: bool) -
             if parameter.dim() == 5:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
     return model
-
-
-class StopSignal:
-    """Takes note of SIGINT and SIGTERM while it is open, so that a step is finished and saved before the end.
-
-    ``received``: the first signal's number, 0 for none. A second one interrupts at once, but for those of the first
-    seconds: a Ctrl-C reaches a process from the terminal and again from torchrun.
-    """
-
-    def __init__(self) -> None:
-        self.received = 0
-        self._since = 0.0
-        self._former: dict[int, Any] = {}
-
-    def __enter__(self) -> "StopSignal":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            with contextlib.suppress(ValueError):  # not the main thread: leave signals as they are
-                self._former[number] = signal.signal(number, self._set)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._former.items():
-            signal.signal(number, handler)
-
-    def _set(self, number: int, _: Any) -> None:
-        if not self.received:
-            self.received, self._since = number, time.monotonic()
-        elif time.monotonic() - self._since > _ECHO_SECONDS:
-            raise KeyboardInterrupt

@@ -1,16 +1,17 @@
 """The parts of one training step: batches, seeds, gradients, rates."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from diffux2ct.errors import UserError
 from diffux2ct.reconstructors.base import Objective
 from diffux2ct.training import distributed
+from diffux2ct.training.failures import of_worker
 from diffux2ct.training.settings import TrainerSettings
 from diffux2ct.training.state import RunState
 
@@ -30,7 +31,10 @@ def sample_seeds(seed: int, step: int, first: int, count: int) -> Tensor:
 def endless_batches(
     dataset: Dataset, settings: TrainerSettings, step: int, rank: int, world: int, device: torch.device
 ) -> Iterator[dict[str, Tensor]]:
-    """This rank's micro-batches from ``step`` on, each with one ``seed`` per sample, on the device."""
+    """This rank's micro-batches from ``step`` on, each with one ``seed`` per sample, on the device.
+
+    Raises UserError where a case cannot be read, also by a data worker.
+    """
     sampler = distributed.StepSampler(
         len(dataset),  # type: ignore[arg-type]
         settings.batch_size,
@@ -54,9 +58,12 @@ def endless_batches(
         persistent_workers=settings.num_workers > 0,
         pin_memory=device.type == "cuda",
     )
-    for count, batch in enumerate(loader):
-        batch["seed"] = seeds(count)
-        yield {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+    try:
+        for count, batch in enumerate(loader):
+            batch["seed"] = seeds(count)
+            yield {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+    except (UserError, ConnectionError, EOFError) as error:
+        raise of_worker(error, settings.num_workers) from error
 
 
 class SeededSampler(Sampler[list[tuple[int, int]]]):
@@ -116,7 +123,8 @@ def accumulate(
 
 def clip(parameters: Any, max_norm: float | None) -> Tensor:
     """Clip the gradients' global norm in place; returns the norm before clipping."""
-    return nn.utils.clip_grad_norm_(parameters, max_norm if max_norm else float("inf"), foreach=True)
+    norm = nn.utils.clip_grad_norm_(parameters, max_norm if max_norm else float("inf"), foreach=True)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
@@ -124,15 +132,3 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
         group["lr"] = group["initial_lr"] * factor
-
-
-def check_finite(losses: dict[str, Tensor], step: int) -> dict[str, float]:
-    """The losses as numbers; UserError when one is NaN or infinite, so that no such weights are saved."""
-    values = {name: float(value) for name, value in losses.items()}
-    bad = [name for name, value in values.items() if not math.isfinite(value)]
-    if bad:
-        raise UserError(
-            f"step {step}: {bad[0]} is not finite; the last checkpoint is intact: lower optim.lr, or set "
-            "trainer.precision=fp32"
-        )
-    return values

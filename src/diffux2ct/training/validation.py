@@ -35,7 +35,8 @@ class Validator:
         self.sampling = dict(sampling)
         self.window = window
 
-    @torch.inference_mode()
+    # Not inference_mode: sharded weights that are first gathered there could not be trained on afterwards.
+    @torch.no_grad()
     def __call__(
         self,
         model: Trainable,

@@ -1,0 +1,185 @@
+"""A run set up: its place among the processes, its model and state, resumed; and what the loop does with them."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, default_collate
+
+from diffux2ct.reconstructors.base import Objective, Trainable
+from diffux2ct.training import checkpoint, distributed
+from diffux2ct.training.divergence import Diverged, LossWatch, write_bad_batch
+from diffux2ct.training.flops import step_flops
+from diffux2ct.training.loggers import Loggers
+from diffux2ct.training.resume import find_resume
+from diffux2ct.training.settings import TrainerSettings, resolve_device
+from diffux2ct.training.sharding import is_sharded, shard
+from diffux2ct.training.state import OptimizerFactory, RunState, prepare_model
+from diffux2ct.training.steps import endless_batches, step_objectives, step_seed
+from diffux2ct.training.validation import Validator
+
+BEST_METRIC = "val/psnr3d"
+# Between the seeds of a run before and after it stepped back.
+_STEP_BACK_SEEDS = 15_485_863
+
+
+@dataclass
+class Run:
+    """What ``start`` built and each step needs; the same on every rank but for ``rank`` and its share of the data.
+
+    ``draws``: the settings with the seed of batches and noise, which a step back changes.
+    """
+
+    settings: TrainerSettings
+    draws: TrainerSettings
+    run_dir: Path
+    rank: int
+    world: int
+    device: torch.device
+    state: RunState
+    objectives: tuple[Objective, ...]
+    wrapped: nn.Module
+    run_step: Callable[[str, Any], dict[str, Tensor]]
+    train_set: Dataset
+    batches: Iterator[dict[str, Tensor]]
+    make_model: Callable[[], Trainable]
+
+    def next_parts(self) -> list[dict[str, Tensor]]:
+        """This rank's share of the next global batch, in ``accumulate`` parts."""
+        return [next(self.batches) for _ in range(self.settings.accumulate)]
+
+    def step(self, parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Step each objective in order on the same batch; returns losses and gradient norms by name."""
+        state = self.state
+        # After the batches: a loader that starts draws from the global generator too, and a resumed run starts one.
+        torch.manual_seed(step_seed(self.draws.seed, state.step, self.rank))
+        losses = step_objectives(
+            self.objectives, state, self.run_step, self.wrapped, parts, self.settings, self.device
+        )
+        if state.ema:
+            state.ema.update(state.model)
+        assert state.watch is not None
+        state.watch.observe(state.step, losses)
+        state.step += 1
+        return losses
+
+    def is_due(self, every: int) -> bool:
+        """Whether something with this cadence, in steps, happens now."""
+        return self.settings.is_due(every, self.state.step)
+
+    def check(self) -> None:
+        """Raise Diverged, with ``bad_batch.json`` written, where a loss was not finite or exploded. Collective."""
+        assert self.state.watch is not None
+        step = self.state.watch.first_bad_step()
+        if step is None:
+            return
+        reason, values = self.state.watch.describe()
+        message = f"step {step + 1}: {reason}"
+        if self.rank == 0:
+            sampler = distributed.StepSampler(
+                len(self.train_set),  # type: ignore[arg-type]
+                self.settings.batch_size,
+                self.draws.seed,
+                step,
+                rank=0,
+                world=1,
+                accumulate=1,
+            )
+            note = write_bad_batch(self.run_dir, self.train_set, sampler.batch(step), step, reason, values)
+            message += f"; its cases are in {note}"
+        raise Diverged(
+            f"{message}; the last checkpoint is intact: lower optim.lr, set trainer.precision=fp32 or "
+            "trainer.on_divergence=step_back",
+            self.state.step_backs,
+        )
+
+    def validate(self, validator: Validator | None, loggers: Loggers) -> bool:
+        """Sample, score and log; whether it was the best so far. Collective: rank 0 samples, all where sharded."""
+        if validator is None:
+            return False
+        self.check()
+        best = False
+        if self.rank == 0 or is_sharded(self.state.model):
+            state = self.state
+            scores = validator(state.model, state.ema, self.device, self.settings, loggers, state.step)
+            score = scores.get(BEST_METRIC)
+            best = score is not None and (state.best_score is None or score > state.best_score)
+            if best:
+                state.best_score = score
+        return distributed.agree(best, self.device) > 0
+
+    def save(self, best: bool = False) -> None:
+        """Write a checkpoint, never of weights that a bad loss has spoilt. Collective."""
+        self.check()
+        self.state.save(self.run_dir, self.settings.keep_last, best, self.rank)
+
+    def close(self) -> None:
+        """Let go of the other processes; no step can follow."""
+        distributed.unwrap(self.wrapped)
+
+    def sample_flops(self) -> float | None:
+        """FLOP of a step on one sample; None for a model that cannot run on the meta device."""
+        try:
+            sample = default_collate([self.train_set[0]]) | {"seed": torch.zeros(1, dtype=torch.long)}
+            return step_flops(self.make_model, sample)
+        except (RuntimeError, NotImplementedError):
+            return None
+
+
+def start(
+    make_model: Callable[[], Trainable],
+    train_set: Dataset,
+    make_optimizer: OptimizerFactory,
+    settings: TrainerSettings,
+    run_dir: Path,
+    config: dict[str, Any],
+    step_backs: int = 0,
+) -> Run:
+    """Find our place among the processes, build, and resume. UserError for what does not go together.
+
+    ``step_backs``: how often this run has stepped back from a divergence; batches and noise depend on it.
+    """
+    rank, world = distributed.start()
+    settings.check_world(world)
+    device = resolve_device(settings.device, int(os.environ.get("LOCAL_RANK", 0)))
+    if settings.num_threads:
+        torch.set_num_threads(settings.num_threads)
+    set_deterministic(settings.deterministic)
+    resumed = find_resume(run_dir, settings.resume, config, quiet=rank != 0)
+
+    torch.manual_seed(settings.seed)  # every rank draws the same initial weights
+    sharded = settings.strategy == "fsdp" and world > 1
+    # FSDP takes contiguous weights only; convolutions then follow the layout of what comes in.
+    model = prepare_model(make_model(), device, settings.channels_last and not sharded).train()
+    if sharded:
+        shard(model, device, world, len(model.objectives()))
+    objectives = model.objectives()
+    watch = LossWatch(settings.explosion_ratio, device)
+    state = RunState.create(model, objectives, make_optimizer, settings.ema_decay, config, watch)
+    if resumed:
+        state.restore(resumed)
+    state.step_backs = max(state.step_backs, step_backs)
+    distributed.barrier()  # all have read before rank 0 removes anything
+    if rank == 0:
+        checkpoint.forget_later(run_dir / "checkpoints", state.step)
+
+    wrapped = distributed.wrap(model, device, len(objectives))
+    run_step = torch.compile(wrapped) if settings.compile else wrapped
+    draws = replace(settings, seed=settings.seed + state.step_backs * _STEP_BACK_SEEDS)
+    batches = endless_batches(train_set, draws, state.step, rank, world, device)
+    return Run(
+        settings, draws, run_dir, rank, world, device, state, objectives, wrapped, run_step, train_set, batches,
+        make_model,
+    )  # fmt: skip
+
+
+def set_deterministic(on: bool) -> None:
+    """Whether PyTorch may use only operations that give the same bits each time."""
+    if on:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+        torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(on)

@@ -1,0 +1,45 @@
+"""Signals that end a run in good order: the step is finished and saved first."""
+
+import contextlib
+import signal
+import time
+from typing import Any
+
+_ECHO_SECONDS = 2.0
+# Ctrl-C; kill and preemption; what schedulers send some time before a job's end (Slurm's --signal, submitit).
+_HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class StopSignal:
+    """Takes note of SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 while it is open, so that a step is finished and saved.
+
+    ``received``: the first signal's number, 0 for none. A second Ctrl-C interrupts at once, but for those of the first
+    seconds: a Ctrl-C reaches a process from the terminal and again from torchrun.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._since = 0.0
+        self._former: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignal":
+        for number in _HANDLED:
+            with contextlib.suppress(ValueError):  # not the main thread: leave signals as they are
+                self._former[number] = signal.signal(number, self._set)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+
+    def pass_on(self) -> None:
+        """Give the signal to whoever handled it before, once the work is saved: submitit then puts the job back."""
+        former = self._former.get(self.received)
+        if callable(former) and former is not signal.default_int_handler:
+            signal.raise_signal(self.received)
+
+    def _set(self, number: int, _: Any) -> None:
+        if not self.received:
+            self.received, self._since = number, time.monotonic()
+        elif number == signal.SIGINT and time.monotonic() - self._since > _ECHO_SECONDS:
+            raise KeyboardInterrupt

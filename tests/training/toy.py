@@ -1,0 +1,79 @@
+"""A model of three weights and its cases, for what a run does around any model; and widths for real models."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from diffux2ct.reconstructors.base import Objective, Trainable
+from diffux2ct.training.loggers import CsvLogger, Loggers
+from diffux2ct.training.loop import stepping_back, train
+from diffux2ct.training.settings import TrainerSettings
+
+# All of the paper's parts in a hundredth of a second: for what a run does with the real models.
+THIN = (
+    "widths.channels=[8,8,8]",
+    "widths.num_heads=1",
+    "widths.condition_channels=[4,4,4]",
+    "widths.regression_channels=[4,4,4,4]",
+    "widths.plane_channels=8",
+    "widths.encoder_channels=[8,8,8,8]",
+    "widths.x2ct={stem: 8, growth: 4, dense_layers: [1, 1, 1, 1, 1], channels: [4, 4, 8, 8, 16, 16], "
+    "discriminator_channels: [8, 8, 16, 16]}",
+)
+
+
+class Toy(Trainable):
+    """Draws noise from each sample's seed; ``blow_up(seeds)`` tells how often its loss is multiplied."""
+
+    def __init__(self, blow_up=lambda seeds: 1.0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+        self.blow_up = blow_up
+
+    def objectives(self):
+        return (Objective("toy", list(self.parameters()), self._loss),)
+
+    def _loss(self, batch):
+        generators = [torch.Generator().manual_seed(seed) for seed in batch["seed"].tolist()]
+        noise = torch.stack([torch.randn(3, generator=generator) for generator in generators])
+        error = (self.weight * (1 + 0.1 * noise) - batch["x"]).square().mean()
+        return {"total": error * self.blow_up(batch["seed"])}
+
+
+@dataclass
+class Case:
+    case_id: str
+
+
+class Cases(torch.utils.data.Dataset):
+    def __init__(self, count: int = 6):
+        self.cases = [Case(f"case{i}") for i in range(count)]
+
+    def __len__(self):
+        return len(self.cases)
+
+    def __getitem__(self, index):
+        return {"x": torch.full((3,), index / 10), "index": index}
+
+
+def train_toy(run_dir: Path, blow_up=lambda seeds: 1.0, cases: Cases | None = None, **settings) -> Path:
+    run_dir.mkdir(parents=True, exist_ok=True)
+    defaults = {"max_steps": 20, "precision": "fp32", "device": "cpu", "log_every": 1, "ema_decay": 0.9}
+    chosen = TrainerSettings(**(defaults | settings))
+    config = {"trainer": {"max_steps": chosen.max_steps, "lr_schedule": chosen.lr_schedule}}
+    return stepping_back(
+        lambda settings, step_backs: train(
+            lambda: Toy(blow_up),
+            cases or Cases(),
+            None,
+            lambda parameters: torch.optim.Adam(parameters, 1e-2),
+            lambda step: Loggers([CsvLogger(run_dir, step)]),
+            settings,
+            run_dir,
+            config,
+            step_backs,
+        ),
+        chosen,
+    )
