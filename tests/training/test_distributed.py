@@ -174,6 +174,7 @@ def test_two_processes_train_as_one_with_the_joint_batch(trained, other):
 
 
 @pytest.mark.dist
+@pytest.mark.slow
 def test_a_sharded_run_validates_and_goes_on_in_one_process_and_one_process_s_sharded(trained, phantoms):
     assert (2, "val/psnr3d") in losses(trained / "fsdp")
     assert (trained / "fsdp" / "checkpoints" / "best.pt").is_file()
