@@ -110,6 +110,9 @@ def test_runs_share_the_budget_of_a_page_and_are_shrunken_alike(num_runs):
         sizes = {len(unpack_volume(t, packed[-1].shape)) for t in packed[-1].volumes.values()}
         assert sizes == {32 // packed[-1].shrink}
     assert 0.1 * budget < used <= budget
+    # At a shrink of 2 all fit, and that is kept for the two cases after the first.
+    most = next_allowance(90_000 * (num_runs + 1), 0, 3, 64**3, num_runs + 1)
+    assert most == pytest.approx((90_000 - 2 * expected_size(32**3, 1)) * (num_runs + 1))
     assert max(case.shrink for case in packed) == 2
 
 
