@@ -6,7 +6,7 @@
 Peers: MONAI's DiffusionModelUNet (Apache-2.0) and video-diffusion-pytorch's Unet3D (MIT), which medicaldiffusion took
 over; each as shipped (fp32, contiguous) and in our precision and layout (bf16 autocast, channels_last_3d). Theirs get a
 noisy volume and the step. Ours gets X-rays too: its time and memory include the conditioning and the projection loss.
-Their widths are chosen so that they have our number of parameters, or nearly so.
+Their widths are chosen, near the shape that they are shipped in, for our number of parameters, or nearly so.
 
 Each configuration has a process of its own; they step in turn, round after round, so that a busy machine slows all of
 them alike. Times are medians, wall and processor; memory is the process's peak, less what it held before its model.
@@ -54,16 +54,21 @@ def make_ours(size: int, batch: int, widths: str) -> tuple[nn.Module, Callable[[
     return model, lambda: model("diffusion", data)["total"]
 
 
-def make_peer(name: str, size: int, batch: int, width: int) -> tuple[nn.Module, Callable[[], Tensor]]:
+def make_peer(
+    name: str, size: int, batch: int, shape: tuple[int, ...]
+) -> tuple[nn.Module, Callable[[], Tensor]]:
     """A peer's U-Net with the loss of its noise prediction."""
-    model = peer_unet(name, width)
+    model = peer_unet(name, shape)
     x, noise = torch.rand(2, batch, 1, size, size, size)
     t = torch.arange(batch)
     return model, lambda: nn.functional.l1_loss(model(x, t).float(), noise)
 
 
-def peer_unet(name: str, width: int) -> nn.Module:
-    """A peer's network; MONAI's in the shape of its 3D tutorial: three levels, attention at the coarsest."""
+def peer_unet(name: str, shape: tuple[int, ...]) -> nn.Module:
+    """A peer's network; MONAI's in the shape of its 3D tutorial: three levels, attention at the coarsest.
+
+    shape: MONAI's channels of the levels; the other's first width, and what the levels multiply it with.
+    """
     if name == "monai":
         from monai.networks.nets.diffusion_model_unet import DiffusionModelUNet
 
@@ -72,15 +77,15 @@ def peer_unet(name: str, width: int) -> nn.Module:
             in_channels=1,
             out_channels=1,
             num_res_blocks=2,
-            channels=(width, width, 2 * width),
+            channels=shape,
             attention_levels=(False, False, True),
-            num_head_channels=(0, 0, 2 * width),
+            num_head_channels=(0, 0, shape[-1]),
             norm_num_groups=4,  # divides every width that is tried
         )
     stand_in_for_torchvision()
     from video_diffusion_pytorch import Unet3D
 
-    return Unet3D(dim=width, channels=1)
+    return Unet3D(dim=shape[0], channels=1, dim_mults=shape[1:])
 
 
 def stand_in_for_torchvision() -> None:
@@ -89,11 +94,16 @@ def stand_in_for_torchvision() -> None:
         sys.modules["torchvision"] = MagicMock()
 
 
-def width_for(name: str, parameters: int) -> int:
-    """The width, in steps of 4, whose number of parameters is nearest."""
+def shape_for(name: str, parameters: int) -> tuple[int, ...]:
+    """The shape whose number of parameters is nearest."""
+    shapes = (
+        [(w, w + more, 2 * w) for w in range(16, 129, 4) for more in (0, 4)]
+        if name == "monai"
+        else [(w, 1, 2, k, m) for w in range(16, 65, 8) for k in (3, 4) for m in (6, 7, 8, 9)]
+    )
     with torch.device("meta"):
-        counts = {width: count(peer_unet(name, width)) for width in range(16, 129, 4)}
-    return min(counts, key=lambda width: abs(counts[width] - parameters))
+        counts = {shape: count(peer_unet(name, shape)) for shape in shapes}
+    return min(counts, key=lambda shape: abs(counts[shape] - parameters))
 
 
 def count(model: nn.Module) -> int:
@@ -112,13 +122,13 @@ def worker(name: str, way: str, size: int, batch: int, widths: str, threads: int
     torch.manual_seed(0)
     with torch.device("meta"):
         ours = count(make_ours(size, 1, widths)[0])
-    width = 0 if name == "diffux2ct" else width_for(name, ours)
+    shape = None if name == "diffux2ct" else shape_for(name, ours)
     before = peak_mib()
-    model, loss = make_ours(size, batch, widths) if not width else make_peer(name, size, batch, width)
+    model, loss = make_ours(size, batch, widths) if shape is None else make_peer(name, size, batch, shape)
     bf16 = way == BF16
     prepare_model(model, torch.device("cpu"), channels_last=bf16).train()  # type: ignore[arg-type]
     optimizer = torch.optim.Adam(model.parameters(), 1e-4)
-    print(json.dumps({"parameters": count(model), "width": width}), flush=True)
+    print(json.dumps({"parameters": count(model), "shape": shape}), flush=True)
     for _ in sys.stdin:
         wall, cpu = time.perf_counter(), time.process_time()
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
@@ -161,6 +171,7 @@ def run_all(args: argparse.Namespace) -> list[dict]:
                 "model": name,
                 "way": way,
                 "parameters": facts["parameters"],
+                "shape": " ".join(map(str, facts["shape"] or [args.widths])),
                 "size": args.size,
                 "batch": args.batch,
                 "seconds": round(statistics.median(s["wall"] for s in later), 4),

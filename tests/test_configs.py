@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from diffux2ct import build
 from diffux2ct.diffusion.samplers import SAMPLERS
 from diffux2ct.evaluation.distortion import METRICS
-from diffux2ct.evaluation.metric_set import FAMILIES
+from diffux2ct.evaluation.metric_set import DEFAULT_FAMILIES, FAMILIES
 from diffux2ct.evaluation.protocols import PROTOCOLS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -137,3 +137,10 @@ def test_the_default_is_the_paper_s_run(dataset, steps):
     assert (cfg.sampler.name, cfg.sampler.num_inference_steps) == ("ddpm", 1000)
     assert (cfg.loss.norm, cfg.loss.projection_weight, cfg.loss.projection_mode) == ("l1", None, "paper")
     assert cfg.name == f"paper-{dataset}"
+
+
+def test_the_default_families_are_those_of_the_folder_names():
+    """An evaluation's folder names what departs from the default, on which the config and the code must agree."""
+    for protocol in PROTOCOLS:
+        cfg = composed(f"metrics={protocol}", "ckpt=none", config="evaluate")
+        assert tuple(cfg.metrics.families) == DEFAULT_FAMILIES

@@ -116,16 +116,16 @@ def build_metrics(cfg: DictConfig, device: torch.device, precision: str = "fp32"
     from diffux2ct.evaluation.metric_set import MetricSet
     from diffux2ct.reconstructors.segmentation import SegmentationTrainable
 
-    segmenter = None
+    segmenter, record = None, None
     if cfg.segmenter is not None:
         run = load_run(cfg.segmenter, str(device))
-        segmenter = run.model
+        segmenter, record = run.model, {"run": str(cfg.segmenter), "step": run.step}
         if not isinstance(segmenter, SegmentationTrainable):
             raise UserError(
                 f"{run.path}: not a segmentation network; train one with python train.py model=vnet, and give its run "
                 "as metrics.segmenter="
             )
-    return MetricSet.make(
+    metrics = MetricSet.make(
         plain(cfg)["families"],
         cfg.protocol,
         device=device,
@@ -133,6 +133,8 @@ def build_metrics(cfg: DictConfig, device: torch.device, precision: str = "fp32"
         segmenter=segmenter,
         precision=precision,
     )
+    metrics.context["segmenter"] = record
+    return metrics
 
 
 def build_optimizer(cfg: DictConfig) -> Callable[[list[nn.Parameter]], torch.optim.Optimizer]:

@@ -129,6 +129,9 @@ def test_train_evaluate_and_controls_from_the_shell(phantoms, tmp_path):
         (folder.parent / "phantom-test-ddim2-shuffled-raw-first2" / "metrics.json").read_text()
     )
     assert (metrics["num_cases"], metrics["xray_source"]) == (2, "shuffled")
+    few = ["metrics.families=[bones,distortion]", "precision=fp32", "sampler.num_inference_steps=2"]
+    assert command("evaluate.py", "ckpt=runs/e2e", *few, cwd=tmp_path).returncode == 0
+    assert (folder.parent / "phantom-test-ddim2-bones+distortion-fp32" / "metrics.json").is_file()
 
     # The README's quickstart, word for word, on this run and this dataset's X-rays.
     (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)

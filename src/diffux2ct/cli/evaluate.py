@@ -11,6 +11,7 @@ from diffux2ct import build
 from diffux2ct.cli.hydra_app import hydra_app
 from diffux2ct.errors import UserError
 from diffux2ct.evaluation.metric_info import metric_info
+from diffux2ct.evaluation.metric_set import DEFAULT_FAMILIES
 from diffux2ct.evaluation.runner import evaluate
 from diffux2ct.training.settings import resolve_device
 
@@ -20,8 +21,10 @@ def run(cfg: DictConfig) -> None:
     for key, choices in (("weights", ("ema", "raw")), ("precision", ("bf16", "fp32"))):
         if cfg[key] not in choices:
             raise UserError(f"{key}={cfg[key]}: choose {' or '.join(choices)}")
-    if cfg.batch_size < 1:
-        raise UserError(f"batch_size={cfg.batch_size}: must be at least 1")
+    for key, least in (("seed", 0), ("batch_size", 1), ("num_report_cases", 0), ("max_cases", 1)):
+        value = cfg[key]
+        if not (isinstance(value, int) and value >= least) and not (value is None and key == "max_cases"):
+            raise UserError(f"{key}={value}: must be a whole number of at least {least}")
     loaded = build.load_run(cfg.ckpt, cfg.device, cfg.weights)
     trained = loaded.cfg
     sampling = build.plain(trained.sampler)
@@ -105,6 +108,10 @@ def default_folder(path: Path, dataset: str, cfg: DictConfig, sampling: dict) ->
     marks = [dataset, cfg.split, sampler]
     marks += [cfg.xray_source] if cfg.xray_source != "paired" else []
     marks += [cfg.metrics.protocol] if cfg.metrics.protocol != "paper" else []
+    marks += [] if set(cfg.metrics.families) == set(DEFAULT_FAMILIES) else ["+".join(cfg.metrics.families)]
+    marks += [f"by-{Path(cfg.metrics.segmenter).resolve().name}"] if cfg.metrics.segmenter else []
+    marks += [cfg.precision] if cfg.precision != "bf16" else []
+    marks += [f"batch{cfg.batch_size}"] if cfg.batch_size != 1 else []
     marks += [cfg.weights] if cfg.weights != "ema" else []
     marks += [f"first{cfg.max_cases}"] if cfg.max_cases else []
     marks += [f"seed{cfg.seed}"] if cfg.seed else []

@@ -47,6 +47,9 @@ FAMILIES = (
     "fid_medclip",
 )
 
+DEFAULT_FAMILIES = tuple(name for name in FAMILIES if name != "distribution")
+"""Of evaluate.py (configs/metrics); the CT encoder's distances take many seconds a volume."""
+
 
 @dataclass
 class MetricSet:
