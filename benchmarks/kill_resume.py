@@ -18,6 +18,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # a forked process must not count
 
 import torch
 from hydra import compose, initialize_config_module
+from tqdm import tqdm
 
 from diffux2ct.cli import run_main
 from diffux2ct.cli.train import run
@@ -63,6 +65,8 @@ def fork(command: Callable[[], object], log: Path) -> int:
     process = os.fork()
     if process:
         return process
+    # tqdm's lock is shared between forked processes: one that was killed while it held it would stop all later ones.
+    tqdm.set_lock(threading.RLock())
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
