@@ -1,6 +1,7 @@
 """Which runs may be compared, merged seeds, and what the tests say of a table, on made-up scores."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,10 +15,10 @@ from diffux2ct.evaluation.comparison import (
     about,
     choose_metrics,
     differences,
-    read_evaluation,
     test_set_name,
     test_sets,
 )
+from diffux2ct.evaluation.comparison_files import read_evaluation
 from diffux2ct.evaluation.comparison_tests import merge_seeds, statistics_marks
 
 PATIENTS = tuple(f"p{i // 2}" for i in range(20))
@@ -132,6 +133,7 @@ def test_damaged_evaluations_end_in_one_line(tmp_path):
         "psnr3d\n1.0\n",
         "case_id,patient,psnr3d\nc0,p0\n",
         "case_id,patient,psnr3d\nc0,p0,1,2\n",
+        "case_id,patient,psnr3d\nc0,p0,1\nc0,p0,1\n",
     ):
         (tmp_path / "per_case.csv").write_text(text)
         with pytest.raises(UserError, match="per_case.csv: damaged"):
@@ -140,6 +142,37 @@ def test_damaged_evaluations_end_in_one_line(tmp_path):
     cases = read_evaluation(tmp_path)[1]
     assert np.isnan(cases.scores["psnr3d"][0])
     assert cases.scores["floor_psnr3d"][0] == 1.5
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ({"floor": {"psnr3d": None}}, "floor of psnr3d is no number"),
+        ({"floor": {"psnr3d": "x"}}, "floor of psnr3d is no number"),
+        ({"floor": [15.0]}, "floor is no section"),
+        ({"num_scored": {"psnr3d": [1]}}, "num_scored of psnr3d is no number"),
+        ({"num_cases": "8"}, "num_cases is no number"),
+        ({"weights": ["ema"]}, "weights is no text"),
+        ({"split": ["test"]}, "split is no text"),
+        ({"sampling": "ddim"}, "sampling is no section"),
+        ({"sampling": {"eta": "much"}}, "eta is no number"),
+        ({"segmenter": "runs/vnet"}, "segmenter is no section"),
+        ({"num_cases": 2}, "per_case.csv: holds 1 case, and metrics.json is of 2"),
+    ],
+)
+def test_what_no_evaluation_writes_is_named_in_one_line(tmp_path, content, told):
+    (tmp_path / "per_case.csv").write_text("case_id,patient,psnr3d\nc0,p0,1.5\n")
+    (tmp_path / "metrics.json").write_text(json.dumps({"psnr3d": 1.5, "num_cases": 1} | content))
+    with pytest.raises(UserError, match=re.escape(told)) as error:
+        read_evaluation(tmp_path)
+    assert str(error.value).startswith(str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_what_an_evaluation_did_not_know_may_be_null(tmp_path):
+    unknown = dict.fromkeys(("weights", "num_cases", "sampling", "floor", "segmenter", "unavailable"))
+    (tmp_path / "metrics.json").write_text(json.dumps({"psnr3d": 1.5} | unknown))
+    assert read_evaluation(tmp_path)[0]["psnr3d"] == 1.5
 
 
 def test_seeds_merge_into_mean_and_spread():

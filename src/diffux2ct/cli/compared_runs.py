@@ -14,7 +14,8 @@ from omegaconf import OmegaConf
 from diffux2ct import build
 from diffux2ct.cli.hydra_app import as_typed
 from diffux2ct.errors import UserError
-from diffux2ct.evaluation.comparison import ScoredRun, read_evaluation
+from diffux2ct.evaluation.comparison import ScoredRun
+from diffux2ct.evaluation.comparison_files import read_evaluation
 from diffux2ct.evaluation.cost import Cost, reconstruction_cost
 from diffux2ct.reconstructors.base import Reconstructor
 from diffux2ct.training.resume import changed_keys

@@ -1,8 +1,6 @@
 """What a comparison of runs rests on: their scores, and which of them were scored on the same cases."""
 
-import csv
 import difflib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -99,7 +97,7 @@ class ScoredRun:
     def score(self, key: str) -> float | None:
         """A mean over cases; None where this run has no such number."""
         value = self.summary.get(key)
-        return float(value) if _is_number(value) else None
+        return float(value) if is_number(value) else None
 
 
 @dataclass(frozen=True)
@@ -123,38 +121,8 @@ class Difference:
         return self.p < ALPHA
 
 
-def read_evaluation(folder: Path) -> tuple[dict[str, Any], CaseScores | None]:
-    """metrics.json and per_case.csv (None where there is none) of an evaluation's folder.
-
-    Raises:
-        UserError: one of them is damaged.
-    """
-    path, table = folder / "metrics.json", folder / "per_case.csv"
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable as JSON; run evaluate.py again") from error
-    if not isinstance(summary, dict) or not isinstance(summary.get("floor", {}), dict):
-        raise UserError(f"{path}: not what evaluate.py writes; run evaluate.py again")
-    return summary, _read_cases(table) if table.is_file() else None
-
-
-def _read_cases(path: Path) -> CaseScores:
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file, strict=True)
-            names = [n for n in reader.fieldnames or () if n not in ("case_id", "patient", "seconds")]
-            rows = list(reader)
-        if any(None in row or None in row.values() for row in rows):
-            raise ValueError("a line is cut short, or too long")
-        scores = {n: np.array([float(row[n]) if row[n] else np.nan for row in rows]) for n in names}
-        ids = tuple((row["case_id"], row["patient"]) for row in rows)
-    except (ValueError, KeyError, TypeError, csv.Error) as error:
-        raise UserError(f"{path}: damaged; run evaluate.py again") from error
-    return CaseScores(tuple(case for case, _ in ids), tuple(patient for _, patient in ids), scores)
-
-
-def _is_number(value: Any) -> TypeGuard[float]:
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a value of metrics.json is a finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
