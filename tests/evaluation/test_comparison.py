@@ -19,6 +19,7 @@ from diffux2ct.evaluation.comparison import (
     test_sets,
 )
 from diffux2ct.evaluation.comparison_files import read_evaluation
+from diffux2ct.evaluation.comparison_table import build_table
 from diffux2ct.evaluation.comparison_tests import merge_seeds, statistics_marks
 
 PATIENTS = tuple(f"p{i // 2}" for i in range(20))
@@ -64,6 +65,40 @@ def test_what_differs_in_the_scoring_parts_test_sets():
     assert test_set_name(scored("b", np.zeros(1), protocol="x2ct")) == (
         "phantom test, 1 case of 1 patient, protocol x2ct"
     )
+
+
+def reordered(run: ScoredRun) -> ScoredRun:
+    assert run.cases is not None
+    return replace(run, cases=run.cases.in_order(run.cases.cases[::-1]))
+
+
+def test_cases_are_paired_by_name_and_not_by_place():
+    values = np.linspace(18, 22, 20)
+    runs = [scored("a", values), reordered(scored("b", values + 0.5))]
+    assert runs[1].cases.cases[0] == "c19"
+    assert runs[1].cases.scores["psnr3d"][0] == 22.5
+    assert runs[1].cases.patients[0] == "p9"
+    assert len(test_sets(runs)) == 1
+    (test,) = statistics_marks(runs, choose_metrics(runs, None), reference="a").tests
+    assert test.interval == pytest.approx((0.5, 0.5), abs=1e-9)
+    assert test.p == pytest.approx(2 / 2**10)  # every patient is better
+    (merged,) = merge_seeds([runs[0], replace(runs[1], name="a", seeds=(1,))])
+    np.testing.assert_allclose(merged.cases.scores["psnr3d"], values + 0.25)
+    with pytest.raises(ValueError, match="not the same cases"):
+        runs[0].cases.in_order(["c0"])
+
+
+def test_a_run_without_cases_does_not_bring_those_of_others_together():
+    """It agrees with both, as all that it tells is their number."""
+    other = scored("b")
+    other = replace(other, cases=replace(other.cases, cases=tuple(f"d{i}" for i in range(20))))
+    old = replace(scored("old"), cases=None)
+    groups = test_sets([old, scored("a"), other])
+    assert [[run.name for run in group] for group in groups] == [["old", "a"], ["b"]]
+    notes = build_table([old, scored("a"), other], choose_metrics([old], None)).notes
+    assert any(note.endswith("They differ in cases.") for note in notes)
+    merged = merge_seeds([replace(run, seeds=(k,)) for k, run in enumerate((old, scored("a"), other))])
+    assert [run.seeds for run in merged] == [(0, 1), (2,)]
 
 
 def test_directions_and_units():

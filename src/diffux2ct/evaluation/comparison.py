@@ -61,6 +61,17 @@ class CaseScores:
     patients: tuple[str, ...]
     scores: Mapping[str, np.ndarray]
 
+    def in_order(self, cases: Sequence[str]) -> "CaseScores":
+        """The same cases in another order: that of ``cases``, which must be all of them."""
+        if tuple(cases) == self.cases:
+            return self
+        if sorted(cases) != sorted(self.cases):
+            raise ValueError("these are not the same cases")
+        place = {case: index for index, case in enumerate(self.cases)}
+        order = [place[case] for case in cases]
+        patients = tuple(self.patients[index] for index in order)
+        return CaseScores(tuple(cases), patients, {key: values[order] for key, values in self.scores.items()})
+
 
 @dataclass(frozen=True)
 class ScoredRun:
@@ -158,13 +169,14 @@ def choose_metrics(runs: Sequence[ScoredRun], wanted: Sequence[str] | None) -> l
 
 
 def test_sets(runs: Sequence[ScoredRun]) -> list[list[ScoredRun]]:
-    """The runs in groups that were scored alike: same cases, X-rays, protocol and floor.
+    """The runs in groups that were scored alike: same cases in whatever order, X-rays, protocol and floor.
 
-    The floor tells data sets apart whose cases bear the same names, and training sets whose mean differs.
+    The floor tells data sets apart whose cases bear the same names, and training sets whose mean differs. A run must
+    agree with all of its group: one without per_case.csv agrees with runs that do not with each other.
     """
     groups: list[list[ScoredRun]] = []
     for run in runs:
-        alike = next((g for g in groups if not differences(g[0], run)), None)
+        alike = next((g for g in groups if not any(differences(other, run) for other in g)), None)
         groups.append([run]) if alike is None else alike.append(run)
     return groups
 
@@ -184,10 +196,11 @@ def differences(a: ScoredRun, b: ScoredRun) -> list[str]:
     ):
         if a.summary.get(key, before) != b.summary.get(key, before):
             found.append(word)
-    ids = [run.cases.cases if run.cases else run.summary.get("num_cases") for run in (a, b)]
-    if type(ids[0]) is not type(ids[1]):
-        ids = [run.summary.get("num_cases") for run in (a, b)]
-    if ids[0] != ids[1]:
+    if a.cases is not None and b.cases is not None:
+        same = sorted(a.cases.cases) == sorted(b.cases.cases)
+    else:
+        same = a.summary.get("num_cases") == b.summary.get("num_cases")
+    if not same:
         found.append("cases")
     shared = set(a.floor) & set(b.floor)
     if any(not math.isclose(a.floor[k], b.floor[k], rel_tol=FLOOR_TOLERANCE) for k in shared) and not found:

@@ -30,7 +30,9 @@ def _test_sets(sets: Sequence[Sequence[ScoredRun]]) -> list[str]:
     if len(sets) == 1:
         return [f"Scored on {test_set_name(sets[0][0])}."]
     named = "; ".join(f"{chr(ord('A') + i)}: {test_set_name(group[0])}" for i, group in enumerate(sets))
-    reasons = dict.fromkeys(word for group in sets[1:] for word in differences(sets[0][0], group[0]))
+    # A set was opened by a run that differs from one of the first set's, which need not be its first.
+    pairs = [(run, group[0]) for group in sets[1:] for run in sets[0]]
+    reasons = dict.fromkeys(word for pair in pairs for word in differences(*pair))
     return [
         f"Not all scored alike, so compare within a set only ({named}). They differ in {', '.join(reasons)}."
     ]

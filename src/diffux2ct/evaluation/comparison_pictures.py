@@ -37,11 +37,12 @@ def distribution_section(runs: Sequence[ScoredRun], metrics: Sequence[MetricAbou
     ``runs``: of one test set, so that they have the same cases.
     """
     rows = {run.name: case_rows(run) for run in runs if run.cases is not None}
-    # The floor is the same for all, but one run may have been scored by fewer metrics than another.
-    floor = [
-        {key: value for row in reversed(same) for key, value in row.items() if number_or_text(value)}
-        for same in zip(*rows.values(), strict=True)
-    ]
+    # The floor is the same for all, but a run may lack metrics of another, or have another order of cases.
+    by_case: dict[str, dict[str, Any]] = {}
+    for row in (row for lane in rows.values() for row in lane):
+        told = {key: value for key, value in row.items() if number_or_text(value)}
+        by_case[row["case_id"]] = told | by_case.get(row["case_id"], {})
+    floor = list(by_case.values())
     plots = compared_distributions(rows, floor, [metric.key for metric in metrics])
     return f"<section><h2>Distributions</h2>{plots}<p class=note>{PLOT_NOTE}</p></section>" if plots else ""
 

@@ -44,7 +44,10 @@ def merge_seeds(runs: Sequence[ScoredRun]) -> list[ScoredRun]:
     for index, run in enumerate(runs):
         scored = ("sampling", "weights", "seed", "num_cases")
         key = (run.experiment or f"#{index}", run.steps, *(str(run.summary.get(k)) for k in scored))
-        alike = next((k for k in groups if k[0] == key and not differences(groups[k][0], run)), None)
+        alike = next(
+            (k for k, group in groups.items() if k[0] == key and not any(differences(r, run) for r in group)),
+            None,
+        )
         groups[alike or (key, index)].append(run)
     return [group[0] if len(group) == 1 else _merged(group) for group in groups.values()]
 
@@ -64,7 +67,8 @@ def _merged(group: Sequence[ScoredRun]) -> ScoredRun:
     summary = {key: value for key, value in first.summary.items() if key not in ("intervals", "bootstrap")}
     for key in numbers - {"step", "num_cases", "seed", "batch_size", "num_train_cases"}:
         summary[key] = fmean(values[key])
-    per_case = [run.cases for run in group if run.cases is not None]
+    scored = [run.cases for run in group if run.cases is not None]
+    per_case = [each.in_order(scored[0].cases) for each in scored]
     cases = None
     if len(per_case) == len(group):
         shared = [k for k in per_case[0].scores if all(k in each.scores for each in per_case)]
@@ -195,8 +199,10 @@ def _reference(
 
 def _test(run: ScoredRun, base: ScoredRun, metric: MetricAbout, test: str) -> tuple[Difference | None, int]:
     """The difference, None where it cannot be tested, and the number of patients behind it."""
-    a, b = _values(run, metric.key), _values(base, metric.key)
-    if a is None or b is None or run.cases is None:
+    if run.cases is None or base.cases is None:
+        return None, 0
+    a, b = _values(run, metric.key), base.cases.in_order(run.cases.cases).scores.get(metric.key)
+    if a is None or b is None:
         return None, 0
     result = paired_test(a, b, run.cases.patients, test=test)
     if result.p is None:
