@@ -19,8 +19,9 @@ from diffux2ct.evaluation.comparison import (
     test_sets,
 )
 from diffux2ct.evaluation.comparison_files import read_evaluation
+from diffux2ct.evaluation.comparison_seeds import merge_seeds
 from diffux2ct.evaluation.comparison_table import build_table
-from diffux2ct.evaluation.comparison_tests import merge_seeds, statistics_marks
+from diffux2ct.evaluation.comparison_tests import statistics_marks
 
 PATIENTS = tuple(f"p{i // 2}" for i in range(20))
 
@@ -227,6 +228,48 @@ def test_seeds_merge_into_mean_and_spread():
         assert len(merge_seeds([runs[0], apart])) == 2
     with pytest.raises(UserError, match=r"full and full are the same experiment with the same seed 1"):
         merge_seeds([runs[1], runs[1]])
+
+
+def with_distances(run: ScoredRun, values: np.ndarray) -> ScoredRun:
+    """With an HD95 by case, its mean over the cases that have one."""
+    assert run.cases is not None
+    cases = replace(run.cases, scores={**run.cases.scores, "hd95_bone": values})
+    return replace(run, cases=cases, summary={**run.summary, "hd95_bone": float(np.nanmean(values))})
+
+
+def test_merged_seeds_are_of_the_cases_that_every_seed_has():
+    first, second = np.linspace(9, 11, 20), np.linspace(9, 11, 20) + 2
+    first[:4] = np.nan
+    second[:2], second[16:] = 500.0, np.nan
+    seeds = [with_distances(scored("a", seed=k), values) for k, values in enumerate((first, second))]
+    (merged,) = merge_seeds(seeds)
+    shared = np.linspace(9, 11, 20)[4:16]
+    assert merged.score("hd95_bone") == pytest.approx(shared.mean() + 1)
+    assert merged.spread["hd95_bone"] == pytest.approx(2 / 2**0.5)
+    assert merged.num_scored("hd95_bone") == 12
+    np.testing.assert_array_equal(np.isfinite(merged.values("hd95_bone")), [4 <= k < 16 for k in range(20)])
+    marks = statistics_marks([merged], choose_metrics([merged], ["hd95_bone"]), intervals=True)
+    low, high = marks.intervals["a", "hd95_bone"]
+    assert shared.min() + 1 <= low < merged.score("hd95_bone") < high <= shared.max() + 1
+
+
+def test_merged_seeds_without_a_common_case_have_no_score_and_say_why():
+    first, second = np.full(20, 9.0), np.full(20, 11.0)
+    first[:10], second[10:] = np.nan, np.nan
+    seeds = [with_distances(scored("a", seed=k), values) for k, values in enumerate((first, second))]
+    (merged,) = merge_seeds(seeds)
+    assert merged.score("hd95_bone") is None
+    assert merged.score("psnr3d") == pytest.approx(20.0)
+    told = build_table([merged], choose_metrics([merged], None)).notes
+    assert "Not available (all): hd95_bone: no case has a value in every seed." in [
+        f"{note}." for note in told
+    ]
+    # Without per_case.csv means are merged where all cases have a value, and nowhere else.
+    unknown = [replace(run, cases=None) for run in seeds]
+    unknown[1].summary["num_scored"] = {"hd95_bone": 10}
+    (merged,) = merge_seeds(unknown)
+    assert (merged.score("hd95_bone"), merged.score("psnr3d")) == (None, pytest.approx(20.0))
+    assert "not known in which cases" in merged.summary["unavailable"]["hd95_bone"]
 
 
 def test_only_differences_beyond_chance_are_left_unmarked():

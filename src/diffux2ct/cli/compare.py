@@ -120,8 +120,9 @@ def run(arguments: Sequence[str] | None = None) -> None:
     from diffux2ct.cli.compared_volumes import illustrate
     from diffux2ct.data.case_writer import write_text
     from diffux2ct.evaluation.comparison import choose_metrics
+    from diffux2ct.evaluation.comparison_seeds import merge_seeds
     from diffux2ct.evaluation.comparison_table import build_table, sort_keys
-    from diffux2ct.evaluation.comparison_tests import merge_seeds, statistics_marks
+    from diffux2ct.evaluation.comparison_tests import statistics_marks
 
     _check(asked)
     runs, problems = read_runs(asked.runs, asked.evaluation)

@@ -105,10 +105,26 @@ class ScoredRun:
         """The mean training volume's scores on the same cases."""
         return self.summary.get("floor") or {}
 
+    @property
+    def num_cases(self) -> int | None:
+        """Cases that were reconstructed."""
+        return self.summary.get("num_cases") if self.cases is None else len(self.cases.cases)
+
     def score(self, key: str) -> float | None:
-        """A mean over cases; None where this run has no such number."""
+        """A mean over the cases that have a value; None where this run has no such number."""
         value = self.summary.get(key)
         return float(value) if is_number(value) else None
+
+    def values(self, key: str) -> np.ndarray | None:
+        """By case [cases], NaN where a case has none; None for a metric of the whole set, or without per_case.csv."""
+        return None if self.cases is None else self.cases.scores.get(key)
+
+    def num_scored(self, key: str) -> int | None:
+        """How many cases have a value, which the mean is over; all for a metric of the whole set."""
+        values = self.values(key)
+        if values is not None:
+            return int(np.isfinite(values).sum())
+        return (self.summary.get("num_scored") or {}).get(key, self.num_cases)
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,12 @@
-"""Statistics of a comparison: merged seeds, intervals, and which rows cannot be told from the reference."""
+"""Statistics of a comparison: intervals, and which rows cannot be told from the reference."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from statistics import fmean, stdev
-from typing import Any
 
-import numpy as np
-
-from diffux2ct.errors import UserError
 from diffux2ct.evaluation.comparison import (
-    CaseScores,
     Difference,
     MetricAbout,
     ScoredRun,
-    differences,
     plural,
     test_set_name,
     test_sets,
@@ -29,62 +21,6 @@ from diffux2ct.evaluation.statistics import (
     paired_test,
     smallest_p,
 )
-
-
-def merge_seeds(runs: Sequence[ScoredRun]) -> list[ScoredRun]:
-    """Runs of one experiment that differ in their seed alone as one row: means, and the spread over seeds.
-
-    Only what was trained for as many steps and scored alike is merged. A case's score becomes its mean over seeds, so
-    that intervals and tests stay over patients.
-
-    Raises:
-        UserError: the same seed twice.
-    """
-    groups: dict[Any, list[ScoredRun]] = defaultdict(list)
-    for index, run in enumerate(runs):
-        scored = ("sampling", "weights", "seed", "num_cases")
-        key = (run.experiment or f"#{index}", run.steps, *(str(run.summary.get(k)) for k in scored))
-        alike = next(
-            (k for k, group in groups.items() if k[0] == key and not any(differences(r, run) for r in group)),
-            None,
-        )
-        groups[alike or (key, index)].append(run)
-    return [group[0] if len(group) == 1 else _merged(group) for group in groups.values()]
-
-
-def _merged(group: Sequence[ScoredRun]) -> ScoredRun:
-    first = group[0]
-    seeds = [seed for run in group for seed in run.seeds]
-    for seed in seeds:
-        if seeds.count(seed) > 1:
-            names = " and ".join(run.name for run in group if seed in run.seeds)
-            raise UserError(
-                f"--merge-seeds: {names} are the same experiment with the same seed {seed}; leave one out"
-            )
-    numbers = {key for run in group for key in run.summary if all(r.score(key) is not None for r in group)}
-    values = {key: [score for run in group if (score := run.score(key)) is not None] for key in numbers}
-    # Intervals of one seed say nothing of the mean over seeds.
-    summary = {key: value for key, value in first.summary.items() if key not in ("intervals", "bootstrap")}
-    for key in numbers - {"step", "num_cases", "seed", "batch_size", "num_train_cases"}:
-        summary[key] = fmean(values[key])
-    scored = [run.cases for run in group if run.cases is not None]
-    per_case = [each.in_order(scored[0].cases) for each in scored]
-    cases = None
-    if len(per_case) == len(group):
-        shared = [k for k in per_case[0].scores if all(k in each.scores for each in per_case)]
-        scores = {key: np.mean([each.scores[key] for each in per_case], axis=0) for key in shared}
-        cases = CaseScores(per_case[0].cases, per_case[0].patients, scores)
-    names = {str(run.summary.get("run") or run.name) for run in group}
-    return replace(
-        first,
-        name=names.pop() if len(names) == 1 else first.name,
-        summary=summary,
-        cases=cases,
-        seeds=tuple(sorted(seeds)),
-        spread={key: stdev(values[key]) for key in numbers},
-        merged=tuple(run.folder for run in group),
-        machine=first.machine if len({run.machine for run in group}) == 1 else None,
-    )
 
 
 def statistics_marks(
@@ -108,10 +44,6 @@ def statistics_marks(
     return Marks(found, tuple(tests), (*notes, *tested))
 
 
-def _values(run: ScoredRun, key: str) -> np.ndarray | None:
-    return None if run.cases is None else run.cases.scores.get(key)
-
-
 def _intervals(
     runs: Sequence[ScoredRun], metrics: Sequence[MetricAbout]
 ) -> tuple[dict[tuple[str, str], tuple[float, float]], list[str]]:
@@ -119,7 +51,7 @@ def _intervals(
     for run in runs:
         ends = {}
         for metric in metrics:
-            scores = _values(run, metric.key)
+            scores = run.values(metric.key)
             if scores is not None and run.cases is not None:
                 ends[metric.key] = bootstrap_interval(scores, run.cases.patients)
         found |= {(run.name, key): pair for key, pair in ends.items() if pair is not None}
@@ -201,7 +133,7 @@ def _test(run: ScoredRun, base: ScoredRun, metric: MetricAbout, test: str) -> tu
     """The difference, None where it cannot be tested, and the number of patients behind it."""
     if run.cases is None or base.cases is None:
         return None, 0
-    a, b = _values(run, metric.key), base.cases.in_order(run.cases.cases).scores.get(metric.key)
+    a, b = run.values(metric.key), base.cases.in_order(run.cases.cases).scores.get(metric.key)
     if a is None or b is None:
         return None, 0
     result = paired_test(a, b, run.cases.patients, test=test)
