@@ -122,6 +122,6 @@ def _cell(cell: Cell) -> str:
     number = escape(cell.text) + (f" ± {escape(cell.spread)}" if cell.spread else "")
     strong = f"<b>{number}</b>" if cell.best else number
     marks = "".join(f"<i class=mark>{escape(mark)}</i>" for mark in cell.marks)
-    interval = f"<small>{escape(cell.interval)}</small>" if cell.interval else ""
+    asides = "".join(f"<small>{escape(text)}</small>" for text in (cell.interval, cell.scored) if text)
     value = "" if cell.value is None else escape(str(cell.value), quote=True)
-    return f'<td data-v="{value}">{strong}{marks}{interval}</td>'
+    return f'<td data-v="{value}">{strong}{marks}{asides}</td>'

@@ -4,7 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+
 from diffux2ct.evaluation.comparison import Difference, MetricAbout, ScoredRun, test_sets
+from diffux2ct.evaluation.comparison_columns import column_notes, other_cases, otherwise_segmented
 from diffux2ct.evaluation.comparison_notes import SUPERSCRIPTS, table_notes
 
 BELOW_FLOOR, NOT_DIFFERENT = "†", "≈"
@@ -15,7 +18,8 @@ COSTS = ("steps", "volumes", "seeds", "parameters", "tflop", "seconds")
 @dataclass(frozen=True)
 class Cell:
     """A value and how it is shown. ``spread`` is a standard deviation, ``interval`` the ends of a 95 % interval,
-    ``p`` that of the test against the reference, corrected."""
+    ``p`` that of the test against the reference, corrected; ``scored`` is "3 of 8" where a mean is over fewer cases
+    than there are, else empty."""
 
     text: str
     value: float | int | str | None = None
@@ -24,6 +28,7 @@ class Cell:
     spread: str = ""
     interval: str = ""
     p: float | None = None
+    scored: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,8 @@ def build_table(
 ) -> Table:
     """The table of ``runs``; names must differ. ``problems`` are sentences to put under it as they are.
 
-    The best score of each test set is bold, but where only one run was scored on it; a score that is no better than
+    The best score of each test set is bold, but where only one run was scored on it, or where the means are over
+    different cases or of different networks' segmentations; a score that is no better than
     its floor is marked, and so is one that the statistics in ``marks`` do not tell from the reference.
     """
     sets = test_sets(runs)
@@ -106,8 +112,14 @@ def build_table(
             cells = [Cell(run.name, run.name), *letter, *_costs(run, machines)]
             cells += [_score(run, metric, group, marks) for metric in metrics]
             rows.append(Row(tuple(cells), test_set=number))
-        rows.append(_floor(group[0], metrics, letter, number))
-    notes = (*_legend(rows), *table_notes(runs, sets, machines), *marks.notes, *problems)
+        rows.append(_floor(group, metrics, letter, number))
+    notes = (
+        *_legend(rows),
+        *column_notes(sets, metrics),
+        *table_notes(runs, sets, machines),
+        *marks.notes,
+        *problems,
+    )
     return Table(tuple(columns), tuple(rows), notes, title, marks.tests)
 
 
@@ -171,7 +183,8 @@ def _score(run: ScoredRun, metric: MetricAbout, group: Sequence[ScoredRun], mark
     if value is None:
         return Cell("–", None)
     others = [score for r in group if (score := r.score(metric.key)) is not None]
-    best = len(others) > 1 and not any(metric.better(other, value) for other in others)
+    fair = not other_cases(group, metric.key) and not otherwise_segmented(group, metric.key)
+    best = fair and len(others) > 1 and not any(metric.better(other, value) for other in others)
     floor = run.floor.get(metric.key)
     found = [BELOW_FLOOR] if floor is not None and not metric.better(value, floor) else []
     test = next((t for t in marks.tests if (t.run, t.metric) == (run.name, metric.key)), None)
@@ -185,15 +198,27 @@ def _score(run: ScoredRun, metric: MetricAbout, group: Sequence[ScoredRun], mark
         "" if spread is None else f"{spread:.{metric.digits}f}",
         "" if ends is None else f"{ends[0]:.{metric.digits}f} to {ends[1]:.{metric.digits}f}",
         None if test is None else test.p,
+        _of(run.num_scored(metric.key), run.num_cases),
     )
 
 
-def _floor(run: ScoredRun, metrics: Sequence[MetricAbout], letter: Sequence[Cell], number: int) -> Row:
-    name = "Floor: mean training volume"
+def _of(count: int | None, total: int | None) -> str:
+    return "" if count is None or total is None or count >= total else f"{count} of {total}"
+
+
+def _floor(
+    group: Sequence[ScoredRun], metrics: Sequence[MetricAbout], letter: Sequence[Cell], number: int
+) -> Row:
+    name, run = "Floor: mean training volume", group[0]
     scores = []
     for metric in metrics:
         value = run.floor.get(metric.key)
-        scores.append(Cell("–", None) if value is None else Cell(f"{value:.{metric.digits}f}", value))
+        if value is None or otherwise_segmented(group, metric.key):
+            scores.append(Cell("–", None))
+            continue
+        told = run.values(f"floor_{metric.key}")
+        count = None if told is None else int(np.isfinite(told).sum())
+        scores.append(Cell(f"{value:.{metric.digits}f}", value, scored=_of(count, run.num_cases)))
     return Row((Cell(name, name), *letter, *[Cell("–", None)] * len(COSTS), *scores), True, number)
 
 
@@ -204,6 +229,8 @@ def _legend(rows: Sequence[Row]) -> list[str]:
         explained.append("Bold: the best of a test set.")
     if any(BELOW_FLOOR in cell.marks for cell in cells):
         explained.append(f"{BELOW_FLOOR}: no better than the floor, the mean of all training volumes.")
+    if any(cell.scored for cell in cells):
+        explained.append("n of m: the mean is over the n of m cases that have a value.")
     if any(cell.spread for cell in cells):
         explained.append("±: standard deviation over seeds.")
     return explained

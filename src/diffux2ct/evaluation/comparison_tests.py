@@ -11,6 +11,7 @@ from diffux2ct.evaluation.comparison import (
     test_set_name,
     test_sets,
 )
+from diffux2ct.evaluation.comparison_columns import otherwise_segmented
 from diffux2ct.evaluation.comparison_table import NOT_DIFFERENT, Marks
 from diffux2ct.evaluation.statistics import (
     ALPHA,
@@ -80,7 +81,8 @@ def _tests(
             notes.append(_too_few(group[0], count))
             continue
         against.append(base.name)
-        for run, metric in ((r, m) for r in group if r is not base for m in metrics):
+        fair = [metric for metric in metrics if not otherwise_segmented(group, metric.key)]
+        for run, metric in ((r, m) for r in group if r is not base for m in fair):
             difference, number = _test(run, base, metric, test)
             if difference is None:
                 untested[metric.key] = None

@@ -60,7 +60,11 @@ def _markdown_cell(cell: Cell, is_floor: bool) -> str:
         f"**{number}**" if cell.best else f"*{number}*" if is_floor and cell.value is not None else number
     )
     marks = f" {''.join(cell.marks)}" if cell.marks else ""
-    return strong + marks + (f" ({cell.interval})" if cell.interval else "")
+    return strong + marks + (f" ({_aside(cell)})" if _aside(cell) else "")
+
+
+def _aside(cell: Cell) -> str:
+    return "; ".join(part for part in (cell.interval, cell.scored) if part)
 
 
 def latex(table: Table) -> str:
@@ -115,14 +119,15 @@ def _latex_cell(cell: Cell, is_floor: bool) -> str:
     strong = rf"\textbf{{{number}}}" if cell.best else number
     strong = rf"\textit{{{number}}}" if is_floor and cell.value is not None else strong
     marks = "".join(latex_escape(mark) for mark in cell.marks)
-    return strong + marks + (rf" {{\scriptsize ({latex_escape(cell.interval)})}}" if cell.interval else "")
+    return strong + marks + (rf" {{\scriptsize ({latex_escape(_aside(cell))})}}" if _aside(cell) else "")
 
 
 def as_csv(table: Table) -> str:
-    """Numbers in full, a column per key; spread, interval, corrected p and marks in columns of their own."""
+    """Numbers in full, a column per key; spread, interval, cases scored, p and marks in columns of their own."""
     extras = {
         "sd": lambda cell: cell.spread,
         "interval": lambda cell: cell.interval,
+        "scored": lambda cell: cell.scored,
         "p": lambda cell: "" if cell.p is None else cell.p,
         "marks": lambda cell: "".join(cell.marks),
     }
