@@ -10,7 +10,6 @@ import pytest
 
 from diffux2ct.errors import UserError
 from diffux2ct.evaluation.comparison import (
-    CaseScores,
     ScoredRun,
     about,
     choose_metrics,
@@ -23,26 +22,7 @@ from diffux2ct.evaluation.comparison_seeds import merge_seeds
 from diffux2ct.evaluation.comparison_table import build_table
 from diffux2ct.evaluation.comparison_tests import statistics_marks
 
-PATIENTS = tuple(f"p{i // 2}" for i in range(20))
-
-
-def scored(name: str, values=None, *, floor: float = 15.0, seed: int = 0, experiment: str = "0", **summary):
-    values = np.linspace(18, 22, 20) if values is None else np.asarray(values, float)
-    count = len(values)
-    cases = CaseScores(tuple(f"c{i}" for i in range(count)), PATIENTS[:count], {"psnr3d": values})
-    content = {
-        "psnr3d": float(values.mean()),
-        "floor": {"psnr3d": floor},
-        "num_cases": count,
-        "dataset": "phantom",
-        "split": "test",
-        "seconds_per_volume": 1.0 + seed,
-        "step": 10,
-        "run": name,
-    }
-    return ScoredRun(
-        name, Path(f"{name}-{seed}"), content | summary, cases, 10, 4, (seed,), experiment=experiment
-    )
+from .scored_runs import scored, with_distances
 
 
 def test_what_differs_in_the_scoring_parts_test_sets():
@@ -230,13 +210,6 @@ def test_seeds_merge_into_mean_and_spread():
         merge_seeds([runs[1], runs[1]])
 
 
-def with_distances(run: ScoredRun, values: np.ndarray) -> ScoredRun:
-    """With an HD95 by case, its mean over the cases that have one."""
-    assert run.cases is not None
-    cases = replace(run.cases, scores={**run.cases.scores, "hd95_bone": values})
-    return replace(run, cases=cases, summary={**run.summary, "hd95_bone": float(np.nanmean(values))})
-
-
 def test_merged_seeds_are_of_the_cases_that_every_seed_has():
     first, second = np.linspace(9, 11, 20), np.linspace(9, 11, 20) + 2
     first[:4] = np.nan
@@ -268,45 +241,3 @@ def test_merged_seeds_without_a_common_case_have_no_score_and_say_why():
     (merged,) = merge_seeds(unknown)
     assert (merged.score("hd95_bone"), merged.score("psnr3d")) == (None, pytest.approx(20.0))
     assert "not known in which cases" in merged.summary["unavailable"]["hd95_bone"]
-
-
-def test_only_differences_beyond_chance_are_left_unmarked():
-    rng = np.random.default_rng(0)
-    base = np.repeat(rng.normal(20, 1, 10), 2)
-    noise = np.repeat(rng.normal(0, 0.5, 10), 2)
-    noise -= noise.mean()
-    runs = [scored("best", base + 1), scored("alike", base + 0.9 + noise), scored("worse", base - 2 + noise)]
-    metrics = choose_metrics(runs, None)
-    marks = statistics_marks(runs, metrics, intervals=True)
-    verdict = {test.run: test.significant for test in marks.tests}
-    assert verdict == {"alike": False, "worse": True}
-    worse = next(test for test in marks.tests if test.run == "worse")
-    assert worse.reference == "best"
-    assert worse.difference == pytest.approx(-3.0)
-    assert worse.interval[0] < worse.difference < worse.interval[1] < 0
-    assert worse.p_raw == pytest.approx(2 / 2**10)
-    assert worse.p == pytest.approx(2 * worse.p_raw)  # the smaller of two
-    low, high = marks.intervals["best", "psnr3d"]
-    assert low < base.mean() + 1 < high
-    assert any("Holm's correction for 2 comparisons" in note for note in marks.notes)
-    assert any(note == "≈: not significantly different from best." for note in marks.notes)
-    assert {t.reference for t in statistics_marks(runs, metrics, reference="worse").tests} == {"worse"}
-    assert statistics_marks(runs, metrics, test=None).tests == ()
-
-
-def test_too_few_patients_are_said_instead_of_a_p():
-    runs = [scored("a", np.arange(8.0)), scored("b", np.arange(8.0) + 1)]
-    marks = statistics_marks(runs, choose_metrics(runs, None), intervals=True)
-    assert (marks.tests, marks.intervals) == ((), {})
-    assert any(
-        "4 patients" in note and "cannot fall below 0.12; 6 are needed" in note for note in marks.notes
-    )
-    assert any("No interval where a score has fewer than 5 patients: a, b." in note for note in marks.notes)
-
-
-def test_too_many_comparisons_for_the_patients_are_said():
-    values = np.repeat(np.arange(6.0), 2)
-    runs = [scored(name, values + k) for k, name in enumerate("abc")]
-    marks = statistics_marks(runs, choose_metrics(runs, None))
-    assert [test.significant for test in marks.tests] == [False, False]  # 2 x 2/64 > 0.05
-    assert any("Among so many comparisons no difference can be" in note for note in marks.notes)

@@ -145,6 +145,16 @@ def test_holm_by_hand():
     assert holm([0.6, 0.9]) == pytest.approx([1.0, 1.0])
     assert holm([0.03]) == [0.03]
     assert holm([]) == []
+    # The smallest two of a family of four: times 4 and 3.
+    assert holm([0.01, 0.005], family=4) == pytest.approx([0.03, 0.02])
+    with pytest.raises(ValueError, match="a family of 1 holds no 2 comparisons"):
+        holm([0.1, 0.2], family=1)
+
+
+def test_some_of_a_family_get_no_smaller_p_than_from_the_whole_of_it():
+    for p in np.random.default_rng(6).uniform(size=(200, 10)) ** 3:
+        whole, few = holm(p.tolist()), holm(p[:4].tolist(), family=10)
+        assert all(a >= b - 1e-12 for a, b in zip(few, whole, strict=False))
 
 
 def test_holm_holds_the_chance_of_any_false_finding():

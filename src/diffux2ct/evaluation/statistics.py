@@ -34,7 +34,8 @@ _CHUNK = 10_000  # draws held in memory at a time
 class PairedTest:
     """Of the differences a - b of ``num_patients`` patients.
 
-    difference: their mean over cases, as a table shows it. p: two-sided; None where there are too few patients for a
+    difference: their mean over the cases that both have a value in, which is the difference of a table's means only
+    where all have one. p: two-sided; None where there are too few patients for a
     test to find anything.
     """
 
@@ -107,7 +108,7 @@ def paired_test(
     """Whether two methods differ on the same cases; a patient's cases stand or fall together.
 
     ``permutation`` (default): the sign of each patient's summed difference is as likely + as -; it asks about the mean
-    over cases, which is what a table shows. Exact for up to 14 patients, else 100 000 draws, seeded, counting the
+    over the cases that both have. Exact for up to 14 patients, else 100 000 draws, seeded, counting the
     observed one (Phipson and Smyth 2010). ``wilcoxon``: signed ranks of patients' means, which asks about the ranks'
     centre: less moved by one patient, but where differences are skewed it may find a difference opposite to that of
     the means.
@@ -148,10 +149,21 @@ def smallest_p(num_patients: int) -> float:
     return max(2.0 ** (1 - num_patients), 1 / (NUM_SIGN_FLIPS + 1) if num_patients > _EXACT_UP_TO else 0.0)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected so that the chance of any false finding among them stays below alpha (Holm 1979)."""
+def holm(p_values: Sequence[float], family: int | None = None) -> list[float]:
+    """p-values corrected so that the chance of any false finding among them stays below alpha (Holm 1979).
+
+    family: how many comparisons could have been among those shown, where scores chose which are: the p-values count
+    as the smallest of so many. That is never below what Holm's correction of the whole family gives them, whatever
+    the others' p-values are. None: those shown are all.
+
+    Raises:
+        ValueError: a family smaller than the p-values in it.
+    """
     p = np.asarray(p_values, float)
+    count = len(p) if family is None else family
+    if count < len(p):
+        raise ValueError(f"a family of {count} holds no {len(p)} comparisons")
     order = np.argsort(p, kind="stable")
     adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1.0)
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * (count - np.arange(len(p)))), 1.0)
     return adjusted.tolist()
