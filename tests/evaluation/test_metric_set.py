@@ -118,6 +118,37 @@ def test_a_case_without_its_folder_has_no_x_rays_to_compare_with(scored):
     }
     metrics.finish()
     assert "cameras" in metrics.unavailable["xrays"]
+    assert metrics.unavailable["vertebrae"].startswith("the cases have no labels; prepare")
+
+
+def test_below_the_stored_size_nothing_is_made_up_of_labels_that_do_not_fit(phantoms):
+    """Metal in place of the labels would give screws to cases that have none; and the reason must be told."""
+    small = PreparedDataset(phantoms, "test", size=8)
+    metrics = MetricSet.make(["implants", "vertebrae", "bones"])
+    for index in range(len(small)):
+        case = ScoredCase.of(small.cases[index], small[index]["volume"], small.window)
+        assert set(metrics.score(case, case.volume, case.volume)) == {
+            "dice_bone",
+            "hd95_bone",
+            "floor_dice_bone",
+            "floor_hd95_bone",
+        }
+        with pytest.raises(Unavailable, match="labels are of 16 voxels a side, the volumes of 8"):
+            _ = case.implants
+    metrics.finish()
+    reason = (
+        "the labels are of 16 voxels a side, the volumes of 8; evaluate a run of the stored size"
+        " (trained with dataset.size=16)"
+    )
+    assert metrics.unavailable == {"implants": reason, "vertebrae": reason}
+
+
+def test_without_any_labels_metal_still_tells_of_implants(scored):
+    case, volume, mean = scored
+    alone = ScoredCase(case.case_id, case.volume, case.window, (2.0,) * 3)
+    row = MetricSet.make(["implants"]).score(alone, volume, mean)
+    assert "implant_recall" in row
+    assert row["implant_unseen"] is None
 
 
 class GreyHistogram(torch.nn.Module):

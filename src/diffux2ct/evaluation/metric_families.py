@@ -139,7 +139,10 @@ class ImplantLocalisation(Family):
     name = "implants"
 
     def score(self, case: ScoredCase, volumes: Tensor) -> list[Scores]:
-        """implant_recall, implant_precision, implant_tip_mm, implant_axis_deg, implant_rod_mm."""
+        """implant_recall, implant_precision, implant_tip_mm, implant_axis_deg, implant_rod_mm.
+
+        `Unavailable` where the case's labels are of another size than the volumes.
+        """
         return [implant_scores(_hu(case, v), case.implants, case.spacing).as_row() for v in volumes]
 
     def counts(self, case: ScoredCase) -> dict[str, int | None]:
@@ -154,9 +157,15 @@ class Vertebrae(Family):
     name = "vertebrae"
 
     def score(self, case: ScoredCase, volumes: Tensor) -> list[Scores]:
-        """vertebra_height_mm, vertebra_spacing_mm, vertebra_found; nothing without labels."""
+        """vertebra_height_mm, vertebra_spacing_mm, vertebra_found.
+
+        `Unavailable` without labels, and where they are of another size than the volumes.
+        """
+        case.check_labels_fit(self.name)
         if case.labels is None:
-            return [{} for _ in volumes]
+            raise Unavailable(
+                self.name, "the cases have no labels", "prepare the folder from scans with label files"
+            )
         true = measure_bodies(case.labels, case.spacing)
         found = [match_bodies(_hu(case, v), case.hu, true, case.spacing) for v in volumes]
         return [vertebra_errors(bodies, true).as_row() for bodies in found]

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int16, UInt8
 from torch import Tensor
 
 from diffux2ct.evaluation.implants import Implants, true_implants
+from diffux2ct.evaluation.weights import Unavailable
 from diffux2ct.evaluation.xray_consistency import CaseXrays
 from diffux2ct.geometry.hounsfield import Window, denormalize_hu
 
@@ -41,16 +42,33 @@ class ScoredCase:
     @cached_property
     def labels(self) -> "UInt8[np.ndarray, 'd h w'] | None":
         """Label of each voxel (``data/label_scheme``); None without labels, and where they are of another size."""
-        path = None if self.path is None else self.path / "labels.npy"
-        if path is None or not path.is_file():
-            return None
-        labels = np.load(path, allow_pickle=False)
+        stored = self._stored_labels
         # Screws are thinner than the blocks that voxels of a smaller size stand for.
-        return labels if labels.shape == self.volume.shape[1:] else None
+        return None if stored is None or stored.shape != self.volume.shape[1:] else np.array(stored)
+
+    @property
+    def _stored_labels(self) -> "UInt8[np.ndarray, 'd2 h2 w2'] | None":
+        path = None if self.path is None else self.path / "labels.npy"
+        return np.load(path, "r", allow_pickle=False) if path is not None and path.is_file() else None
+
+    def check_labels_fit(self, metric: str) -> None:
+        """Raises `Unavailable` of ``metric`` where the case has labels, but of another size than the volume."""
+        if self.labels is None and (stored := self._stored_labels) is not None:
+            side = stored.shape[0]
+            raise Unavailable(
+                metric,
+                f"the labels are of {side} voxels a side, the volumes of {self.volume.shape[1]}",
+                f"evaluate a run of the stored size (trained with dataset.size={side})",
+            )
 
     @cached_property
     def implants(self) -> Implants:
-        """True screws and rods, as far as the true volume shows them."""
+        """True screws and rods, as far as the true volume shows them. Without labels, its metal tells.
+
+        Raises `Unavailable` where there are labels of another size: to go by the metal then would take dense bone for
+        screws in cases that are known to have none.
+        """
+        self.check_labels_fit("implants")
         return true_implants(self.hu, self.labels, self.spacing)
 
     @cached_property
