@@ -1,3 +1,7 @@
+import json
+from functools import cache
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -46,6 +50,7 @@ def medclip_vision_model():
     return shapes
 
 
+@cache
 def medclip_state(seed=0, scale=0.05):
     generator = torch.Generator().manual_seed(seed)
     state = {name: scale * torch.randn(s, generator=generator) for name, s in medclip_vision_model().items()}
@@ -91,12 +96,31 @@ def test_other_weights_than_medclips_are_refused(tmp_path):
         MedClipEncoder.load(file)
 
 
-def test_swin_equals_transformers():
-    """Against an independent implementation, where it is installed."""
+LARGE = 0.5
+"""Scale of weights at which the bias by position, the mask and the order of neighbours show in the features."""
+
+
+def goldens():
+    return json.loads((Path(__file__).parents[1] / "goldens" / "medclip_features.json").read_text())
+
+
+def swin_state(scale):
+    return {k.removeprefix("model."): v for k, v in medclip_state(0, scale).items() if k.startswith("model.")}
+
+
+def noise(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(2))
+
+
+def slice_with_a_top():
+    """[60, 50] in [-1, 1]: brighter at the top and to the left."""
+    image = 0.3 * noise(60, 50) + torch.linspace(0.8, -0.8, 60)[:, None] + torch.linspace(0.3, -0.3, 50)
+    return image.clamp(-1, 1)
+
+
+def transformers_swin(scale):
+    """transformers' Swin with our weights; skips where it is not installed."""
     transformers = pytest.importorskip("transformers")
-    state = {k.removeprefix("model."): v for k, v in medclip_state().items() if k.startswith("model.")}
-    network = SwinTiny().eval()
-    network.load_state_dict(state)
     other = transformers.SwinModel(transformers.SwinConfig()).eval()
     # Version 5 renamed what the weights file calls by its old names.
     renamed = {
@@ -109,7 +133,7 @@ def test_swin_equals_transformers():
         "attention.self.relative_position_bias": "attention.relative_position_bias.relative_position_bias",
     }
     names = set(other.state_dict())
-    for name, value in state.items():
+    for name, value in swin_state(scale).items():
         new = name
         for old, current in renamed.items() if name not in names else ():
             new = new.replace(old, current)
@@ -117,9 +141,54 @@ def test_swin_equals_transformers():
             names.remove(new)
             other.state_dict()[new].copy_(value)
     assert not names
-    images = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(2))
+    return other
+
+
+def test_swin_has_the_features_that_transformers_computed():
+    """Every 32nd number of transformers 4.57.6's features, of weights and an image drawn here with fixed seeds."""
+    network = SwinTiny().eval()
+    network.load_state_dict(swin_state(LARGE))
+    with torch.no_grad():
+        found = network(noise(1, 3, 224, 224))[0, ::32]
+    expected = torch.tensor(goldens()["swin"])
+    assert expected.shape == (24,)
+    assert expected.std() > 0.3  # far above the tolerance
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_medclip_has_the_features_of_an_image_that_transformers_computed():
+    """The same through the whole encoder: the slice the right way up in the middle of black, and the projection."""
+    encoder = MedClipEncoder()
+    encoder.load_state_dict(medclip_state(0, LARGE))
+    found = encoder.features(slice_with_a_top()[None])[0, ::32]
+    expected = torch.tensor(goldens()["medclip"])
+    assert expected.shape == (16,)
+    assert expected.std() > 3
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("scale", [0.05, LARGE])
+def test_swin_equals_transformers(scale):
+    """Against an independent implementation, where it is installed."""
+    other = transformers_swin(scale)
+    network = SwinTiny().eval()
+    network.load_state_dict(swin_state(scale))
+    images = noise(1, 3, 224, 224)
     with torch.no_grad():
         torch.testing.assert_close(network(images), other(images).pooler_output, rtol=1e-4, atol=1e-5)
+
+
+def test_the_goldens_are_transformers():
+    """How they were made; the image is prepared here anew."""
+    other, head = transformers_swin(LARGE), medclip_state(0, LARGE)["projection_head.weight"]
+    square = np.zeros((224, 224), np.float32)
+    square[82:142, 87:137] = ((slice_with_a_top().numpy() + 1) * 127.5).round() / 255
+    image = torch.from_numpy((square - 0.5862785803043838) / 0.27950088968644304).expand(1, 3, -1, -1)
+    with torch.no_grad():
+        swin = other(noise(1, 3, 224, 224)).pooler_output[0, ::32]
+        features = (other(image).pooler_output @ head.T)[0, ::32]
+    torch.testing.assert_close(swin, torch.tensor(goldens()["swin"]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(features, torch.tensor(goldens()["medclip"]), rtol=1e-4, atol=1e-3)
 
 
 def bicubic_weights(old, new):
