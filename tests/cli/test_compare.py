@@ -55,7 +55,7 @@ def runs(compose, made: Path) -> dict[str, Path]:
         evaluated(folders["diffusion"], "xray_source=shuffled")
         evaluated(folders["diffusion"], "sampler.num_inference_steps=2")
         # The newest is by time, which must not hang on how coarse a file system's clock is.
-        newest = folders["diffusion"] / "evaluation" / "phantom-test-ddim2" / "metrics.json"
+        newest = folders["diffusion"] / "evaluation" / "phantom-test-ddim2-distortion" / "metrics.json"
         os.utime(newest, (2e9, 2e9))
     return folders
 
@@ -70,7 +70,7 @@ def test_a_table_of_real_runs(runs, capsys):
     rows = table(capsys, runs["diffusion"], runs["regressor"])
     assert [row["run"] for row in rows] == ["diffusion", "regressor", "Floor: mean training volume"]
     for row, name in zip(
-        rows, ("diffusion/evaluation/phantom-test-ddim2", "regressor/evaluation"), strict=False
+        rows, ("diffusion/evaluation/phantom-test-ddim2-distortion", "regressor/evaluation"), strict=False
     ):
         (path,) = (runs["raw"].parent / name).rglob("metrics.json")
         metrics = json.loads(path.read_text())
@@ -131,18 +131,22 @@ def test_counting_allocates_nothing(compose):
 def test_evaluations_are_chosen(runs, capsys):
     folder = runs["diffusion"]
     (newest,) = find_evaluations(folder, None)
-    assert newest.name == "phantom-test-ddim2"
+    assert newest.name == "phantom-test-ddim2-distortion"
     assert [p.name for p in find_evaluations(folder, "*ddim3*")] == [
-        "phantom-test-ddim3",
-        "phantom-test-ddim3-shuffled",
+        "phantom-test-ddim3-distortion",
+        "phantom-test-ddim3-shuffled-distortion",
     ]
-    with pytest.raises(UserError, match=r"holds no evaluation x\*; choose from phantom-test-ddim2, phantom"):
+    with pytest.raises(
+        UserError, match=r"holds no evaluation x\*; choose from phantom-test-ddim2-distortion, phantom"
+    ):
         find_evaluations(folder, "x*")
     # A run and one of its evaluations; the same twice counts once.
-    rows = table(capsys, folder, newest, folder / "evaluation" / "phantom-test-ddim3", "--sort", "run")
+    rows = table(
+        capsys, folder, newest, folder / "evaluation" / "phantom-test-ddim3-distortion", "--sort", "run"
+    )
     assert [row["run"] for row in rows[:2]] == [
-        "diffusion/phantom-test-ddim2",
-        "diffusion/phantom-test-ddim3",
+        "diffusion/phantom-test-ddim2-distortion",
+        "diffusion/phantom-test-ddim3-distortion",
     ]
     two, three = (float(row["tflop"]) for row in rows[:2])
     assert 1.3 < three / two < 1.5
@@ -150,9 +154,11 @@ def test_evaluations_are_chosen(runs, capsys):
     rows = table(capsys, folder, "--evaluation", "*ddim3*")
     assert [row["test_set"] for row in rows] == ["A", "A", "B", "B"]
     shutil.copytree(folder, folder.parent / "control", dirs_exist_ok=True)
-    for name in ("phantom-test-ddim2", "phantom-test-ddim3"):
+    for name in ("phantom-test-ddim2-distortion", "phantom-test-ddim3-distortion"):
         shutil.rmtree(folder.parent / "control" / "evaluation" / name)
-    with pytest.raises(UserError, match=r"wrong X-rays only.*--evaluation phantom-test-ddim3-shuffled"):
+    with pytest.raises(
+        UserError, match=r"wrong X-rays only.*--evaluation phantom-test-ddim3-shuffled-distortion"
+    ):
         find_evaluations(folder.parent / "control", None)
 
 
