@@ -92,3 +92,13 @@ def test_false_findings_are_as_rare_as_promised_whoever_chose_the_reference(refe
         found += any(test.significant for test in tests)
     # A standard error of 0.015; with only the tests shown counted, a chosen reference comes to 0.13.
     assert found / tables == pytest.approx(0.045, abs=0.03)
+
+
+def test_a_difference_is_over_the_cases_that_both_have():
+    """So it may even have the other sign than the difference of the two means."""
+    hard = np.where(np.arange(20) < 14, 10.0, 30.0)
+    easy = np.where(np.arange(20) < 14, 11.0, np.nan)
+    runs = [with_distances(scored("all"), hard), with_distances(scored("few"), easy)]
+    (test,) = statistics_marks(runs, choose_metrics(runs, ["hd95_bone"]), reference="all").tests
+    assert runs[1].score("hd95_bone") < runs[0].score("hd95_bone")
+    assert test.difference == pytest.approx(1.0)

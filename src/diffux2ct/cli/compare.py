@@ -55,12 +55,13 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     },
     "--reference": {
         "metavar": "RUN",
-        "help": "the run (its folder or name) that the others are tested against (the best by PSNR3D)",
+        "help": "the run (its folder or name) that the others are tested against, chosen before looking at scores "
+        "(the best by PSNR3D; then all pairs of runs count in the correction)",
     },
     "--test": {
         "choices": ["permutation", "wilcoxon"],
         "default": "permutation",
-        "help": "paired test over patients (permutation, of the mean difference)",
+        "help": "paired test over patients (permutation, of the mean difference over the cases that both have)",
     },
     "--no-tests": {"action": "store_true", "help": "make no tests"},
     "--intervals": {

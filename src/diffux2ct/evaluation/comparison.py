@@ -131,7 +131,8 @@ class ScoredRun:
 class Difference:
     """One test: ``run`` minus ``reference`` in one metric, p before and after Holm's correction.
 
-    difference: mean over patients, with its 95 % interval.
+    difference: mean over the cases that both have a value in, with its 95 % interval from resampling patients. It is
+    the difference of the two means in the table only where both have a value in all cases.
     """
 
     run: str

@@ -97,8 +97,9 @@ def _tests(table: Table) -> str:
     names = escape(", ".join(dict.fromkeys(test.reference for test in table.tests)))
     return (
         f"<section><h2>Differences from {names}</h2><div class=scroll><table><thead><tr>{head}</tr></thead>"
-        f"<tbody>{''.join(body)}</tbody></table></div><p class=note>Mean over patients of run − reference. The "
-        "interval is of this difference alone; p after Holm counts all tests of the page.</p></section>"
+        f"<tbody>{''.join(body)}</tbody></table></div><p class=note>Run − reference, mean over the cases that "
+        "both have a value in: the difference of the table's scores only where both have all cases. The interval is "
+        "of this difference alone; for how many comparisons p after Holm stands is said under the table.</p></section>"
     )
 
 
