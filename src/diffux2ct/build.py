@@ -119,7 +119,7 @@ def build_metrics(cfg: DictConfig, device: torch.device, precision: str = "fp32"
     segmenter, record = None, None
     if cfg.segmenter is not None:
         run = load_run(cfg.segmenter, str(device))
-        segmenter, record = run.model, {"run": str(cfg.segmenter), "step": run.step}
+        segmenter, record = run.model, {"run": run.cfg.name, "step": run.step}
         if not isinstance(segmenter, SegmentationTrainable):
             raise UserError(
                 f"{run.path}: not a segmentation network; train one with python train.py model=vnet, and give its run "
