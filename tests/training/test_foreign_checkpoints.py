@@ -1,6 +1,7 @@
 """What is no checkpoint of the run's model: refused in one line wherever one is read, with nothing executed."""
 
 import os
+import pickle
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,11 @@ def pickled(state: dict, phantoms: Path, path: Path) -> None:
     torch.save({**state, "format": 1, "note": Payload(path.parent / "ran")}, path)
 
 
+def bare(state: dict, phantoms: Path, path: Path) -> None:
+    """As another program writes one, with no zip file around it."""
+    path.write_bytes(pickle.dumps({"model": Payload(path.parent / "ran")}))
+
+
 def sealed(state: dict, phantoms: Path, path: Path) -> None:
     checkpoint.save(path, {**state, "config": Payload(path.parent / "ran")})
 
@@ -98,6 +104,7 @@ def without_step(state: dict, phantoms: Path, path: Path) -> None:
 
 BAD = {
     pickled: r"not a readable checkpoint: it names code \(\w+\.mkdir\), of which nothing is run",
+    bare: "a pickle of another program, of which nothing is run",
     sealed: r"not a readable checkpoint: it names code \(\w+\.mkdir\), of which nothing is run",
     naming: r"was made under another config|its config names 'os\.mkdir', which is no part of diffux2ct",
     truncated: "not a readable checkpoint, perhaps truncated",

@@ -209,8 +209,11 @@ def _experiments(runs: list[ScoredRun], configs: Sequence[dict[str, Any]]) -> li
     """Each run with what it has in common with those that differ from it in their seed alone."""
     marked = []
     for index, run in enumerate(runs):
-        # The same cases may lie at another place on another machine.
-        free = [{"trainer.seed"} | ({"dataset.root"} if _same_cases(r, run) else set()) for r in runs[:index]]
+        # A run of another seed often has another name, and on another machine the same cases lie elsewhere.
+        free = [
+            {"trainer.seed", "name"} | ({"dataset.root"} if _same_cases(r, run) else set())
+            for r in runs[:index]
+        ]
         alike = (i for i in range(index) if _same(configs[i], configs[index], free[i]))
         first = next(alike, index)
         marked.append(replace(run, experiment=str(first)))

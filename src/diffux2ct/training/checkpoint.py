@@ -116,6 +116,12 @@ def load(path: Path) -> dict[str, Any]:
                 f"{path}: not a readable checkpoint: it names code ({named[1]}), of which nothing is run; use one "
                 "that train.py wrote"
             ) from error
+        with path.open("rb") as file:
+            is_pickle = file.read(1) == b"\x80"  # how a bare pickle begins; ours are zip files
+        if is_pickle:
+            raise UserError(
+                f"{path}: a pickle of another program, of which nothing is run; use a checkpoint that train.py wrote"
+            ) from error
         raise UserError(f"{path}: not a readable checkpoint, perhaps truncated; use another one") from error
     if isinstance(state, dict) and state.pop("sealed", False) and not sealed:
         raise UserError(f"{path}: not a readable checkpoint, perhaps truncated; use another one")

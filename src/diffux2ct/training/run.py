@@ -91,11 +91,14 @@ class Run:
             )
             note = write_bad_batch(self.run_dir, self.train_set, sampler.batch(step), step, reason, values)
             message += f"; its cases are in {note}"
-        raise Diverged(
-            f"{message}; the last checkpoint is intact: lower optim.lr, set trainer.precision=fp32 or "
-            "trainer.on_divergence=step_back",
-            self.state.step_backs,
-        )
+        saved = (self.run_dir / "checkpoints" / "last.pt").is_file()
+        message += "; the last checkpoint is intact" if saved else "; no checkpoint was due yet"
+        tries = self.state.step_backs
+        if self.settings.on_divergence == "step_back":
+            ways = "or set trainer.precision=fp32" + (f" ({tries} steps back did not help)" if tries else "")
+        else:
+            ways = "set trainer.precision=fp32 or trainer.on_divergence=step_back"
+        raise Diverged(f"{message}: lower optim.lr, {ways}", tries)
 
     def validate(self, validator: Validator | None, loggers: Loggers) -> bool:
         """Sample, score and log; whether it was the best so far. Collective: rank 0 samples, all where sharded."""
