@@ -10,10 +10,10 @@ INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check -c constr
 PINS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test test-all lint bench clean
 
 help: ## Show this
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
 
 demo: $(VENV)/.installed ## Train a small model on phantoms, reconstruct and score held-out ones, write a report
 	$(BIN)/python train.py experiment=demo
@@ -26,7 +26,10 @@ lint: $(VENV)/.installed-dev ## Style, types and the floors of the architecture
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-test: lint ## All checks and tests; those for a GPU or for real scans skip where there are none
+test: lint ## All checks, and tests but for slow ones; those for a GPU or for real scans skip where there are none
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test-all: lint ## All checks and tests, the slow ones too
 	$(BIN)/python -m pytest -q
 
 bench: $(VENV)/.installed-dev ## Run the benchmarks (pip install -c constraints.txt -e '.[peers]' adds the peers)
