@@ -56,7 +56,8 @@ class ResBlock(nn.Module):
         h = self.conv1(self.norm1(x))
         if self.time is not None:
             shift = self.time(time)
-            h = h + shift.reshape(*shift.shape, *(1,) * (h.ndim - 2)).to(h.dtype)
+            # In place: backward needs the sum alone, not what the convolution gave.
+            h = h.add_(shift.reshape(*shift.shape, *(1,) * (h.ndim - 2)).to(h.dtype))
         h = self.conv2(self.dropout(self.norm2(h)))
         return self.skip(x) + h
 
