@@ -1,5 +1,7 @@
 """The exceptions that speak to the user."""
 
+import errno
+
 
 class UserError(Exception):
     """Bad input. The message is one line: which file, what is wrong, what to do.
@@ -17,3 +19,10 @@ class Stopped(Exception):
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)
         self.signal = signal
+
+
+def remedy(error: BaseException | None) -> str:
+    """What to do about a failure of the file system, to end a message with."""
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "free space, then run again"
+    return "give a path that can be used, then run again"

@@ -16,7 +16,7 @@ def run_main(command: Callable[[], object]) -> None:
     A run that a signal ended exits with status 128 + the signal's number: 130 for Ctrl-C, 143 for SIGTERM.
     ``DIFFUX2CT_TRACEBACK=1`` shows the traceback instead, for those who develop.
     """
-    from diffux2ct.errors import Stopped, UserError
+    from diffux2ct.errors import Stopped, UserError, remedy
 
     try:
         command()
@@ -28,7 +28,7 @@ def run_main(command: Callable[[], object]) -> None:
         if os.environ.get("DIFFUX2CT_TRACEBACK"):
             raise
         where = f"{error.filename}: " if error.filename else ""
-        sys.exit(f"error: {where}{error.strerror or error}; free space or fix the path, then run again")
+        sys.exit(f"error: {where}{error.strerror or error}; {remedy(error)}")
     except Stopped as stopped:
         _end(str(stopped), stopped.signal)
     except KeyboardInterrupt:

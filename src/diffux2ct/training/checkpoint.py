@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from diffux2ct.errors import UserError
+from diffux2ct.errors import UserError, remedy
 
 FORMAT = 1
 # A zip's reader looks for the directory from the end and passes over what follows it: torch.load still takes the file.
@@ -62,7 +62,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
         cause = (hashed and hashed.error) or error
         reason = getattr(cause, "strerror", None) or str(cause).splitlines()[0]
         raise UserError(
-            f"{path}: could not write the checkpoint ({reason}); the last one is intact, free space and run again"
+            f"{path}: could not write the checkpoint ({reason}); the last one is intact; {remedy(cause)}"
         ) from error
     except BaseException:
         partial.unlink(missing_ok=True)
