@@ -70,9 +70,11 @@ def test_a_table_of_real_runs(runs, capsys):
     rows = table(capsys, runs["diffusion"], runs["regressor"])
     assert [row["run"] for row in rows] == ["diffusion", "regressor", "Floor: mean training volume"]
     for row, name in zip(
-        rows, ("diffusion/evaluation/phantom-test-ddim2-distortion", "regressor/evaluation"), strict=False
+        rows,
+        ("diffusion/evaluation/phantom-test-ddim2", "regressor/evaluation/phantom-test-direct"),
+        strict=False,
     ):
-        (path,) = (runs["raw"].parent / name).rglob("metrics.json")
+        path = runs["raw"].parent / f"{name}-distortion" / "metrics.json"
         metrics = json.loads(path.read_text())
         assert float(row["psnr3d"]) == metrics["psnr3d"]
         assert float(row["seconds"]) == metrics["seconds_per_volume"]
@@ -130,6 +132,9 @@ def test_counting_allocates_nothing(compose):
 
 def test_evaluations_are_chosen(runs, capsys):
     folder = runs["diffusion"]
+    notes = " ".join(read_runs([folder, runs["regressor"]])[1])
+    assert "Of several evaluations the newest: diffusion/phantom-test-ddim2-distortion; --eval" in notes
+    assert read_runs([folder / "evaluation" / "phantom-test-ddim2-distortion"])[1] == []
     (newest,) = find_evaluations(folder, None)
     assert newest.name == "phantom-test-ddim2-distortion"
     assert [p.name for p in find_evaluations(folder, "*ddim3*")] == [
@@ -233,9 +238,10 @@ def test_every_mistake_is_one_line(runs, tmp_path):
 def test_damaged_and_old_configs(runs, tmp_path):
     folder = tmp_path / "old"
     shutil.copytree(runs["diffusion"], folder)
+    newest = "phantom-test-ddim2-distortion"
     config = folder / "config.yaml"
     text = config.read_text()
-    (run,), notes = read_runs([folder])
+    (run,), notes = read_runs([folder], newest)
     assert run.cost is not None
     assert notes == []
     # A key that this program no longer knows, a class of another package, no trainer: a dash and a note, no more.
@@ -243,21 +249,21 @@ def test_damaged_and_old_configs(runs, tmp_path):
                             (text.replace("diffux2ct.reconstructors", "os"), "no part of diffux2ct"),
                             ("name: x\n", "holds no model config")):  # fmt: skip
         config.write_text(changed)
-        (run,), (note,) = read_runs([folder])
+        (run,), (note,) = read_runs([folder], newest)
         assert run.cost is None
         assert reason in note
     assert (run.batch_size, run.seeds, run.volumes_seen) == (None, (), None)
     for bad in ("a: [", "- 1\n"):
         config.write_text(bad)
         with pytest.raises(UserError, match=r"config.yaml: (not readable as YAML|holds no config)"):
-            read_runs([folder])
+            read_runs([folder], newest)
     config.unlink()
-    (run,), notes = read_runs([folder])
+    (run,), notes = read_runs([folder], newest)
     assert (run.cost, run.seeds, notes) == (None, (), [])
     shutil.copy(runs["diffusion"] / "config.yaml", config)
     (folder / "provenance.json").write_text("{")
     with pytest.raises(UserError, match="provenance.json: not readable as JSON"):
-        read_runs([folder])
+        read_runs([folder], newest)
     assert count_cost({"model": {"_target_": "os.system"}}, {}, folder)[0] is None
 
 

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import yaml
 from omegaconf import OmegaConf
+from tqdm import tqdm
 
 from diffux2ct import build
 from diffux2ct.cli.hydra_app import as_typed
@@ -32,14 +33,27 @@ def read_runs(
         UserError: no such folder, none evaluated, a damaged file.
     """
     found = dict.fromkeys(path for folder in folders for path in find_evaluations(Path(folder), evaluation))
-    runs, configs, notes = [], [], []
-    for path in found:
+    runs, configs, notes = [], [], _chosen_among_several(folders, found) if evaluation is None else []
+    # Counting what a volume costs takes seconds a run.
+    for path in tqdm(found, desc="compare", unit="run", leave=False):
         config = read_config(path)
         run, note = _read_run(path, config)
         runs.append(run)
         configs.append(config)
         notes += [note] if note else []
     return _experiments(_named(runs), configs), notes
+
+
+def _chosen_among_several(folders: Sequence[str | Path], found: Iterable[Path]) -> list[str]:
+    """Which evaluation counts where a run has several; nothing of those that the user named."""
+    named = {Path(folder).resolve() for folder in folders}
+    chosen = [
+        path for path in found if path not in named and len(list(path.parent.glob("[!.]*/metrics.json"))) > 1
+    ]
+    if not chosen:
+        return []
+    names = ", ".join(f"{path.parent.parent.name}/{path.name}" for path in chosen)
+    return [f"Of several evaluations the newest: {names}; --evaluation NAME takes another."]
 
 
 def find_row(wanted: str, runs: Sequence[ScoredRun]) -> ScoredRun:
