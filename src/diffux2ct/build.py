@@ -1,16 +1,12 @@
 """From a composed config to live objects: the only file that calls Hydra's instantiate."""
 
-import hashlib
 import inspect
 import json
-import os
-import platform
 import re
-import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -195,6 +191,19 @@ class LoadedRun:
             )
         return self.model
 
+    def sampling(self, changes: DictConfig) -> dict[str, Any]:
+        """The run's own sampler with the ``changes`` that are not null, as far as its method has a use for them.
+
+        A change without effect is told on standard error.
+        """
+        changed = {key: value for key, value in plain(changes).items() if value is not None}
+        used = self.reconstructor.settings_of(plain(self.cfg.sampler) | changed)
+        idle = [f"sampler.{key}={value}" for key, value in changed.items() if key not in used]
+        if idle:
+            kind = type(self.model).__name__
+            print(f"warning: {' '.join(idle)}: no effect, a {kind} has no such setting", file=sys.stderr)
+        return used
+
 
 def load_run(ckpt: str | Path, device: str = "auto", weights: str = "ema") -> LoadedRun:
     """Rebuild a model from a run folder or checkpoint file; UserError where that cannot be.
@@ -245,53 +254,3 @@ def load_reconstructor(ckpt: str | Path, device: str = "auto") -> tuple[Reconstr
     """The model of a run and the config it was trained under."""
     run = load_run(ckpt, device)
     return run.reconstructor, run.cfg
-
-
-def provenance(cfg: DictConfig) -> dict[str, Any]:
-    """What it takes to repeat a run beside its config: versions, commit, hardware, manifest hash."""
-    packages = ("diffux2ct", "torch", "numpy", "hydra-core", "scikit-image")
-    manifest = Path(cfg.dataset.root) / "manifest.csv"
-    return {
-        "commit": _commit(),
-        "versions": {name: _version(name) for name in packages},
-        "python": platform.python_version(),
-        "machine": platform.platform(),
-        "processor": processor(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
-        "gpus": torch.cuda.device_count(),
-        "processes": int(os.environ.get("WORLD_SIZE", "1")),
-        "threads": torch.get_num_threads(),
-        "manifest_sha256": hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else None,
-    }
-
-
-def _commit() -> str | None:
-    """The checkout's commit, ``-dirty`` with uncommitted changes; None for an installed package."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    try:
-        # An environment inside somebody else's repository is not a checkout of ours.
-        subprocess.run(
-            [*git, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True, check=True
-        )
-        described = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        return subprocess.run(
-            described, capture_output=True, text=True, encoding="utf-8", check=True
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def processor(device: torch.device) -> str:
-    """The name of what computes."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:  # a source tree on a path, not installed
-        return None

@@ -48,6 +48,7 @@ def test_reconstruction_is_clamped_and_takes_any_sampler_s_settings():
     xrays = {view: data[view] for view in ("frontal", "lateral")}
     volume = RegressionReconstructor(network).reconstruct(xrays, name="ddim", num_inference_steps=3)
     assert (volume.min(), volume.max()) == (-1, 1)
+    assert RegressionReconstructor(network).settings_of({"name": "ddim", "eta": 0.0, "generator": 1}) == {}
     with pytest.raises(UserError, match="norm=l3"):
         RegressionReconstructor(network, norm="l3")
 

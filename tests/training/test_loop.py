@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -106,6 +107,24 @@ def test_a_changed_config_is_refused_and_the_run_left_alone(go):
     assert (folder / "config.yaml").read_bytes() == before
     go("one", "trainer.max_steps=2", "optim.lr=0.5", "trainer.resume=never")
     assert checkpoint.load(folder)["step"] == 2
+
+
+def test_a_run_says_first_what_it_is_and_where_it_goes_on(go, capsys):
+    go("told", "trainer.max_steps=1", "model=x_ctrsnet_like")
+    opening = next(line for line in capsys.readouterr().err.splitlines() if "told: " in line)
+    words = "6 cases, batch 4, bf16 on cpu (one process); starting from step 0 of 1"
+    assert re.search(rf"told: \d\.\d\d M parameters, {re.escape(words)}$", opening), opening
+    go("told", "trainer.max_steps=2", "model=x_ctrsnet_like")
+    assert "going on from step 1 of 2" in capsys.readouterr().err
+    go("told", "trainer.max_steps=2", "model=x_ctrsnet_like")
+    assert "at step 2 of 2 already: raise trainer.max_steps" in capsys.readouterr().err
+
+
+def test_stages_to_recompute_without_a_denoiser_are_told(go, capsys):
+    go("idle", "trainer.max_steps=1", "trainer.checkpoint_stages=[16]", "model=x_ctrsnet_like")
+    assert "trainer.checkpoint_stages: no effect" in capsys.readouterr().err
+    go("used", "trainer.max_steps=1", "trainer.checkpoint_stages=[16]")
+    assert "no effect" not in capsys.readouterr().err
 
 
 def test_validation_samples_scores_and_previews(go):

@@ -13,6 +13,7 @@ from diffux2ct.errors import UserError
 from diffux2ct.evaluation.metric_info import metric_info
 from diffux2ct.evaluation.metric_set import DEFAULT_FAMILIES
 from diffux2ct.evaluation.runner import evaluate
+from diffux2ct.training.provenance import processor
 from diffux2ct.training.settings import resolve_device
 
 
@@ -27,8 +28,7 @@ def run(cfg: DictConfig) -> None:
             raise UserError(f"{key}={value}: must be a whole number of at least {least}")
     loaded = build.load_run(cfg.ckpt, cfg.device, cfg.weights)
     trained = loaded.cfg
-    sampling = build.plain(trained.sampler)
-    sampling |= {key: value for key, value in build.plain(cfg.sampler).items() if value is not None}
+    sampling = loaded.sampling(cfg.sampler)
     build.ensure_dataset(trained.dataset)
     dataset = build.build_dataset(trained.dataset, cfg.split, cfg.root)
     train_set = build.build_dataset(trained.dataset, "train")
@@ -55,7 +55,7 @@ def run(cfg: DictConfig) -> None:
             "step": loaded.step,
             "weights": cfg.weights,
             "num_train_cases": len(train_set),
-            "processor": build.processor(device),
+            "processor": processor(device),
             "threads": torch.get_num_threads(),
         },
         device=device,

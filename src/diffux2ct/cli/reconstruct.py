@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
 from diffux2ct import __version__, build
@@ -48,8 +48,7 @@ def run(cfg: DictConfig) -> None:
     notes = check_cameras(cameras, size, spacing, dataset)
     origin, origin_source = place(cameras, size, spacing, given)
     xrays = prepare_xrays(images, size, dataset.xray_normalization)
-    changed = {key: value for key, value in cfg.sampler.items() if value is not None}
-    sampling = build.plain(OmegaConf.merge(loaded.cfg.sampler, changed))  # type: ignore[arg-type]
+    sampling = loaded.sampling(cfg.sampler)
     device = resolve_device(cfg.device)
     start = time.perf_counter()
     volume = _sample(loaded, xrays, device, cfg, sampling)

@@ -22,6 +22,7 @@ from diffux2ct.errors import UserError
 from diffux2ct.training import distributed
 from diffux2ct.training.failures import told_in_one_line
 from diffux2ct.training.loop import stepping_back, train
+from diffux2ct.training.provenance import provenance
 from diffux2ct.training.resume import find_resume
 from diffux2ct.training.settings import resolve_device
 
@@ -44,6 +45,10 @@ def run(cfg: DictConfig) -> None:
     rank, world = distributed.start()
     settings.check_world(world)
     if rank == 0:  # one process makes the phantoms, the others wait for them
+        if settings.checkpoint_stages and "denoiser" not in cfg.model:
+            print(
+                "warning: trainer.checkpoint_stages: no effect, this model has no denoiser", file=sys.stderr
+            )
         build.ensure_dataset(cfg.dataset)
     distributed.barrier()
     train_set = build.build_dataset(cfg.dataset, "train")
@@ -56,7 +61,8 @@ def run(cfg: DictConfig) -> None:
     if rank == 0:
         run_dir.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
-        (run_dir / "provenance.json").write_text(json.dumps(build.provenance(cfg), indent=2) + "\n")
+        facts = provenance(cfg.dataset.root, settings.num_threads)
+        (run_dir / "provenance.json").write_text(json.dumps(facts, indent=2) + "\n")
     path = stepping_back(
         lambda settings, step_backs: train(
             lambda: build.build_reconstructor(cfg),

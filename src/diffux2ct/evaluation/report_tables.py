@@ -10,11 +10,11 @@ from diffux2ct.evaluation.metric_info import CASE_COUNTS
 from diffux2ct.evaluation.protocols import PROTOCOLS
 from diffux2ct.evaluation.report_metrics import Shown, number, shown, values
 
-LABELS = {"num_cases": "cases", "xray_source": "X-rays"}
+LABELS = {"num_cases": "cases", "xray_source": "X-rays", "of_the_set": "metrics of the set"}
 """Header entries that read better under another name than their key in metrics.json."""
 
 _LEADING = ("dataset", "split", "sampler", "sampling", "seed", "num_cases", "seconds_per_volume")
-_ELSEWHERE = {"run", "root", "floor", "unavailable", "intervals", "bootstrap", "left_out"}
+_ELSEWHERE = {"run", "root", "floor", "num_scored", "unavailable", "intervals", "bootstrap", "left_out"}
 
 
 def facts(summary: Mapping[str, Any], metrics: Sequence[str]) -> str:

@@ -1,5 +1,6 @@
 """What every method is: a map from X-rays to a CT, with one or more objectives that train it."""
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,7 +47,15 @@ class Reconstructor(Trainable):
     def reconstruct(
         self, xrays: Xrays, *, generator: torch.Generator | None = None, **sampling: Any
     ) -> Volume:
-        """Reconstruct [B, 1, D, H, W] in [-1, 1] from X-rays in [-1, 1]; random draws come from ``generator``."""
+        """Reconstruct [B, 1, D, H, W] in [-1, 1] from X-rays in [-1, 1]; random draws come from ``generator``.
+
+        Settings that a method does not name it has no use for.
+        """
+
+    def settings_of(self, sampling: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of a sampler's settings that ``reconstruct`` names: none of a method that does not sample."""
+        named = inspect.signature(self.reconstruct).parameters.keys() - {"xrays", "generator"}
+        return {key: value for key, value in sampling.items() if key in named}
 
 
 def xrays_of(batch: Batch) -> Xrays:

@@ -43,6 +43,8 @@ def train(
     # 1. Validate, build and resume.
     run = start(make_reconstructor, train_set, make_optimizer, settings, run_dir, config, step_backs)
     state, rank = run.state, run.rank
+    if rank == 0:
+        print(run.opening(), file=sys.stderr)
     with (
         closing(run),
         StopSignal() as stop,

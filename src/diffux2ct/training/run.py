@@ -48,6 +48,20 @@ class Run:
     batches: Iterator[dict[str, Tensor]]
     make_model: Callable[[], Trainable]
 
+    def opening(self) -> str:
+        """What is about to happen, in one line."""
+        settings, step = self.settings, self.state.step
+        cases = len(self.train_set)  # type: ignore[arg-type]
+        parameters = sum(p.numel() for p in self.state.model.parameters()) / 1e6
+        machines = f"{self.world} processes, {settings.strategy}" if self.world > 1 else "one process"
+        what = (
+            f"{self.run_dir}: {parameters:.2f} M parameters, {cases} cases, batch {settings.batch_size}, "
+            f"{settings.precision} on {self.device} ({machines})"
+        )
+        if step >= settings.max_steps:
+            return f"{what}; at step {step} of {settings.max_steps} already: raise trainer.max_steps to go on"
+        return f"{what}; {'going on' if step else 'starting'} from step {step} of {settings.max_steps}"
+
     def next_parts(self) -> list[dict[str, Tensor]]:
         """This rank's share of the next global batch, in ``accumulate`` parts."""
         return [next(self.batches) for _ in range(self.settings.accumulate)]

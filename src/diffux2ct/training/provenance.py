@@ -1,0 +1,64 @@
+"""What it takes to repeat a run beside its config: versions, commit, hardware, manifest hash."""
+
+import hashlib
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def provenance(dataset_root: str | Path, num_threads: int | None = None) -> dict[str, Any]:
+    """Commit, packages, hardware, and the SHA-256 of the data set's manifest; None where unknown.
+
+    ``num_threads``: that this process will set; None leaves it at PyTorch's own.
+    """
+    packages = ("diffux2ct", "torch", "numpy", "hydra-core", "scikit-image")
+    manifest = Path(dataset_root) / "manifest.csv"
+    return {
+        "commit": _commit(),
+        "versions": {name: _version(name) for name in packages},
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+        "processor": processor(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+        "gpus": torch.cuda.device_count(),
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "threads": num_threads or torch.get_num_threads(),
+        "manifest_sha256": hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else None,
+    }
+
+
+def _commit() -> str | None:
+    """The checkout's commit, ``-dirty`` with uncommitted changes; None for an installed package."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        # An environment inside somebody else's repository is not a checkout of ours.
+        subprocess.run(
+            [*git, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True, check=True
+        )
+        described = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        return subprocess.run(
+            described, capture_output=True, text=True, encoding="utf-8", check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def processor(device: torch.device) -> str:
+    """The name of what computes."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # a source tree on a path, not installed
+        return None
