@@ -60,17 +60,28 @@ def stub(folder: Path, name: str, text: str) -> None:
     path.chmod(0o755)
 
 
-def slurm(tmp_path: Path, step: str) -> subprocess.Popen:
-    """Runs train_slurm.sh where srun is ``step`` and scontrol notes what it is asked."""
+def slurm(tmp_path: Path, step: str, preempted: bool = False) -> subprocess.Popen:
+    """Runs train_slurm.sh where srun is ``step``, scancel signals it, and scontrol notes what it is asked."""
     tools = tmp_path / "bin"
     tools.mkdir()
-    stub(tools, "srun", f'echo "$@" > {tmp_path}/srun; {step}')
-    # It notes first: who reads one line of it ends it with the second.
-    stub(tools, "scontrol", f'echo "$@" >> {tmp_path}/scontrol; [ "$1" = show ] && echo node7 && echo node8')
+    stub(
+        tools,
+        "srun",
+        f'echo $$ > {tmp_path}/task; echo "$@" $MASTER_ADDR:$MASTER_PORT > {tmp_path}/srun; {step}',
+    )
+    stub(tools, "scancel", f'[ "$*" = "--signal=TERM 123456" ] && kill -TERM "$(cat {tmp_path}/task)"')
+    when = "2026-11-23T06:15:29" if preempted else "None"
+    stub(
+        tools,
+        "scontrol",
+        # It notes first: who reads one line of it ends it with the second.
+        f'echo "$@" >> {tmp_path}/scontrol; case "$*" in "show hostnames"*) echo node7; echo node8;; '
+        f'"show job 123456") echo "   PreemptEligibleTime=2026-11-23T06:15:25 PreemptTime={when}";; esac',
+    )
     job = {"SLURM_JOB_ID": "123456", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "node[7-8]"}
     return subprocess.Popen(
         ["bash", str(ROOT / "scripts" / "train_slurm.sh"), "dataset=lumbarv", "optim.lr=1e-4"],
-        env={**os.environ, **job, "SLURM_GPUS_ON_NODE": "8", "PATH": f"{tools}:{os.environ['PATH']}"},
+        env={**os.environ, **job, "SLURM_CPUS_PER_TASK": "6", "PATH": f"{tools}:{os.environ['PATH']}"},
     )
 
 
@@ -83,25 +94,27 @@ def wait_for(path: Path) -> None:
 TRAINS = 'trap "echo saved >> {0}/saved; exit 143" TERM; touch {0}/ready; while true; do sleep 0.05; done'
 
 
-@pytest.mark.parametrize(("number", "requeued"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
-def test_a_multi_node_job_that_is_signalled_saves_and_goes_back_into_the_queue(tmp_path, number, requeued):
-    running = slurm(tmp_path, TRAINS.format(tmp_path))
+@pytest.mark.parametrize("how", ["time limit", "preempted", "cancelled"])
+def test_a_multi_node_job_that_is_signalled_saves_and_goes_back_into_the_queue(tmp_path, how):
+    running = slurm(tmp_path, TRAINS.format(tmp_path), preempted=how == "preempted")
     wait_for(tmp_path / "ready")
-    running.send_signal(number)
+    # What Slurm signals: the script near the limit, the tasks when it preempts, both when it cancels.
+    if how != "time limit":
+        os.kill(int((tmp_path / "task").read_text()), signal.SIGTERM)
+    if how != "preempted":
+        running.send_signal(signal.SIGUSR1 if how == "time limit" else signal.SIGTERM)
     assert running.wait(60) == 143
     assert (tmp_path / "saved").read_text() == "saved\n"
     asked = (tmp_path / "scontrol").read_text().splitlines()
-    # Slurm itself puts a preempted job back; one near its time limit asks for it.
-    assert ("requeue 123456" in asked) == requeued
-    words = (tmp_path / "srun").read_text().split()
+    assert ("requeue 123456" in asked) == (how != "cancelled")
+    told = (tmp_path / "srun").read_text()
     for expected in (
-        "--nnodes=2",
-        "--nproc-per-node=8",
-        "--rdzv-endpoint=node7:23456",
-        "--kill-on-bad-exit=1",
+        "--kill-on-bad-exit=1 --cpus-per-task=6 bash -c",
+        "RANK=$SLURM_PROCID",
+        "WORLD_SIZE=$SLURM_NTASKS",
     ):
-        assert expected in words
-    assert words[-3:] == ["train.py", "dataset=lumbarv", "optim.lr=1e-4"]
+        assert expected in told
+    assert told.split()[-4:] == ["train", "dataset=lumbarv", "optim.lr=1e-4", "node7:23456"]
 
 
 @pytest.mark.parametrize("status", [0, 3])
