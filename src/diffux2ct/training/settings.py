@@ -76,14 +76,22 @@ class TrainerSettings:
 
     def __post_init__(self) -> None:
         for key in ("max_steps", "batch_size", "accumulate"):
-            if not isinstance(getattr(self, key), int) or getattr(self, key) < 1:
+            if not _is_whole(getattr(self, key)) or getattr(self, key) < 1:
                 raise UserError(f"trainer.{key}={getattr(self, key)}: must be a whole number of at least 1")
+        if self.num_threads is not None and (not _is_whole(self.num_threads) or self.num_threads < 1):
+            raise UserError(
+                f"trainer.num_threads={self.num_threads}: must be at least 1, or null for PyTorch's own"
+            )
         for key in _WHOLE_NUMBERS:
-            if not isinstance(getattr(self, key), int) or getattr(self, key) < 0:
+            if not _is_whole(getattr(self, key)) or getattr(self, key) < 0:
                 raise UserError(f"trainer.{key}={getattr(self, key)}: must be a whole number, 0 or more")
-        for key in ("max_epochs", "max_minutes", "explosion_ratio"):
+        for key in ("max_epochs", "max_minutes", "explosion_ratio", "grad_clip"):
             if getattr(self, key) is not None and not getattr(self, key) > 0:
                 raise UserError(f"trainer.{key}={getattr(self, key)}: must be above 0, or null for no limit")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise UserError(
+                f"trainer.ema_decay={self.ema_decay}: must lie between 0 and 1, or null for no average"
+            )
         for key, choices in _CHOICES.items():
             if getattr(self, key) not in choices:
                 names = f"{', '.join(choices[:-1])} or {choices[-1]}"
@@ -116,6 +124,10 @@ class TrainerSettings:
         elif self.lr_schedule == "linear_decay":
             factor *= min(1.0, max(0.0, 2 * (1 - step / self.max_steps)))
         return factor
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def resolve_device(name: str, local_rank: int = 0) -> torch.device:
