@@ -1,6 +1,7 @@
 """What it takes to repeat a run beside its config: versions, commit, hardware, manifest hash."""
 
 import hashlib
+import json
 import os
 import platform
 import subprocess
@@ -16,11 +17,13 @@ def provenance(dataset_root: str | Path, num_threads: int | None = None) -> dict
 
     ``num_threads``: that this process will set; None leaves it at PyTorch's own.
     """
-    packages = ("diffux2ct", "torch", "numpy", "hydra-core", "scikit-image")
+    packages = sorted({"diffux2ct"} | {each.metadata["Name"] for each in metadata.distributions()})
     manifest = Path(dataset_root) / "manifest.csv"
     return {
         "commit": _commit(),
         "versions": {name: _version(name) for name in packages},
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
         "python": platform.python_version(),
         "machine": platform.platform(),
         "processor": processor(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
@@ -29,6 +32,21 @@ def provenance(dataset_root: str | Path, num_threads: int | None = None) -> dict
         "threads": num_threads or torch.get_num_threads(),
         "manifest_sha256": hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else None,
     }
+
+
+def record_provenance(path: Path, dataset_root: str | Path, num_threads: int | None = None) -> None:
+    """Write `provenance` to ``path``; what a run's earlier parts wrote there stays under ``earlier``."""
+    facts, earlier = provenance(dataset_root, num_threads), []
+    if path.is_file():
+        try:
+            former = json.loads(path.read_text(encoding="utf-8"))
+            earlier = [*former.pop("earlier", []), former]
+        except (ValueError, AttributeError):
+            pass  # cut short by a kill
+    earlier = [entry for entry in earlier if entry != facts]
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(facts | {"earlier": earlier}, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, path)
 
 
 def _commit() -> str | None:
