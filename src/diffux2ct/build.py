@@ -158,7 +158,7 @@ def build_loggers(cfg: DictConfig, run_dir: Path) -> Callable[[int], Loggers]:
     def open_loggers(step: int) -> Loggers:
         loggers: list[Logger] = [CsvLogger(run_dir, step)]
         if cfg.logger.tensorboard:
-            loggers.append(TensorBoardLogger(run_dir))
+            loggers.append(TensorBoardLogger(run_dir, step))
         if cfg.logger.wandb:
             settings = {"project": cfg.logger.wandb.project, "mode": cfg.logger.wandb.mode}
             loggers.append(WandbLogger(run_dir, plain(cfg), name=run_dir.name, resume_step=step, **settings))

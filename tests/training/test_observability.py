@@ -98,7 +98,7 @@ def read_wandb(folder) -> dict[tuple[int, str], float]:
         record.ParseFromString(data)
         if record.WhichOneof("record_type") == "history":
             items = {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in record.history.item}
-            step = items.get("_step", record.history.step.num)
+            step = items.pop("step")
             numbers = {k: v for k, v in items.items() if isinstance(v, int | float) and not k.startswith("_")}
             # A picture comes with its width, height and size.
             found |= {(step, k): v for k, v in numbers.items() if not k.startswith("validation/")}

@@ -66,10 +66,11 @@ class CsvLogger:
 class TensorBoardLogger:
     """Event files under ``<run>/tensorboard`` (``pip install 'diffux2ct[tensorboard]'``)."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, resume_step: int = 0) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(run_dir / "tensorboard"))
+        # What is past the checkpoint will be made again; TensorBoard then shows the newer alone.
+        self.writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume_step + 1)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Add scalars."""
@@ -109,14 +110,16 @@ class WandbLogger:
         self.run = wandb.init(
             dir=str(run_dir), config=config, project=project, name=name, id=run_id, resume="allow", mode=mode
         )
+        # W&B's own step only grows, and drops what a run that went back logs; steps of our own do not.
+        self.run.define_metric("*", step_metric="step")
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Log scalars."""
-        self.run.log(values, step=step)
+        self.run.log({"step": step, **values})
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Log an image."""
-        self.run.log({name: self.wandb.Image(image)}, step=step)
+        self.run.log({"step": step, name: self.wandb.Image(image)})
 
     def close(self) -> None:
         """End the run."""
