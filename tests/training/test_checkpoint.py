@@ -219,8 +219,7 @@ def test_resuming_passes_over_damaged_checkpoints_and_says_so(tmp_path, capsys):
     (folder / "last.pt").write_bytes(b"")
     assert find_resume(tmp_path, "auto", config)["step"] == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"warning: {folder / 'last.pt'}: not a readable checkpoint")
-    assert "step_00000006.pt" in line
+    assert line.startswith(f"warning: {folder / 'step_00000006.pt'}: not a readable checkpoint")
     assert "step_00000004.pt" in line
     assert line.endswith(f"going on from {folder / 'step_00000002.pt'}")
     (folder / "step_00000002.pt").write_bytes(b"no")
@@ -248,11 +247,30 @@ def test_last_and_best_are_the_same_file_and_outlive_pruning(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["best.pt", "last.pt", "step_00000004.pt"]
     (tmp_path / ".step_00000006.pt.partial").write_bytes(b"half")
     checkpoint.forget_later(tmp_path, 2)
+    assert checkpoint.forget_later_best(tmp_path, 2)
     assert [p.name for p in tmp_path.glob("*.pt")] != []
     assert not (tmp_path / ".step_00000006.pt.partial").exists()
     assert (tmp_path / "best.pt").exists()
-    checkpoint.forget_later(tmp_path, 1)
+    assert not checkpoint.forget_later_best(tmp_path, 1)
     assert not (tmp_path / "best.pt").exists()
+
+
+def test_a_newer_numbered_checkpoint_than_last_pt_is_taken(tmp_path):
+    for step in (2, 4, 6):
+        checkpoint.save(tmp_path / "checkpoints" / f"step_{step:08d}.pt", resumable(step))
+    checkpoint.link(tmp_path / "checkpoints" / "step_00000004.pt", "last.pt")  # killed before the next link
+    assert find_resume(tmp_path, "auto", resumable(0)["config"])["step"] == 6
+
+
+def test_without_hard_links_last_pt_is_a_copy(tmp_path, monkeypatch):
+    def no_links(*_):
+        raise OSError("no hard links")
+
+    monkeypatch.setattr(checkpoint.os, "link", no_links)
+    checkpoint.save(tmp_path / "step_00000002.pt", resumable(2))
+    checkpoint.link(tmp_path / "step_00000002.pt", "last.pt")
+    assert checkpoint.load(tmp_path / "last.pt")["step"] == 2
+    assert not (tmp_path / "last.pt").samefile(tmp_path / "step_00000002.pt")
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """``python train.py``: train any model on any prepared dataset."""
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -22,8 +21,8 @@ from diffux2ct.errors import UserError
 from diffux2ct.training import distributed
 from diffux2ct.training.failures import told_in_one_line
 from diffux2ct.training.loop import stepping_back, train
-from diffux2ct.training.provenance import provenance
-from diffux2ct.training.resume import find_resume
+from diffux2ct.training.provenance import record_provenance
+from diffux2ct.training.resume import case_digest, find_resume
 from diffux2ct.training.settings import resolve_device
 
 # Options of `launcher` that come with an extra: its name, and the plugin's package.
@@ -56,13 +55,12 @@ def run(cfg: DictConfig) -> None:
     cfg.trainer.max_steps = settings.max_steps
     config = build.plain(cfg)
     # Refuses before the run's folder is written.
-    find_resume(run_dir, settings.resume, config, quiet=True)
+    find_resume(run_dir, settings.resume, config, quiet=True, cases=case_digest(train_set))
     validator = build.build_validator(cfg)
     if rank == 0:
         run_dir.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
-        facts = provenance(cfg.dataset.root, settings.num_threads)
-        (run_dir / "provenance.json").write_text(json.dumps(facts, indent=2) + "\n")
+        record_provenance(run_dir / "provenance.json", cfg.dataset.root, settings.num_threads)
     path = stepping_back(
         lambda settings, step_backs: train(
             lambda: build.build_reconstructor(cfg),

@@ -56,7 +56,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-        _sync_folder(path.parent)
+        _sync(path.parent)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         partial.unlink(missing_ok=True)
         cause = (hashed and hashed.error) or error
@@ -78,16 +78,17 @@ def link(path: Path, name: str) -> None:
             os.link(path, partial)
         except OSError:  # no hard links on this file system
             shutil.copyfile(path, partial)
+            _sync(partial)
         os.replace(partial, path.with_name(name))
-        _sync_folder(path.parent)
+        _sync(path.parent)
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise UserError(f"{path.with_name(name)}: could not write it ({error}); {path} is intact") from error
 
 
-def _sync_folder(folder: Path) -> None:
-    """Put a rename on the disk: without it a power failure could undo it."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Put a file, or a folder's renames, on the disk: without it a power failure could undo them."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -181,9 +182,19 @@ def _kind(tensor: Tensor) -> str:
 
 def candidates(folder: Path) -> list[Path]:
     """A run's checkpoints that resuming may take, the first choice first; no file twice."""
-    names = [folder / "last.pt", *sorted(folder.glob("step_*.pt"), reverse=True)]
-    files = [path for path in names if path.is_file()]
-    return [p for i, p in enumerate(files) if not any(p.samefile(earlier) for earlier in files[:i])]
+    last = folder / "last.pt"
+    files = sorted(folder.glob("step_*.pt"), reverse=True)
+    if last.is_file() and not any(path.samefile(last) for path in files):
+        # A run killed between a checkpoint and its link has a newer one than last.pt.
+        step = _step_of(last)
+        files.insert(sum(int(path.stem.removeprefix("step_")) > step for path in files), last)
+    return files
+
+
+def is_last(folder: Path, path: Path) -> bool:
+    """Whether ``path`` is the checkpoint that ``last.pt`` in ``folder`` stands for."""
+    last = folder / "last.pt"
+    return last.is_file() and last.samefile(path)
 
 
 def forget_later(folder: Path, step: int) -> None:
@@ -193,9 +204,14 @@ def forget_later(folder: Path, step: int) -> None:
     for path in folder.glob("step_*.pt"):
         if int(path.stem.removeprefix("step_")) > step:
             path.unlink()
+
+
+def forget_later_best(folder: Path, step: int) -> bool:
+    """Remove a ``best.pt`` from past ``step``; whether there is one still."""
     best = folder / "best.pt"
     if best.is_file() and _step_of(best) > step:
         best.unlink()
+    return best.is_file()
 
 
 def _step_of(path: Path) -> int:

@@ -40,11 +40,11 @@ def barrier() -> None:
         dist.barrier()
 
 
-def agree(value: int, device: torch.device) -> int:
+def agree(value: int) -> int:
     """The largest value of any rank: all must leave the loop at the same step, and for the same reason."""
     if not dist.is_initialized():
         return int(value)
-    largest = torch.tensor(int(value), device=device)
+    largest = torch.tensor(int(value))  # on the CPU, so that a GPU's queue of work need not end first
     dist.all_reduce(largest, op=dist.ReduceOp.MAX)
     return int(largest)
 

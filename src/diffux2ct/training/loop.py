@@ -17,7 +17,6 @@ from diffux2ct.training.loggers import Loggers
 from diffux2ct.training.progress import Progress, profiled
 from diffux2ct.training.run import start
 from diffux2ct.training.settings import TrainerSettings
-from diffux2ct.training.signals import StopSignal
 from diffux2ct.training.state import OptimizerFactory
 from diffux2ct.training.validation import Validator
 
@@ -42,17 +41,17 @@ def train(
     """
     # 1. Validate, build and resume.
     run = start(make_reconstructor, train_set, make_optimizer, settings, run_dir, config, step_backs)
-    state, rank = run.state, run.rank
+    state, rank, began = run.state, run.rank, run.state.step
     if rank == 0:
         print(run.opening(), file=sys.stderr)
     with (
         closing(run),
-        StopSignal() as stop,
+        run.stop as stop,
         closing(make_loggers(state.step) if rank == 0 else Loggers([])) as loggers,
         closing(Progress(settings, state, stop, run.device, run.sample_flops, rank, run.world)) as progress,
         profiled(settings.profile, run_dir, rank) as trace_step,
     ):
-        if settings.on_divergence == "step_back" and state.step == 0:
+        if settings.on_divergence == "step_back" and began == 0:
             run.save()  # there must be something to step back to
         while not progress.finished():
             # 2. Step each objective in order, on the same batch.
@@ -66,21 +65,24 @@ def train(
                 loggers.scalars(state.step, progress.report(distributed.average(losses)))
 
             # 4. Validate by sampling, with a preview; then checkpoint.
-            best = run.is_due(settings.val_every) and run.validate(validator, loggers)
-            if best or run.is_due(settings.checkpoint_every):
-                run.save(best)
+            with progress.aside():
+                best = run.is_due(settings.val_every) and run.validate(validator, loggers)
+                if best or run.is_due(settings.checkpoint_every):
+                    run.save(best)
 
         # 5. End on a checkpoint, and say where the run stands.
         progress.close()
-        run.save()
-        stopped_by = distributed.agree(stop.received, run.device)
-        if not stopped_by and not run.is_due(settings.val_every) and run.validate(validator, loggers):
+        saved = run.save()
+        stopped_by = distributed.agree(stop.received)
+        unscored = state.step > began and not run.is_due(settings.val_every)
+        if not stopped_by and unscored and run.validate(validator, loggers):
             run.save(best=True)
     distributed.barrier()
     distributed.stop()
     if stopped_by:
         stop.pass_on()
-        place = f"stopped at step {state.step} of {settings.max_steps}; the same command goes on from there"
+        where = "there" if saved else "the last checkpoint, for the loss is no longer good"
+        place = f"stopped at step {state.step} of {settings.max_steps}; the same command goes on from {where}"
         raise Stopped(place if rank == 0 else "", stopped_by)
     return run_dir / "checkpoints" / "last.pt"
 
@@ -89,7 +91,8 @@ def stepping_back(attempt: Callable[[TrainerSettings, int], Path], settings: Tra
     """What ``attempt(settings, step_backs)``, a call of ``train``, returns, tried again where it diverges.
 
     With ``on_divergence=step_back`` each try goes on from the last checkpoint with other batches and noise, so that it
-    does not meet the same step again. Raises Diverged after ``max_step_backs`` of them, and at once with ``stop``.
+    does not meet the same step again; from the second on from the one before it, since weights may be spoilt before a
+    loss shows it. Raises Diverged after ``max_step_backs`` of them, and at once with ``stop``.
     """
     step_backs = 0
     while True:
@@ -101,5 +104,7 @@ def stepping_back(attempt: Callable[[TrainerSettings, int], Path], settings: Tra
             step_backs = diverged.step_backs + 1
             settings = replace(settings, resume="auto")  # from this run's own last checkpoint
             reason = str(diverged).split(";")[0]
+            place = "the last checkpoint" if step_backs == 1 else "the checkpoint before the last"
             count = f"{step_backs} of {settings.max_step_backs}"
-            print(f"warning: {reason}; back to the last checkpoint ({count})", file=sys.stderr)
+            if distributed.start()[0] == 0:
+                print(f"warning: {reason}; back to {place} ({count})", file=sys.stderr)

@@ -54,7 +54,7 @@ class Progress:
         self.state.elapsed = self.elapsed_before + time.monotonic() - self.began
         minutes = self.settings.max_minutes
         over = self.stop.received > 0 or (minutes is not None and self.state.elapsed > minutes * 60)
-        return self.state.step >= self.settings.max_steps or distributed.agree(over, self.device) > 0
+        return self.state.step >= self.settings.max_steps or distributed.agree(over) > 0
 
     def wait_for(self, make: Callable[[], Item]) -> Item:
         """What ``make`` gives, its time counted as waiting for data."""
@@ -62,6 +62,13 @@ class Progress:
         item = make()
         self.waited += time.monotonic() - start
         return item
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """What is done inside, validation and saving, counts for no step."""
+        start = time.monotonic()
+        yield
+        self.last_time += time.monotonic() - start
 
     def advance(self) -> None:
         """One step done."""

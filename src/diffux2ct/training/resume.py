@@ -1,8 +1,11 @@
 """What a run goes on from: the newest whole checkpoint, made under the same config."""
 
+import hashlib
 import sys
 from pathlib import Path
 from typing import Any
+
+from torch.utils.data import Dataset
 
 from diffux2ct.errors import UserError
 from diffux2ct.training import checkpoint
@@ -64,18 +67,30 @@ def _max_steps(config: dict) -> int:
     return config["trainer"]["max_steps"]
 
 
+def case_digest(dataset: Dataset) -> str | None:
+    """SHA-256 of the ids of a training set's cases, on whose order the batches depend; None where it names none."""
+    cases = getattr(dataset, "cases", None)
+    return cases and hashlib.sha256("\n".join(case.case_id for case in cases).encode()).hexdigest()
+
+
 def find_resume(
-    run_dir: Path, resume: str, config: dict[str, Any], quiet: bool = False
+    run_dir: Path,
+    resume: str,
+    config: dict[str, Any],
+    quiet: bool = False,
+    pass_over: int = 0,
+    cases: str | None = None,
 ) -> dict[str, Any] | None:
     """The state to go on from, with its ``path``, or None for a fresh start.
 
     ``resume``: ``auto`` (the run folder's newest checkpoint, if any), ``never``, or a path. ``auto`` passes over
-    damaged files and, unless ``quiet``, says so on stderr. UserError when none is whole, and when the checkpoint was
-    made under another config, naming the keys.
+    damaged files and, unless ``quiet``, says so on stderr; ``pass_over``: and over so many of the newest, as long as
+    there is another. ``cases``: the training set's `case_digest`. UserError when none is whole, when the checkpoint was
+    made under another config, naming the keys, and with ``auto`` when it was made with other cases.
     """
     if resume == "never":
         return None
-    found = _newest_whole(run_dir / "checkpoints", quiet) if resume == "auto" else Path(resume)
+    found = _newest_whole(run_dir / "checkpoints", quiet, pass_over) if resume == "auto" else Path(resume)
     if found is None:
         return None
     path, state = found if isinstance(found, tuple) else (found, checkpoint.load(found))
@@ -83,17 +98,25 @@ def find_resume(
     schedule = config["trainer"]["lr_schedule"]
     if schedule != "constant" and not changed and _max_steps(state["config"]) != _max_steps(config):
         changed.append(f"trainer.max_steps, on which lr_schedule={schedule} depends")
+    if resume != "auto":  # a run may begin from another's checkpoint
+        changed = [key for key in changed if key != "name"]
     if changed:
         raise UserError(
             f"{path}: was made under another config ({', '.join(changed[:6])}{' ...' if len(changed) > 6 else ''}); "
             "give this run another name=..., or trainer.resume=never to start it over"
         )
+    if resume == "auto" and cases and state.get("cases", cases) != cases:
+        raise UserError(
+            f"{path}: was trained on other cases (the manifest or the split has changed since); give this run another "
+            f"name=..., or trainer.resume={path} to go on with these"
+        )
     return state | {"path": str(path)}
 
 
-def _newest_whole(folder: Path, quiet: bool) -> tuple[Path, dict[str, Any]] | None:
+def _newest_whole(folder: Path, quiet: bool, pass_over: int) -> tuple[Path, dict[str, Any]] | None:
     refused: list[str] = []
-    for path in checkpoint.candidates(folder):
+    files = checkpoint.candidates(folder)
+    for path in files[min(pass_over, max(0, len(files) - 1)) :]:
         try:
             state = checkpoint.load(path)
         except UserError as error:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, default_collate
 
+from diffux2ct.errors import UserError
 from diffux2ct.reconstructors.base import Objective, Trainable
 from diffux2ct.training import checkpoint, distributed
 from diffux2ct.training.divergence import Diverged, LossWatch, write_bad_batch
 from diffux2ct.training.flops import step_flops
 from diffux2ct.training.loggers import Loggers
-from diffux2ct.training.resume import find_resume
+from diffux2ct.training.resume import case_digest, find_resume
 from diffux2ct.training.settings import TrainerSettings, resolve_device
 from diffux2ct.training.sharding import is_sharded, shard
+from diffux2ct.training.signals import Interrupted, StopSignal
 from diffux2ct.training.state import OptimizerFactory, RunState, prepare_model
 from diffux2ct.training.steps import endless_batches, step_objectives, step_seed
 from diffux2ct.training.validation import Validator
@@ -47,6 +50,7 @@ class Run:
     train_set: Dataset
     batches: Iterator[dict[str, Tensor]]
     make_model: Callable[[], Trainable]
+    stop: StopSignal
 
     def opening(self) -> str:
         """What is about to happen, in one line."""
@@ -86,10 +90,13 @@ class Run:
         return self.settings.is_due(every, self.state.step)
 
     def check(self) -> None:
-        """Raise Diverged, with ``bad_batch.json`` written, where a loss was not finite or exploded. Collective."""
+        """Raise Diverged, with ``bad_batch.json`` written, where a loss was not finite or exploded. Collective.
+
+        Not after a signal: the run ends then, and ``save`` leaves the last checkpoint as it is.
+        """
         assert self.state.watch is not None
         step = self.state.watch.first_bad_step()
-        if step is None:
+        if step is None or distributed.agree(self.stop.received):
             return
         reason, values = self.state.watch.describe()
         message = f"step {step + 1}: {reason}"
@@ -115,24 +122,44 @@ class Run:
         raise Diverged(f"{message}: lower optim.lr, {ways}", tries)
 
     def validate(self, validator: Validator | None, loggers: Loggers) -> bool:
-        """Sample, score and log; whether it was the best so far. Collective: rank 0 samples, all where sharded."""
+        """Sample, score and log; whether it was the best so far. Collective: rank 0 samples, all where sharded.
+
+        A signal ends it without scores.
+        """
         if validator is None:
             return False
         self.check()
         best = False
         if self.rank == 0 or is_sharded(self.state.model):
             state = self.state
-            scores = validator(state.model, state.ema, self.device, self.settings, loggers, state.step)
+            stoppable = self._stopping_together if is_sharded(state.model) else self.stop.interrupting
+            try:
+                scores = validator(
+                    state.model, state.ema, self.device, self.settings, loggers, state.step, stoppable
+                )
+            except Interrupted:
+                scores = {}
             score = scores.get(BEST_METRIC)
             best = score is not None and (state.best_score is None or score > state.best_score)
             if best:
                 state.best_score = score
-        return distributed.agree(best, self.device) > 0
+        return distributed.agree(best) > 0
 
-    def save(self, best: bool = False) -> None:
-        """Write a checkpoint, never of weights that a bad loss has spoilt. Collective."""
+    @contextmanager
+    def _stopping_together(self) -> Iterator[None]:
+        """Raises Interrupted on all ranks before sharded work, which none may leave alone."""
+        if distributed.agree(self.stop.received):
+            raise Interrupted
+        yield
+
+    def save(self, best: bool = False) -> bool:
+        """Write a checkpoint, never of weights that a bad loss has spoilt; whether it was written. Collective."""
         self.check()
+        assert self.state.watch is not None
+        if self.state.watch.first_bad_step() is not None:
+            return False
         self.state.save(self.run_dir, self.settings.keep_last, best, self.rank)
+        return True
 
     def close(self) -> None:
         """Let go of the other processes; no step can follow."""
@@ -166,7 +193,8 @@ def start(
     if settings.num_threads:
         torch.set_num_threads(settings.num_threads)
     set_deterministic(settings.deterministic)
-    resumed = find_resume(run_dir, settings.resume, config, quiet=rank != 0)
+    cases = case_digest(train_set)
+    resumed = find_resume(run_dir, settings.resume, config, rank != 0, int(step_backs > 1), cases)
 
     torch.manual_seed(settings.seed)  # every rank draws the same initial weights
     sharded = settings.strategy == "fsdp" and world > 1
@@ -177,12 +205,10 @@ def start(
     objectives = model.objectives()
     watch = LossWatch(settings.explosion_ratio, device)
     state = RunState.create(model, objectives, make_optimizer, settings.ema_decay, config, watch)
+    state.cases = cases
     if resumed:
         state.restore(resumed)
-    state.step_backs = max(state.step_backs, step_backs)
-    distributed.barrier()  # all have read before rank 0 removes anything
-    if rank == 0:
-        checkpoint.forget_later(run_dir / "checkpoints", state.step)
+    _settle(state, run_dir, resumed, max(state.step_backs, step_backs), settings.keep_last, rank)
 
     wrapped = distributed.wrap(model, device, len(objectives))
     run_step = torch.compile(wrapped) if settings.compile else wrapped
@@ -190,8 +216,37 @@ def start(
     batches = endless_batches(train_set, draws, state.step, rank, world, device)
     return Run(
         settings, draws, run_dir, rank, world, device, state, objectives, wrapped, run_step, train_set, batches,
-        make_model,
+        make_model, StopSignal(),
     )  # fmt: skip
+
+
+def _settle(
+    state: RunState, run_dir: Path, resumed: dict[str, Any] | None, step_backs: int, keep_last: int, rank: int
+) -> None:
+    """Make the run's folder say what ``state`` says: its last checkpoint is this state, and nothing is later.
+
+    Else a run that was taken back, started over or begun from another's checkpoint, and then killed, would go on from
+    what it had given up. Collective. UserError where the processes have read different checkpoints.
+    """
+    first, last = -distributed.agree(-state.step), distributed.agree(state.step)
+    if first != last:
+        raise UserError(
+            f"{run_dir}: the processes found different checkpoints in it, of steps {first} and {last}; give a run_dir "
+            "on a disk that all of them share"
+        )
+    folder = run_dir / "checkpoints"
+    if not distributed.agree(rank == 0 and checkpoint.forget_later_best(folder, state.step)):
+        state.best_score = None
+    is_last = (
+        not checkpoint.candidates(folder)
+        if resumed is None
+        else checkpoint.is_last(folder, Path(resumed["path"])) and step_backs == state.step_backs
+    )
+    state.step_backs = step_backs
+    if distributed.agree(rank == 0 and not is_last):
+        state.save(run_dir, keep_last, rank=rank, forget_later=True)
+    elif rank == 0:
+        checkpoint.forget_later(folder, state.step)
 
 
 def set_deterministic(on: bool) -> None:

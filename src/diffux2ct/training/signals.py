@@ -3,11 +3,22 @@
 import contextlib
 import signal
 import time
+from collections.abc import Iterator
 from typing import Any
 
 _ECHO_SECONDS = 2.0
 # Ctrl-C; kill and preemption; what schedulers send some time before a job's end (Slurm's --signal, submitit).
 _HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def leave_to_the_main_process(_: int = 0) -> None:
+    """In a data worker: a signal to the whole process group must not end it before the step at hand is saved."""
+    for number in _HANDLED:
+        signal.signal(number, signal.SIG_IGN)
+
+
+class Interrupted(Exception):
+    """A signal came while ``StopSignal.interrupting`` was open."""
 
 
 class StopSignal:
@@ -20,6 +31,7 @@ class StopSignal:
     def __init__(self) -> None:
         self.received = 0
         self._since = 0.0
+        self._interrupts = False
         self._former: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignal":
@@ -32,6 +44,17 @@ class StopSignal:
         for number, handler in self._former.items():
             signal.signal(number, handler)
 
+    @contextlib.contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """Inside, a signal raises Interrupted at once: for long work that can be given up anywhere."""
+        self._interrupts = True
+        try:
+            if self.received:
+                raise Interrupted
+            yield
+        finally:
+            self._interrupts = False
+
     def pass_on(self) -> None:
         """Give the signal to whoever handled it before, once the work is saved: submitit then puts the job back."""
         former = self._former.get(self.received)
@@ -41,5 +64,7 @@ class StopSignal:
     def _set(self, number: int, _: Any) -> None:
         if not self.received:
             self.received, self._since = number, time.monotonic()
+            if self._interrupts:
+                raise Interrupted
         elif number == signal.SIGINT and time.monotonic() - self._since > _ECHO_SECONDS:
             raise KeyboardInterrupt

@@ -23,7 +23,7 @@ class RunState:
     """Everything that a checkpoint holds. ``elapsed`` is training time in seconds, all resumed parts included.
 
     ``best_score``: the highest validation PSNR3D (dB) so far. ``step_backs``: how often the run stepped back from
-    a divergence.
+    a divergence. ``cases``: digest of the training cases.
     """
 
     model: Trainable
@@ -35,6 +35,7 @@ class RunState:
     best_score: float | None = None
     step_backs: int = 0
     watch: LossWatch | None = None
+    cases: str | None = None
 
     @classmethod
     def create(
@@ -50,10 +51,13 @@ class RunState:
         optimizers = {o.name: make_optimizer(list(o.parameters)) for o in objectives}
         return cls(model, optimizers, Ema(model, ema_decay) if ema_decay else None, config, watch=watch)
 
-    def save(self, run_dir: Path, keep_last: int, best: bool = False, rank: int = 0) -> Path:
+    def save(
+        self, run_dir: Path, keep_last: int, best: bool = False, rank: int = 0, forget_later: bool = False
+    ) -> Path:
         """Write ``step_<n>.pt`` and make ``last.pt``, and where it is the ``best`` also ``best.pt``, the same file.
 
-        Each rank calls it, for a sharded state is gathered from all; rank 0 writes. Older numbered files are pruned.
+        Each rank calls it, for a sharded state is gathered from all; rank 0 writes. Older numbered files are pruned;
+        later ones, of a run that went back, with ``forget_later``.
         """
         folder = run_dir / "checkpoints"
         path = folder / f"step_{self.step:08d}.pt"
@@ -65,6 +69,7 @@ class RunState:
             "elapsed": self.elapsed,
             "best_score": self.best_score,
             "step_backs": self.step_backs,
+            "cases": self.cases,
             "watch": self.watch.state_dict() if self.watch else None,
             "model": whole(self.model.state_dict(), keep=writes),
             "optimizers": whole(optimizers, keep=writes),
@@ -74,8 +79,11 @@ class RunState:
         }
         if writes:
             checkpoint.save(path, state)
-            for name in ("last.pt", "best.pt") if best else ("last.pt",):
+            # The best first: the state that last.pt goes on from counts on it.
+            for name in ("best.pt", "last.pt") if best else ("last.pt",):
                 checkpoint.link(path, name)
+            if forget_later:
+                checkpoint.forget_later(folder, self.step)
             checkpoint.prune(folder, keep_last)
         return path
 

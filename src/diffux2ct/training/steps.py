@@ -13,6 +13,7 @@ from diffux2ct.reconstructors.base import Objective
 from diffux2ct.training import distributed
 from diffux2ct.training.failures import of_worker
 from diffux2ct.training.settings import TrainerSettings
+from diffux2ct.training.signals import leave_to_the_main_process
 from diffux2ct.training.state import RunState
 
 
@@ -55,13 +56,15 @@ def endless_batches(
         dataset,
         batch_sampler=SeededSampler(sampler, seeds) if getattr(dataset, "randomize", None) else sampler,
         num_workers=settings.num_workers,
+        worker_init_fn=leave_to_the_main_process,
         persistent_workers=settings.num_workers > 0,
         pin_memory=device.type == "cuda",
     )
     try:
         for count, batch in enumerate(loader):
-            batch["seed"] = seeds(count)
-            yield {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+            on_device = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+            # Seeds are read as numbers: from the device that would be to wait for it.
+            yield on_device | {"seed": seeds(count)}
     except (UserError, ConnectionError, EOFError) as error:
         raise of_worker(error, settings.num_workers) from error
 

@@ -1,7 +1,7 @@
 """Validation by what users do: reconstruct held-out cases from their X-rays, score them, show them."""
 
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -45,19 +45,23 @@ class Validator:
         settings: TrainerSettings,
         loggers: Loggers,
         step: int,
+        stoppable: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> dict[str, float]:
-        """Reconstruct, score, log ``val/<metric>`` and one preview; the model is left in training mode."""
+        """Reconstruct, score, log ``val/<metric>`` and one preview; the model is left in training mode.
+
+        ``stoppable``: opened around each reconstruction; what it raises passes on, and nothing is logged.
+        """
         assert isinstance(model, Reconstructor), "build_validator makes none for other models"
-        model.eval()
         count = min(settings.num_val_cases, len(self.dataset))  # type: ignore[arg-type]
         scores: dict[str, list[float]] = {name: [] for name in self.metrics}
-        with ema.applied_to(model) if ema else nullcontext():
+        with _evaluating(model), ema.applied_to(model) if ema else nullcontext():
             for index in range(count):
                 case = {
                     k: v[None].to(device) for k, v in self.dataset[index].items() if isinstance(v, Tensor)
                 }
                 generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + index)
-                with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+                autocast = torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16")
+                with stoppable(), autocast:
                     volume = model.reconstruct(xrays_of(case), generator=generator, **self.sampling)
                 prediction, truth = volume[0, 0].float().cpu(), case["volume"][0, 0].cpu()
                 for name, metric in self.metrics.items():
@@ -65,7 +69,15 @@ class Validator:
                 if index == 0:
                     shown, made = (denormalize_hu(v.numpy(), self.window) for v in (truth, prediction))
                     loggers.image(step, "validation", comparison_grid(shown, made))
-        model.train()
         means = {f"val/{name}": sum(values) / len(values) for name, values in scores.items()}
         loggers.scalars(step, means)
         return means
+
+
+@contextmanager
+def _evaluating(model: Trainable) -> Iterator[None]:
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train()
