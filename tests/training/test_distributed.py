@@ -226,6 +226,17 @@ def test_a_killed_rank_ends_the_others_in_one_line_and_the_run_goes_on(phantoms,
     assert checkpoint.load(folder)["step"] == step + 1
 
 
+@pytest.mark.dist
+def test_processes_that_found_different_checkpoints_end_in_one_line(phantoms, tmp_path):
+    own = [f"run_dir={tmp_path}/node${{oc.env:RANK}}", "name=run"]  # as on nodes without a common disk
+    first, then = [*own, "trainer.max_steps=1"], [*own, "trainer.max_steps=2"]
+    with pytest.raises(
+        AssertionError,
+        match=r"node\d: the processes found different checkpoints in it, of steps 0 and 1; give a",
+    ):
+        train_forked(tmp_path, phantoms, [("run", 1, first), ("run", 2, then)])
+
+
 def rank_process(launcher: int, rank: str) -> int:
     """The process of a rank among the launcher's children."""
     for entry in Path("/proc").iterdir():

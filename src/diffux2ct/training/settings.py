@@ -57,7 +57,7 @@ class TrainerSettings:
     warmup_steps: int = 0
     lr_schedule: str = "constant"
     grad_clip: float | int | None = 1.0
-    ema_decay: float | None = 0.9999
+    ema_decay: float | int | None = 0.9999
     compile: bool = False
     fused: bool | None = None
     deterministic: bool = False
