@@ -22,6 +22,7 @@ from diffux2ct.evaluation.distortion import METRICS
 from diffux2ct.geometry.xray_effects import XrayRandomization
 from diffux2ct.reconstructors.base import Reconstructor, Trainable
 from diffux2ct.training import checkpoint
+from diffux2ct.training import checkpoint_contents as contents
 from diffux2ct.training.loggers import CsvLogger, Logger, Loggers, TensorBoardLogger, WandbLogger
 from diffux2ct.training.settings import TrainerSettings, resolve_device
 from diffux2ct.training.state import prepare_model
@@ -92,6 +93,22 @@ def ensure_dataset(cfg: DictConfig) -> None:
     from diffux2ct.data.phantom import generate_dataset
 
     generate_dataset(Path(cfg.root), size=cfg.size, **OmegaConf.to_container(cfg.generate, resolve=True))  # type: ignore
+
+
+def ensure_dataset_again(cfg: DictConfig, ckpt: Path) -> None:
+    """Generate a run's phantoms again where they are gone; UserError where that would write outside this folder.
+
+    The place is named by a checkpoint's config, which may be foreign.
+    """
+    root = Path(cfg.root)
+    if (root / "manifest.csv").is_file() or cfg.get("generate") is None:
+        return
+    if root.is_absolute() or ".." in root.parts:
+        raise UserError(
+            f"{root}: the phantoms that {ckpt} was trained on are not there; generate them by its train.py command, or "
+            "move them to where it ran"
+        )
+    ensure_dataset(cfg)
 
 
 def build_validator(cfg: DictConfig) -> Validator | None:
@@ -213,21 +230,40 @@ def load_run(ckpt: str | Path, device: str = "auto", weights: str = "ema") -> Lo
     path = Path(ckpt)
     state = checkpoint.load(path)
     path = path / "checkpoints" / "last.pt" if path.is_dir() else path
-    checkpoint.check_holds(path, state, "config", "step")
-    check_targets(state["config"].get("model"), path)
+    contents.check_holds(path, state, "config", "step")
+    contents.check_config(path, state["config"])
+    check_targets(state["config"]["model"], path)
     cfg = OmegaConf.create(state["config"])
     assert isinstance(cfg, DictConfig)
-    model = build_reconstructor(cfg)
+    model = _rebuilt(cfg, path)
     values = state["model"]
-    checkpoint.check_fits(path, values, model.state_dict())
+    contents.check_fits(path, values, model.state_dict())
     if weights == "ema" and state.get("ema"):
         values = values | {
             k.removeprefix("average."): v for k, v in state["ema"].items() if k.startswith("average.")
         }
-        checkpoint.check_fits(path, values, model.state_dict(), "averaged weights")
+        contents.check_fits(path, values, model.state_dict(), "averaged weights")
     model.load_state_dict(values)
-    model = prepare_model(model, resolve_device(device), bool(cfg.trainer.channels_last)).eval()
+    model = prepare_model(model, resolve_device(device), bool(cfg.trainer.get("channels_last", True))).eval()
     return LoadedRun(model, cfg, path, int(state["step"]))
+
+
+def _rebuilt(cfg: DictConfig, path: Path) -> Trainable:
+    """The model of a checkpoint's config, which may hold anything."""
+    try:
+        model = build_reconstructor(cfg)
+    except UserError as error:
+        raise UserError(f"{path}: its config builds no model ({error})") from error
+    except Exception as error:
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise UserError(
+            f"{path}: its config builds no model ({reason}); use a checkpoint that train.py wrote"
+        ) from error
+    if not isinstance(model, Trainable):
+        raise UserError(
+            f"{path}: its config builds a {type(model).__name__}, no model; use one that train.py wrote"
+        )
+    return model
 
 
 _OUR_CLASS = re.compile(r"diffux2ct\.(models|diffusion|reconstructors)\.\w+\.[A-Z]\w*")

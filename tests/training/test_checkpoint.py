@@ -5,6 +5,7 @@ import torch
 
 from diffux2ct.errors import UserError
 from diffux2ct.training import checkpoint
+from diffux2ct.training import checkpoint_contents as contents
 from diffux2ct.training.resume import changed_keys, find_resume
 
 
@@ -292,6 +293,6 @@ def test_without_hard_links_last_pt_is_a_copy(tmp_path, monkeypatch):
 def test_weights_that_do_not_fit_are_refused_in_one_line(change, words):
     model = torch.nn.Linear(3, 2)
     with pytest.raises(UserError, match=rf"^c\.pt: its weights do not fit the model \({words}\)") as error:
-        checkpoint.check_fits("c.pt", {**model.state_dict(), **change}, model.state_dict())
+        contents.check_fits("c.pt", {**model.state_dict(), **change}, model.state_dict())
     assert "\n" not in str(error.value)
-    checkpoint.check_fits("c.pt", model.state_dict(), model.state_dict())
+    contents.check_fits("c.pt", model.state_dict(), model.state_dict())

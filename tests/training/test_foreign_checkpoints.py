@@ -130,6 +130,116 @@ def test_it_is_refused_in_one_line_and_nothing_is_executed(trained, phantoms, tm
     assert not list((tmp_path / "run" / "checkpoints").glob("*"))
 
 
+def changed(state: dict, keys: str, value) -> dict:
+    """The state with what lies at the dotted ``keys`` replaced; None takes it out."""
+    key, _, rest = keys.partition(".")
+    key = int(key) if key.isdigit() else key
+    if not rest and value is GONE:
+        return {k: v for k, v in state.items() if k != key}
+    inner = value if not rest else changed(state[key], rest, value)
+    return {**state, key: inner}
+
+
+GONE = object()
+FIRST = "optimizers.diffusion.state.0"
+WRONG = [
+    ("config", "text", "its config is of type str"),
+    ("config", [1], "its config is of type list"),
+    ("config", None, "its config is of type NoneType"),
+    ("step", "3", "its step is of type str"),
+    ("step", -5, "its step is -5"),
+    ("elapsed", float("nan"), "its elapsed is nan"),
+    ("ema", [1], "its ema is of type list"),
+    ("ema.num_updates", GONE, "its averaged weights have no num_updates"),
+    ("rng", None, "its rng is of type NoneType"),
+    ("rng", torch.zeros(3, dtype=torch.uint8), r"its rng is uint8 \[3\]"),
+    ("watch", [1], "its watch is of type list"),
+    ("watch.reference", torch.zeros(2, 2), "its watch is not what"),
+    ("optimizers", [1], "its optimizers is of type list"),
+    ("optimizers.diffusion", 3, "its optimiser diffusion steps 0 parameters"),
+    ("optimizers.diffusion.param_groups", GONE, "its optimiser diffusion steps 0 parameters"),
+    ("optimizers.diffusion.state", "x", "its optimiser diffusion has no state"),
+    ("optimizers.diffusion.state.9999", {}, "its optimiser diffusion has a state for 9999, of"),
+    (f"{FIRST}.exp_avg", GONE, "its optimiser diffusion holds step, exp_avg_sq for a parameter"),
+    (f"{FIRST}.exp_avg", torch.tensor(0.0), r"its optimiser diffusion has exp_avg float32 \[\], where"),
+    (f"{FIRST}.exp_avg", "zeros", "its optimiser diffusion has exp_avg of type str"),
+    (f"{FIRST}.step", torch.zeros(2), r"its optimiser diffusion has step float32 \[2\]"),
+]
+
+
+@pytest.mark.parametrize(("keys", "value", "words"), WRONG, ids=[f"{k}={str(v)[:12]}" for k, v, _ in WRONG])
+def test_a_sealed_file_of_wrong_types_is_refused_by_resume(trained, phantoms, tmp_path, keys, value, words):
+    path = tmp_path / "bad.pt"
+    checkpoint.save(path, changed(checkpoint.load(trained), keys, value))
+    with pytest.raises(UserError, match=f"bad.pt: {words}") as error:
+        train(config(phantoms, tmp_path / "run", f"trainer.resume={path}", "trainer.max_steps=2"))
+    assert "\n" not in str(error.value)
+    assert not list((tmp_path / "run" / "checkpoints").glob("*"))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float16])
+def test_an_optimiser_of_another_dtype_is_refused(trained, phantoms, tmp_path, dtype):
+    path, state = tmp_path / "bad.pt", checkpoint.load(trained)
+    other = state["optimizers"]["diffusion"]["state"][0]["exp_avg"].to(dtype)
+    checkpoint.save(path, changed(state, f"{FIRST}.exp_avg", other))
+    with pytest.raises(UserError, match=rf"has exp_avg {str(dtype)[6:]} \[.*\], where this run's is float32"):
+        train(config(phantoms, tmp_path / "run", f"trainer.resume={path}", "trainer.max_steps=2"))
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "words"),
+    [
+        ("config", None, "its config is of type NoneType"),
+        ("config.trainer", GONE, "its config has no trainer"),
+        ("config.model", "unet", "its config has no model"),
+        ("config.model.no_such", 3, r"its config builds no model \(.*no_such"),
+        ("config.model.denoiser", {"_target_": "diffux2ct.models.nowhere.X"}, "its config builds no model"),
+        ("ema", [1], "its ema is of type list"),
+        ("step", "3", "its step is of type str"),
+        (f"model.{WEIGHT}", "x", "its weights do not fit the model"),
+    ],
+)
+def test_a_sealed_file_of_wrong_types_is_refused_by_load(trained, tmp_path, keys, value, words):
+    path, state = tmp_path / "bad.pt", checkpoint.load(trained)
+    if keys == f"model.{WEIGHT}":
+        state["model"][WEIGHT] = state["model"][WEIGHT].to_sparse()
+    else:
+        state = changed(state, keys, value)
+    checkpoint.save(path, state)
+    with pytest.raises(UserError, match=f"bad.pt: {words}") as error:
+        load(path, "cpu")
+    assert "\n" not in str(error.value)
+
+
+def test_rates_and_kernels_are_the_run_s_own_not_the_file_s(trained, phantoms, tmp_path):
+    path, state = tmp_path / "rate.pt", checkpoint.load(trained)
+    assert not state["optimizers"]["diffusion"]["param_groups"][0]["fused"]
+    state["optimizers"]["diffusion"]["param_groups"][0] |= {"lr": 1e9, "initial_lr": 1e9}
+    checkpoint.save(path, state)
+    train(
+        config(
+            phantoms, tmp_path / "run", f"trainer.resume={path}", "trainer.max_steps=2", "trainer.fused=true"
+        )
+    )
+    (group,) = checkpoint.load(tmp_path / "run")["optimizers"]["diffusion"]["param_groups"]
+    assert group["fused"]
+    assert group["lr"] < 1
+
+
+def test_evaluating_a_foreign_file_makes_no_phantoms_where_it_says(trained, tmp_path, monkeypatch):
+    state = checkpoint.load(trained)
+    state["config"]["dataset"] |= {
+        "root": str(tmp_path / "elsewhere"),
+        "generate": {"num_cases": 4, "seed": 0},
+    }
+    checkpoint.save(tmp_path / "foreign.pt", state)
+    with pytest.raises(
+        UserError, match=r"elsewhere: the phantoms that .*foreign.pt was trained on are not there"
+    ):
+        evaluate(evaluation(tmp_path / "foreign.pt"))
+    assert not (tmp_path / "elsewhere").exists()
+
+
 def test_what_the_run_wrote_is_taken_by_all_three(trained, phantoms, tmp_path):
     path = trained / "checkpoints" / "last.pt"
     train(config(phantoms, tmp_path / "run", f"trainer.resume={path}", "trainer.max_steps=2"))

@@ -5,14 +5,13 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from torch import Tensor
 
 from diffux2ct.errors import UserError, remedy
+from diffux2ct.training.checkpoint_contents import check_types
 
 FORMAT = 1
 # A zip's reader looks for the directory from the end and passes over what follows it: torch.load still takes the file.
@@ -128,6 +127,7 @@ def load(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not a readable checkpoint, perhaps truncated; use another one")
     if not isinstance(state, dict) or state.get("format") != FORMAT or "model" not in state:
         raise UserError(f"{path}: not a diffux2ct checkpoint of format {FORMAT}; use one that train.py wrote")
+    check_types(path, state)
     return state
 
 
@@ -146,38 +146,6 @@ def _verify(path: Path) -> bool:
     if sha.hexdigest() != trailer[1].decode():
         raise UserError(f"{path}: damaged, its checksum does not match; use another checkpoint")
     return True
-
-
-def check_holds(path: Path | str, state: Mapping[str, Any], *keys: str) -> None:
-    """UserError, naming the first that is not there, unless a checkpoint's state has all ``keys``."""
-    for key in keys:
-        if key not in state:
-            raise UserError(f"{path}: it holds no {key}; use a checkpoint that train.py wrote")
-
-
-def check_fits(path: Path | str, saved: Any, expected: Mapping[str, Tensor], what: str = "weights") -> None:
-    """UserError, naming the first difference, unless ``saved`` has the names, shapes and dtypes of ``expected``."""
-
-    def refuse(problem: str) -> UserError:
-        return UserError(
-            f"{path}: its {what} do not fit the model ({problem}); use a checkpoint of this model"
-        )
-
-    if not isinstance(saved, Mapping):
-        raise refuse(f"no {what} in it")
-    for name, tensor in expected.items():
-        value = saved.get(name)
-        if not isinstance(value, Tensor):
-            raise refuse(f"no {name}")
-        if value.shape != tensor.shape or value.dtype != tensor.dtype:
-            raise refuse(f"{name} is {_kind(value)}, where the model has {_kind(tensor)}")
-    unknown = [name for name in saved if name not in expected]
-    if unknown:
-        raise refuse(f"the model has no {unknown[0]}")
-
-
-def _kind(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
 def candidates(folder: Path) -> list[Path]:

@@ -43,6 +43,8 @@ class LossWatch:
 
     def observe(self, step: int, losses: dict[str, Tensor]) -> None:
         """Take note of the losses of the step after ``step`` steps."""
+        if self.reference is not None and len(self.reference) != len(losses):
+            self.reference, self.num_seen = None, 0  # restored from a run of other losses
         if self.names != list(losses):
             self.names = list(losses)
             # Gradient norms and parts of a loss may well grow: only totals explode.

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffux2ct.errors import UserError
 from diffux2ct.reconstructors.base import Objective, Trainable
 from diffux2ct.training import checkpoint
+from diffux2ct.training import checkpoint_contents as contents
 from diffux2ct.training.divergence import LossWatch
 from diffux2ct.training.ema import Ema
 from diffux2ct.training.sharding import part_of, whole
@@ -91,13 +91,15 @@ class RunState:
         """Take over a checkpoint's state; UserError, with nothing changed, where it does not fit this run's model."""
         where = state.get("path", "the checkpoint")
         own = self.model.state_dict()
-        checkpoint.check_holds(where, state, "step", "elapsed", "optimizers", "ema", "rng")
-        checkpoint.check_fits(where, state["model"], own)
+        contents.check_types(where, state)
+        contents.check_holds(where, state, "step", "elapsed", "optimizers", "ema", "rng")
+        contents.check_fits(where, state["model"], own)
         if self.ema:
-            average = {k: v for k, v in (state["ema"] or {}).items() if k != "num_updates"}
-            checkpoint.check_fits(where, average, self.ema.tensors(), "averaged weights")
+            contents.check_average(where, state["ema"], self.ema.tensors())
         for name, optimizer in self.optimizers.items():
-            _check_optimizer(where, state["optimizers"].get(name), optimizer, name)
+            contents.check_optimizer(where, state["optimizers"].get(name), optimizer, name)
+        contents.check_rng(where, state["rng"])
+        contents.check_watch(where, state.get("watch"))
         self.model.load_state_dict(
             {name: part_of(value, own[name]) for name, value in state["model"].items()}
         )
@@ -117,32 +119,17 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def _check_optimizer(where: str, saved: Any, optimizer: torch.optim.Optimizer, name: str) -> None:
-    parameters = _parameters(optimizer)
-    count = sum(len(group["params"]) for group in saved["param_groups"]) if saved else 0
-    if count != len(parameters):
-        raise UserError(
-            f"{where}: its optimiser {name} steps {count} parameters, this model's {len(parameters)}; use a checkpoint "
-            "of this model"
-        )
-    for index, values in saved["state"].items():
-        for key, value in values.items():
-            shape = parameters[index].shape
-            if isinstance(value, Tensor) and value.dim() and value.shape != shape:
-                raise UserError(
-                    f"{where}: its optimiser {name} has {key} of {list(value.shape)} for a parameter of "
-                    f"{list(shape)}; use a checkpoint of this model"
-                )
-
-
 def _own_part(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """A whole optimiser state cut to this rank's part of each parameter."""
+    """A whole optimiser state cut to this rank's part of each parameter.
+
+    Rates and kernels are this run's own: the rate follows from the step, and a run may go on with fused kernels.
+    """
     parameters = _parameters(optimizer)
     cut = {
         index: {key: part_of(value, parameters[index]) for key, value in values.items()}
         for index, values in saved["state"].items()
     }
-    return {**saved, "state": cut}
+    return {"state": cut, "param_groups": optimizer.state_dict()["param_groups"]}
 
 
 def prepare_model(model: Trainable, device: torch.device, channels_last: bool) -> Trainable:
