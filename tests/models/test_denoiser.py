@@ -204,58 +204,6 @@ def test_checkpointing_a_stage_that_is_not_there():
     assert make_unet(checkpoint_stages=[32])(*make_inputs((16, 16, 32))).shape == (2, 1, 16, 16, 32)
 
 
-def test_channels_last_changes_nothing():
-    model, (x, t, h) = make_unet(), make_inputs((16, 16, 16))
-    expected = model(x, t, h)
-    y = model.to(memory_format=torch.channels_last_3d)(x, t, h)
-    torch.testing.assert_close(y, expected, atol=1e-4, rtol=1e-4)
-
-
-def watch_strides(model: torch.nn.Module) -> dict[str, list[bool]]:
-    """Whether channels lie side by side in what enters and leaves each 3D convolution and norm, gradients included."""
-    last: dict[str, list[bool]] = {}
-
-    def watch(name: str, x: Tensor) -> None:
-        last.setdefault(name, []).append(x.shape[1] == 1 or x.stride(1) == 1)
-        if x.requires_grad:
-            x.register_hook(lambda g: last[name].append(g.shape[1] == 1 or g.stride(1) == 1))
-
-    def hook(name: str, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        watch(f"{name} in", inputs[0])
-        watch(f"{name} out", output)
-
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Conv3d | torch.nn.GroupNorm):
-            module.register_forward_hook(lambda _, inputs, output, name=name: hook(name, inputs, output))
-    return last
-
-
-@pytest.mark.parametrize(
-    "device",
-    [
-        "cpu",
-        pytest.param(
-            "cuda",
-            marks=[
-                pytest.mark.gpu,
-                pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
-            ],
-        ),
-    ],
-)
-def test_no_layer_changes_the_memory_format(device: str):
-    """A copy to another layout costs as much as a norm. In bf16: a CPU convolves some small fp32 volumes otherwise."""
-    model = make_unet(num_blocks=2).train().to(device, memory_format=torch.channels_last_3d)
-    x, t, h = make_inputs((16, 16, 16))
-    last = watch_strides(model)
-    with torch.autocast(device, torch.bfloat16):
-        y = model(x.to(device), t.to(device), [c.to(device) for c in h])
-    y.float().square().mean().backward()
-    assert len(last) > 60
-    assert not [name for name, seen in last.items() if not all(seen)]
-    assert sum(len(seen) for seen in last.values()) > 1.9 * len(last), "gradients were seen, too"
-
-
 def test_bf16_is_close_to_fp32():
     model, (x, t, h) = make_unet(), make_inputs((16, 16, 16))
     exact = model(x, t, h)

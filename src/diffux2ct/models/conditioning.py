@@ -123,9 +123,11 @@ class ExpandConditioning(Conditioning):
         self.projections = nn.ModuleList(nn.Conv2d(plane_channels, width, 1) for width in self.channels)
 
     def features(self, xray: Tensor) -> list[Tensor]:
-        """f^(i) of one view (or of both, batched), projected to C_h, finest first."""
+        """f^(i) of one view (or of both, batched), projected to C_h, finest first, in channels_last."""
         planes = self.decoder(self.encoder(self.stem(xray)))[: len(self.channels)]
-        return [project(plane) for project, plane in zip(self.projections, planes, strict=True)]
+        projected = (project(plane) for project, plane in zip(self.projections, planes, strict=True))
+        # A copy of planes here; the sums of both views then lie in channels_last_3d, as the implicit decoder's do.
+        return [plane.contiguous(memory_format=torch.channels_last) for plane in projected]
 
     def forward(self, xrays: Xrays, z: Plane | None = None) -> Conditions:
         """Expand and add; z has no use here."""

@@ -15,6 +15,7 @@ from diffux2ct.models.blocks import (
     Upsample,
     without_autocast,
 )
+from diffux2ct.models.layout import concatenate
 from diffux2ct.models.normalization import GroupNormSiLU
 from diffux2ct.models.swin3d import SwinBlock3d
 
@@ -105,7 +106,7 @@ class UNet3d(nn.Module):
         time = self.time(t)
         x, skips, last = self.stem(x_t), [], len(self.down) - 1
         for i, stage in enumerate(self.down):
-            x = _concatenate(x, conditions[i])
+            x = concatenate(x, conditions[i])
             for block in stage.children():
                 x = self._run(sides[i], block, x, time)
                 skips.append(x)
@@ -116,7 +117,7 @@ class UNet3d(nn.Module):
         for i in reversed(range(len(self.up))):
             for j, block in enumerate(self.up[i].children()):
                 skip = skips.pop()
-                x = _concatenate(x, skip, conditions[i]) if j == 0 else _concatenate(x, skip)
+                x = concatenate(x, skip, conditions[i]) if j == 0 else concatenate(x, skip)
                 x = self._run(sides[i], block, x, time)
             if i > 0:
                 x = self.upsample[i - 1](x)
@@ -146,14 +147,3 @@ class UNet3d(nn.Module):
                 f"of {', '.join(map(str, sides))} voxels; choose among them"
             )
         return sides
-
-
-def _concatenate(*features: Tensor) -> Tensor:
-    """Along the channels, in the dtype and memory format of the first."""
-    first, *rest = (f for f in features if f.shape[1])
-    if not rest:
-        return first
-    channels_last = first.is_contiguous(memory_format=torch.channels_last_3d) and not first.is_contiguous()
-    if channels_last:
-        rest = [f.contiguous(memory_format=torch.channels_last_3d) for f in rest]
-    return torch.cat((first, *(f.to(first.dtype) for f in rest)), dim=1)

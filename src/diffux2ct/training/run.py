@@ -198,8 +198,8 @@ def start(
 
     torch.manual_seed(settings.seed)  # every rank draws the same initial weights
     sharded = settings.strategy == "fsdp" and world > 1
-    # FSDP takes contiguous weights only; convolutions then follow the layout of what comes in.
-    model = prepare_model(make_model(), device, settings.channels_last and not sharded).train()
+    # FSDP takes contiguous weights only.
+    model = prepare_model(make_model(), device, settings.channels_last, contiguous_weights=sharded).train()
     if sharded:
         shard(model, device, world, len(model.objectives()))
     objectives = model.objectives()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffux2ct.models.layout import channels_last_3d
 from diffux2ct.reconstructors.base import Objective, Trainable
 from diffux2ct.training import checkpoint
 from diffux2ct.training import checkpoint_contents as contents
@@ -132,11 +133,25 @@ def _own_part(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[s
     return {"state": cut, "param_groups": optimizer.state_dict()["param_groups"]}
 
 
-def prepare_model(model: Trainable, device: torch.device, channels_last: bool) -> Trainable:
-    """Move to the device; 3D weights to channels_last_3d, which is the fast layout of 3D convolutions."""
+def prepare_model(
+    model: Trainable, device: torch.device, channels_last: bool, contiguous_weights: bool = False
+) -> Trainable:
+    """Move to the device; with ``channels_last`` 3D convolutions take, and so give, channels_last_3d: the fast layout.
+
+    ``contiguous_weights``: their weights stay as they are, as FSDP needs them; the layout follows from the input alone.
+    """
     model = model.to(device)
     if channels_last:
-        for parameter in model.parameters():
-            if parameter.dim() == 5:
-                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
+        for module in model.modules():
+            if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
+                module.register_forward_pre_hook(_take_channels_last)
+                if not contiguous_weights:
+                    weight = module.weight
+                    weight.data = weight.data.contiguous(memory_format=torch.channels_last_3d)
     return model
+
+
+def _take_channels_last(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """A hook, not the weights, sets the layout: a weight of one input channel is contiguous in both formats, and
+    PyTorch takes it for the plain one, and with it all that follows from the stem's output."""
+    return channels_last_3d(inputs[0]), *inputs[1:]
