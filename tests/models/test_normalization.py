@@ -135,6 +135,35 @@ def test_formulas_for_cuda(last: bool):
     assert y.stride() == x.stride()
 
 
+@pytest.mark.parametrize("slab", [2**24, 300])
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_formulas_for_cuda_far_from_zero(monkeypatch, dtype: torch.dtype, last: bool, slab: int):
+    """A mean of ten deviations: no difference of large numbers may carry the result. Of inputs already rounded."""
+    monkeypatch.setattr(normalization, "_SLAB", slab)
+    norm, x, grad = make(GroupNorm, (2, 64, 8, 6, 7))
+    x, grad = ((channels_last(v) if last else v).to(dtype) for v in (x - 2 + 30, grad))
+    assert len(normalization.slabs(x)) == (1 if slab > x.numel() else 8)
+    y, _, dweight, dbias = plain(norm, x, grad)
+    with torch.no_grad():
+        mine, mean, rstd = normalization.normalize_by_parts(
+            x, norm.weight, norm.bias, norm.num_groups, norm.eps
+        )
+        stats = [s.repeat_interleave(64 // norm.num_groups, dim=1) for s in (mean, rstd)]
+        sums, sums_xhat = normalization.sums_by_products(grad, x, *stats)
+    assert mean.dtype == rstd.dtype == sums.dtype == sums_xhat.dtype == torch.float32
+    assert mine.dtype == dtype
+    assert mine.stride() == x.stride()
+    grouped = x.double().reshape(2, norm.num_groups, -1)
+    torch.testing.assert_close(mean.double(), grouped.mean(2), rtol=1e-6, atol=0)
+    expected = (grouped.var(2, correction=0) + norm.eps).rsqrt()
+    torch.testing.assert_close(rstd.double(), expected, rtol=2e-6, atol=0)
+    rounding = 2e-6 if dtype == torch.float32 else 2e-3
+    assert (mine - y).norm() < rounding * y.norm()
+    assert (sums_xhat.sum(0) - dweight).norm() < 2e-6 * dweight.norm()
+    assert (sums.sum(0) - dbias).norm() < 2e-6 * dbias.norm()
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("kind", [GroupNorm, GroupNormSiLU])

@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 aten = torch.ops.aten
+_SLAB = 2**24  # numbers: 64 MiB in fp32
 
 
 def num_groups(channels: int, max_groups: int = 32) -> int:
@@ -108,18 +109,27 @@ def normalize(
 def normalize_by_parts(
     x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`normalize` from sums: PyTorch's CUDA kernel would make `x` contiguous first."""
+    """`normalize` in plain operations: PyTorch's CUDA kernel would make `x` contiguous first.
+
+    Mean first, then the squares around it: less the mean's square they would cancel where the mean is large.
+    """
     width, voxels = x.shape[1] // groups, tuple(range(2, x.ndim))
     dtype = torch.promote_types(x.dtype, torch.float32)
-
-    def group_mean(per_channel: Tensor) -> Tensor:
-        return per_channel.view(len(x), groups, width).mean(2)
-
-    mean = group_mean(x.mean(voxels, dtype=dtype))
-    square = group_mean(torch.linalg.vector_norm(x, dim=voxels, dtype=dtype) ** 2 / x[0, 0].numel())
-    rstd = torch.rsqrt((square - mean**2).clamp_min(0) + eps)
+    mean = x.mean(voxels, dtype=dtype).view(len(x), groups, width).mean(2)
+    centre = mean.repeat_interleave(width, dim=1)
+    squares = torch.zeros_like(centre)
+    for slab in slabs(x):
+        squares += (slab - spread(centre, x)).square_().sum(voxels)
+    variance = squares.view(len(x), groups, width).mean(2) / x[0, 0].numel()
+    rstd = torch.rsqrt(variance + eps)
     scale = weight * rstd.repeat_interleave(width, dim=1)
-    return scale_and_shift(x, scale, bias - scale * mean.repeat_interleave(width, dim=1)), mean, rstd
+    shift = bias - scale * centre
+    return torch.addcmul(spread(shift, x), x, spread(scale, x), out=torch.empty_like(x)), mean, rstd
+
+
+def slabs(x: Tensor) -> tuple[Tensor, ...]:
+    """Views of [b, c, d, ...], cut along d to bound what one of them takes in fp32."""
+    return x.split(max(1, _SLAB * x.shape[2] // x.numel()), dim=2)
 
 
 def channel_sums(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
@@ -138,10 +148,13 @@ def channel_sums(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> tuple[T
 
 
 def sums_by_products(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
-    """`channel_sums` by plain operations, for any device."""
+    """`channel_sums` in plain operations, for any device. Centred and multiplied in fp32, a slab at a time."""
     voxels = tuple(range(2, x.ndim))
-    sums, products = grad.sum(voxels, dtype=mean.dtype), (grad * x).sum(voxels, dtype=mean.dtype)
-    return sums, (products - mean * sums) * rstd
+    sums, products = torch.zeros_like(mean), torch.zeros_like(mean)
+    for g, slab in zip(slabs(grad), slabs(x), strict=True):
+        sums += g.sum(voxels, dtype=mean.dtype)
+        products += (slab - spread(mean, x)).mul_(g).sum(voxels)
+    return sums, products * rstd
 
 
 def scale_and_shift(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -151,5 +164,9 @@ def scale_and_shift(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 
 def per_channel(coefficients: Tensor, like: Tensor) -> Tensor:
     """[b, c] -> [b, c, 1, ...]; rounded to bf16 on a CPU, where mixed dtypes cost a copy of the volume in fp32."""
-    dtype = like.dtype if like.device.type == "cpu" else coefficients.dtype
-    return coefficients.to(dtype).view(*coefficients.shape, *(1,) * (like.ndim - 2))
+    return spread(coefficients.to(like.dtype) if like.device.type == "cpu" else coefficients, like)
+
+
+def spread(coefficients: Tensor, like: Tensor) -> Tensor:
+    """[b, c] -> [b, c, 1, ...], as many axes as `like` has."""
+    return coefficients.view(*coefficients.shape, *(1,) * (like.ndim - 2))
