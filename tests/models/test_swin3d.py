@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffux2ct.errors import UserError
 from diffux2ct.models.swin3d import (
@@ -93,6 +94,28 @@ def test_mask_is_built_once_per_shape():
     assert shift_mask(*key, torch.bfloat16) is shift_mask(*key, torch.bfloat16)
     assert shift_mask(*key, torch.bfloat16).dtype == torch.bfloat16
     assert "mask" not in "".join(SwinBlock3d(8, 2, 4, shifted=True).state_dict())
+
+
+class Attention(TorchDispatchMode):
+    """The bytes behind the mask of each fused attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.masks: list[int] = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        if "flash_attention" in str(operation):
+            assert kwargs
+            self.masks.append(kwargs["attn_mask"].untyped_storage().nbytes())
+        return operation(*args, **(kwargs or {}))
+
+
+def test_sampling_is_fused_and_all_samples_share_one_mask():
+    block = SwinBlock3d(8, num_heads=2, window_size=4, shifted=True)
+    with torch.no_grad(), Attention() as seen:
+        block(torch.randn(3, 8, 8, 8, 8))
+    windows, heads, voxels = 8, 2, 64
+    assert seen.masks == [windows * heads * voxels**2 * 4]
 
 
 def test_mask_made_while_sampling_serves_training():

@@ -84,28 +84,33 @@ class WindowAttention3d(nn.Module):
         nn.init.trunc_normal_(self.relative_bias, std=0.02)
 
     def attention_bias(self, grid: Triple, window: Triple, shift: Triple, dtype: torch.dtype) -> Tensor:
-        """[1 or num_windows, heads, n, n]: relative bias, and -inf across wrapped regions where shifted."""
-        table = self.relative_bias.to(dtype)
+        """[1, heads, n, n]: relative bias; where shifted [1, num_windows * heads, n, n], with -inf across wrapped
+        regions."""
+        table = self.relative_bias.to(dtype).t()
         index = relative_position_index(window, self.window_size, table.device)
-        bias = rearrange(table[index.flatten()], "(n m) heads -> 1 heads n m", n=index.shape[0])
+        bias = table[:, index.flatten()].view(1, self.num_heads, *index.shape)
         if not any(shift):
             return bias
-        return bias + shift_mask(grid, window, shift, table.device, dtype)[:, None]
+        return (bias + shift_mask(grid, window, shift, table.device, dtype)[:, None]).flatten(0, 1)[None]
 
     def forward(self, x: Tensor) -> Tensor:
         """Shift, attend within each window, shift back."""
-        batch, *sides = x.shape[:-1]
-        grid = (sides[0], sides[1], sides[2])
+        d, h, w = x.shape[1:-1]
+        grid = (d, h, w)
         window, shift = fit_window(grid, self.window_size, self.shift_size)
         if any(shift):
             x = torch.roll(x, [-s for s in shift], dims=(1, 2, 3))
         x = partition_windows(x, window)
-        q, k, v = rearrange(self.qkv(x), "b n (i heads c) -> i b heads n c", i=3, heads=self.num_heads)
-        bias = self.attention_bias(grid, window, shift, q.dtype)
-        if bias.shape[0] > 1:
-            bias = bias.expand(batch, *bias.shape).flatten(0, 1)
+        qkv = self.qkv(x)
+        bias = self.attention_bias(grid, window, shift, qkv.dtype)
+        # A bias that differs between windows counts them as heads, and so serves all samples without a copy for each.
+        folded = bias.shape[1] // self.num_heads
+        q, k, v = rearrange(
+            qkv, "(b w) n (i heads c) -> i b (w heads) n c", i=3, w=folded, heads=self.num_heads
+        )
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        x = merge_windows(self.out(rearrange(x, "b heads n c -> b n (heads c)")), window, grid)
+        x = rearrange(x, "b (w heads) n c -> (b w) n (heads c)", w=folded)
+        x = merge_windows(self.out(x), window, grid)
         return torch.roll(x, shift, dims=(1, 2, 3)) if any(shift) else x
 
 
