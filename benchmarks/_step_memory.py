@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffux2ct.models import swin3d
 from diffux2ct.reconstructors.diffusion import DiffusionReconstructor
+from diffux2ct.training.state import prepare_model
 from diffux2ct.types import VIEWS
 
 
@@ -53,7 +54,7 @@ def count_step(model: DiffusionReconstructor, size: int, batch: int) -> dict[str
     beside the state. peak: of the whole step, temporaries included.
     """
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    make_fake(model, fake)
+    make_fake(prepare_model(model, torch.device("cpu"), channels_last=True), fake)
     weights = list(model.parameters())
     memory, flops = PeakMemory(), FlopCounterMode(display=False)
 
@@ -88,11 +89,9 @@ def count_step(model: DiffusionReconstructor, size: int, batch: int) -> dict[str
 
 
 def make_fake(model: nn.Module, mode: FakeTensorMode) -> None:
-    """Replace parameters and buffers by ones without content, 3D weights in channels_last_3d."""
+    """Replace parameters and buffers by ones without content, of the same layout."""
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
-            last = torch.channels_last_3d if parameter.ndim == 5 else torch.contiguous_format
-            data = mode.from_tensor(parameter.data.contiguous(memory_format=last))
-            setattr(module, name, nn.Parameter(data))
+            setattr(module, name, nn.Parameter(mode.from_tensor(parameter.data)))
         for name, buffer in list(module.named_buffers(recurse=False)):
             setattr(module, name, mode.from_tensor(buffer))
