@@ -26,11 +26,14 @@ lint: $(VENV)/.installed-dev ## Style, types and the floors of the architecture
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
+# A process a core, at most four: each takes 1.5 GB. Threads that wait for work must not keep a core from the others.
+PYTEST = OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
+
 test: lint ## All checks, and tests but for slow ones; those for a GPU or for real scans skip where there are none
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: lint ## All checks and tests, the slow ones too
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 bench: $(VENV)/.installed-dev ## Run the benchmarks (pip install -c constraints.txt -e '.[peers]' adds the peers)
 	set -e; for script in benchmarks/[!_]*.py; do $(BIN)/python $$script; done
