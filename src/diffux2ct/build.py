@@ -95,20 +95,16 @@ def ensure_dataset(cfg: DictConfig) -> None:
     generate_dataset(Path(cfg.root), size=cfg.size, **OmegaConf.to_container(cfg.generate, resolve=True))  # type: ignore
 
 
-def ensure_dataset_again(cfg: DictConfig, ckpt: Path) -> None:
-    """Generate a run's phantoms again where they are gone; UserError where that would write outside this folder.
+def check_phantoms(cfg: DictConfig, ckpt: Path) -> None:
+    """UserError where the phantoms that a run was trained on are gone.
 
-    The place is named by a checkpoint's config, which may be foreign.
+    They are not made again: their place and number are what the checkpoint says, which may be foreign.
     """
-    root = Path(cfg.root)
-    if (root / "manifest.csv").is_file() or cfg.get("generate") is None:
-        return
-    if root.is_absolute() or ".." in root.parts:
+    if cfg.get("generate") is not None and not (Path(cfg.root) / "manifest.csv").is_file():
         raise UserError(
-            f"{root}: the phantoms that {ckpt} was trained on are not there; generate them by its train.py command, or "
-            "move them to where it ran"
+            f"{cfg.root}: the phantoms that {ckpt} was trained on are not there; run its train.py command again, which "
+            "makes them, or start from the folder in which it was trained"
         )
-    ensure_dataset(cfg)
 
 
 def build_validator(cfg: DictConfig) -> Validator | None:
@@ -238,11 +234,11 @@ def load_run(ckpt: str | Path, device: str = "auto", weights: str = "ema") -> Lo
     model = _rebuilt(cfg, path)
     values = state["model"]
     contents.check_fits(path, values, model.state_dict())
-    if weights == "ema" and state.get("ema"):
-        values = values | {
-            k.removeprefix("average."): v for k, v in state["ema"].items() if k.startswith("average.")
-        }
-        contents.check_fits(path, values, model.state_dict(), "averaged weights")
+    if weights == "ema" and state.get("ema") is not None:
+        names = {f"average.{name}": name for name, _ in model.named_parameters()}
+        averaged = {key: model.get_parameter(name) for key, name in names.items()}
+        contents.check_average(path, state["ema"], averaged)
+        values = values | {name: state["ema"][key] for key, name in names.items()}
     model.load_state_dict(values)
     model = prepare_model(model, resolve_device(device), bool(cfg.trainer.get("channels_last", True))).eval()
     return LoadedRun(model, cfg, path, int(state["step"]))
@@ -281,7 +277,9 @@ def check_targets(node: Any, path: Path) -> None:
     for key, value in items:
         foreign = key == "_target_" and not _OUR_CLASS.fullmatch(str(value))
         if foreign or (isinstance(value, str) and "${" in value):
-            raise UserError(f"{path}: its config names {value!r}, which is no part of diffux2ct; refused")
+            raise UserError(
+                f"{path}: its config names '{contents.shown(value)}', which is no part of diffux2ct; refused"
+            )
         if value is not None:
             check_targets(value, path)
 

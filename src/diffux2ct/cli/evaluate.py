@@ -29,7 +29,7 @@ def run(cfg: DictConfig) -> None:
     loaded = build.load_run(cfg.ckpt, cfg.device, cfg.weights)
     trained = loaded.cfg
     sampling = loaded.sampling(cfg.sampler)
-    build.ensure_dataset_again(trained.dataset, loaded.path)
+    build.check_phantoms(trained.dataset, loaded.path)
     dataset = build.build_dataset(trained.dataset, cfg.split, cfg.root)
     train_set = build.build_dataset(trained.dataset, "train")
     if cfg.max_cases is not None:

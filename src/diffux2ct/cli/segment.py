@@ -35,7 +35,7 @@ def run(cfg: DictConfig) -> None:
             f"{evaluation}: does not tell the data set's folder; give it as root= (and split=, unless test)"
         )
     if root is None:
-        build.ensure_dataset_again(trained.dataset, loaded.path)
+        build.check_phantoms(trained.dataset, loaded.path)
         root = trained.dataset.root
     dataset = PreparedDataset(
         root,

@@ -123,9 +123,10 @@ def load(path: Path) -> dict[str, Any]:
                 f"{path}: a pickle of another program, of which nothing is run; use a checkpoint that train.py wrote"
             ) from error
         raise UserError(f"{path}: not a readable checkpoint, perhaps truncated; use another one") from error
-    if isinstance(state, dict) and state.pop("sealed", False) and not sealed:
+    if isinstance(state, dict) and state.pop("sealed", False) is not False and not sealed:
         raise UserError(f"{path}: not a readable checkpoint, perhaps truncated; use another one")
-    if not isinstance(state, dict) or state.get("format") != FORMAT or "model" not in state:
+    form = state.get("format") if isinstance(state, dict) else None
+    if not isinstance(form, int) or form != FORMAT or "model" not in state:
         raise UserError(f"{path}: not a diffux2ct checkpoint of format {FORMAT}; use one that train.py wrote")
     check_types(path, state)
     return state

@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 
 from diffux2ct.errors import UserError
 from diffux2ct.training import checkpoint
+from diffux2ct.training.checkpoint_contents import shown
 
 # What a resumed run may change: budget, cadence, speed and where things are shown, never what is learnt.
 FREE_TO_CHANGE = (
@@ -63,8 +64,8 @@ def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _max_steps(config: dict) -> int:
-    return config["trainer"]["max_steps"]
+def _max_steps(config: dict) -> int | None:
+    return config["trainer"].get("max_steps")
 
 
 def case_digest(dataset: Dataset) -> str | None:
@@ -101,8 +102,9 @@ def find_resume(
     if resume != "auto":  # a run may begin from another's checkpoint
         changed = [key for key in changed if key != "name"]
     if changed:
+        keys = ", ".join(map(shown, changed[:6])) + (" ..." if len(changed) > 6 else "")
         raise UserError(
-            f"{path}: was made under another config ({', '.join(changed[:6])}{' ...' if len(changed) > 6 else ''}); "
+            f"{path}: was made under another config ({keys}); "
             "give this run another name=..., or trainer.resume=never to start it over"
         )
     if resume == "auto" and cases and state.get("cases", cases) != cases:

@@ -126,8 +126,12 @@ def _own_part(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[s
     Rates and kernels are this run's own: the rate follows from the step, and a run may go on with fused kernels.
     """
     parameters = _parameters(optimizer)
+    # Cloned, since a file may hold tensors that share their memory, which a step in place would write twice.
     cut = {
-        index: {key: part_of(value, parameters[index]) for key, value in values.items()}
+        index: {
+            key: part_of(value.clone() if isinstance(value, Tensor) else value, parameters[index])
+            for key, value in values.items()
+        }
         for index, values in saved["state"].items()
     }
     return {"state": cut, "param_groups": optimizer.state_dict()["param_groups"]}
