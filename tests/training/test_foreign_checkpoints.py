@@ -127,7 +127,7 @@ def test_it_is_refused_in_one_line_and_nothing_is_executed(trained, phantoms, tm
         with pytest.raises(UserError, match=f"bad.pt: ({BAD[make]})") as error:
             use()
         assert "\n" not in str(error.value)
-        assert len(str(error.value)) < 400
+        assert len(str(error.value).replace(str(tmp_path), "")) < 400
         assert not (tmp_path / "ran").exists()
     assert not list((tmp_path / "run" / "checkpoints").glob("*"))
 
@@ -196,7 +196,7 @@ def test_a_sealed_file_of_wrong_types_is_refused_by_resume(trained, phantoms, tm
     with pytest.raises(UserError, match=f"bad.pt: {words}") as error:
         train(config(phantoms, tmp_path / "run", f"trainer.resume={path}", "trainer.max_steps=2"))
     assert "\n" not in str(error.value)
-    assert len(str(error.value)) < 400
+    assert len(str(error.value).replace(str(tmp_path), "")) < 400
     assert not list((tmp_path / "run" / "checkpoints").glob("*"))
 
 
