@@ -21,11 +21,17 @@ MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
 export MASTER_ADDR MASTER_PORT PYTHON="${PYTHON:-python}"
 
+# A job that was put back goes on, also where its command says to start over or from a given checkpoint.
+again=()
+if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ]; then
+  again=(trainer.resume=auto)
+fi
+
 # Without torchrun, which would kill a process that takes 30 seconds to save. srun does not take the cores a task from
 # sbatch by itself, and when one task fails it ends the others.
 srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" bash -c '
   export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS
-  exec "$PYTHON" train.py "$@"' train "$@" &
+  exec "$PYTHON" train.py "$@"' train "$@" ${again[@]+"${again[@]}"} &
 step=$!
 
 # SIGTERM ends training on a checkpoint. It goes to the tasks: srun, given it, would kill them.

@@ -117,6 +117,12 @@ def test_a_multi_node_job_that_is_signalled_saves_and_goes_back_into_the_queue(t
     assert told.split()[-4:] == ["train", "dataset=lumbarv", "optim.lr=1e-4", "node7:23456"]
 
 
+def test_a_job_that_was_put_back_goes_on_whatever_its_command_says_of_resuming(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert slurm(tmp_path, "exit 0").wait(60) == 0
+    assert (tmp_path / "srun").read_text().split()[-2:] == ["trainer.resume=auto", "node7:23456"]
+
+
 @pytest.mark.parametrize("status", [0, 3])
 def test_a_multi_node_job_that_ends_by_itself_is_not_put_back(tmp_path, status):
     assert slurm(tmp_path, f"exit {status}").wait(60) == status
