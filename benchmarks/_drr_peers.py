@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from diffux2ct.geometry.camera import Camera
 from diffux2ct.types import VIEWS
+from diffux2ct.xray.camera import Camera
 
 Renderer = tuple[torch.Tensor | None, Callable[[str], torch.Tensor]]
 

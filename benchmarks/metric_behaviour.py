@@ -25,14 +25,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from _common import HERE, skip, write_csv
-from diffux2ct.data.dataset import PreparedDataset
 from diffux2ct.data.phantom import generate_dataset
+from diffux2ct.data.prepared.dataset import PreparedDataset
 from diffux2ct.errors import UserError
 from diffux2ct.evaluation.metric_info import metric_info
 from diffux2ct.evaluation.metric_set import FAMILIES, MetricSet
+from diffux2ct.evaluation.perception.weights import Unavailable
 from diffux2ct.evaluation.scored_case import ScoredCase
-from diffux2ct.evaluation.set_families import CtDistribution, SetFamily
-from diffux2ct.evaluation.weights import Unavailable
+from diffux2ct.evaluation.set_metrics import CtDistribution, SetFamily
 
 DEFAULT_FAMILIES = ("distortion", "lpips", "bones", "implants", "vertebrae", "xrays")
 

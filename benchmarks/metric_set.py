@@ -25,13 +25,13 @@ from scipy import ndimage
 from torch import Tensor
 
 from _common import HERE, cpu_model, write_csv
-from diffux2ct.data.dataset import PreparedDataset
 from diffux2ct.data.phantom import generate_dataset
-from diffux2ct.evaluation.metric_families import Family
+from diffux2ct.data.prepared.dataset import PreparedDataset
+from diffux2ct.evaluation.case_metrics import Family
 from diffux2ct.evaluation.metric_set import FAMILIES, MetricSet
 from diffux2ct.evaluation.scored_case import ScoredCase
-from diffux2ct.evaluation.set_families import SetFamily
-from diffux2ct.models.vnet import VNet
+from diffux2ct.evaluation.set_metrics import SetFamily
+from diffux2ct.models.baselines.vnet import VNet
 from diffux2ct.reconstructors.segmentation import SegmentationTrainable
 from diffux2ct.training.state import prepare_model
 

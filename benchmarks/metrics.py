@@ -25,11 +25,10 @@ from skimage.metrics import structural_similarity as skimage_ssim
 
 from _common import HERE, cpu_model, write_csv
 from diffux2ct.data.phantom import make_phantom
-from diffux2ct.evaluation.distortion import decibel, slice_errors
-from diffux2ct.evaluation.ms_ssim import ms_ssim3d
-from diffux2ct.evaluation.protocols import PROTOCOLS, score
-from diffux2ct.evaluation.ssim import structural_similarity
-from diffux2ct.geometry.hounsfield import HU_WINDOW, normalize_hu
+from diffux2ct.evaluation.fidelity.distortion import decibel, slice_errors
+from diffux2ct.evaluation.fidelity.protocols import PROTOCOLS, score
+from diffux2ct.evaluation.fidelity.ssim import ms_ssim3d, structural_similarity
+from diffux2ct.intensity import HU_WINDOW, normalize_hu
 
 Values = list[float]
 

@@ -23,10 +23,10 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage, optimize
 
 from _common import HERE, ROOT, SHARED, skip, write_csv
-from diffux2ct.data.volume_io import CtImage, read_ct
-from diffux2ct.geometry.camera import Camera
-from diffux2ct.geometry.hounsfield import attenuation_from_hu
-from diffux2ct.geometry.projector import project
+from diffux2ct.data.io.volume import CtImage, read_ct
+from diffux2ct.intensity import attenuation_from_hu
+from diffux2ct.xray.camera import Camera
+from diffux2ct.xray.joseph import project
 
 SAD, SID = 541.0, 949.0
 SCOUT_PITCH = (0.545, 0.597)  # mm: table movement between rows; columns at the axis

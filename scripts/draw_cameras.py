@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from diffux2ct.geometry.camera import Camera, camera_preset
+from diffux2ct.xray.camera import Camera, camera_preset
 
 FINE = 3  # drawn this much larger, then shrunk
 BEAM_PX = 620  # of the small picture, from source to panel

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from diffux2ct.data.phantom import REGIONS, make_phantom
-from diffux2ct.geometry.camera import camera_preset
-from diffux2ct.geometry.drr import render_pair
-from diffux2ct.geometry.hounsfield import HU_WINDOW
+from diffux2ct.intensity import HU_WINDOW
 from diffux2ct.viz.slices import WINDOWS, display_plane, display_xray, grey, save_png, upscale
+from diffux2ct.xray.camera import camera_preset
+from diffux2ct.xray.drr import render_pair
 
 IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
 # Patients of seed 0, and where to cut them: a share of the height, y and x in mm from the middle of the spine.

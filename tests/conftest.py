@@ -1,5 +1,6 @@
 """Shared fixtures: the real-data folder, and runtime shape checks on every public signature."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from jaxtyping import install_import_hook
 install_import_hook("diffux2ct", "beartype.beartype")
 
 torch.set_num_threads(2)
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +43,7 @@ def compared_runs(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> l
     """Folders of three runs, as train.py and evaluate.py leave them, that were scored on the same three phantoms."""
     import torch
 
-    from diffux2ct.data.dataset import PreparedDataset
+    from diffux2ct.data.prepared.dataset import PreparedDataset
     from diffux2ct.evaluation.runner import evaluate
 
     class BackProjector:
@@ -97,3 +100,16 @@ def compose(phantoms: Path):
             return hydra_compose(config, overrides=[*small, *overrides])
 
     return make
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    program = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if program is None:
+        pytest.skip(f"none of {', '.join(BROWSERS)} is installed")
+    with playwright.sync_playwright() as driver:
+        # Without a sandbox, because containers and root have none; the page is our own.
+        browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()

@@ -9,9 +9,9 @@ from omegaconf import OmegaConf
 
 from diffux2ct import build
 from diffux2ct.diffusion.samplers import SAMPLERS
-from diffux2ct.evaluation.distortion import METRICS
+from diffux2ct.evaluation.fidelity.distortion import METRICS
+from diffux2ct.evaluation.fidelity.protocols import PROTOCOLS
 from diffux2ct.evaluation.metric_set import DEFAULT_FAMILIES, FAMILIES
-from diffux2ct.evaluation.protocols import PROTOCOLS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 OPTIONS = sorted(

@@ -16,17 +16,17 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from diffux2ct.data.dataset import PreparedDataset
+from diffux2ct.data.prepared.dataset import PreparedDataset
 from diffux2ct.errors import UserError
-from diffux2ct.evaluation.distortion import METRICS
-from diffux2ct.geometry.xray_effects import XrayRandomization
+from diffux2ct.evaluation.fidelity.distortion import METRICS
 from diffux2ct.reconstructors.base import Reconstructor, Trainable
-from diffux2ct.training import checkpoint
-from diffux2ct.training import checkpoint_contents as contents
+from diffux2ct.training.checkpoints import checks as contents
+from diffux2ct.training.checkpoints import file as checkpoint
 from diffux2ct.training.loggers import CsvLogger, Logger, Loggers, TensorBoardLogger, WandbLogger
 from diffux2ct.training.settings import TrainerSettings, resolve_device
 from diffux2ct.training.state import prepare_model
 from diffux2ct.training.validation import Validator
+from diffux2ct.xray.effects import XrayRandomization
 
 if TYPE_CHECKING:
     from diffux2ct.evaluation.metric_set import MetricSet
@@ -262,7 +262,7 @@ def _rebuilt(cfg: DictConfig, path: Path) -> Trainable:
     return model
 
 
-_OUR_CLASS = re.compile(r"diffux2ct\.(models|diffusion|reconstructors)\.\w+\.[A-Z]\w*")
+_OUR_CLASS = re.compile(r"diffux2ct\.(models|diffusion|reconstructors)(\.\w+)+\.[A-Z]\w*")
 
 
 def check_targets(node: Any, path: Path) -> None:

@@ -2,12 +2,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.cli.tiny_run import SIZE, composed
 
 from diffux2ct import build
-from diffux2ct.training import checkpoint
+from diffux2ct.training.checkpoints import file as checkpoint
 from diffux2ct.types import VIEWS
-
-from .tiny_run import SIZE, composed
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from diffux2ct.cli.evaluate import score_table
-from diffux2ct.data.dataset import read_description
+from diffux2ct.data.prepared.dataset import read_description
 from diffux2ct.errors import UserError
-from diffux2ct.training import checkpoint
+from diffux2ct.training.checkpoints import file as checkpoint
 
 ROOT = Path(__file__).parents[2]
 

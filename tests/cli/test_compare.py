@@ -16,10 +16,10 @@ from omegaconf import OmegaConf
 
 from diffux2ct import build
 from diffux2ct.cli import compare, evaluate, train
-from diffux2ct.cli.compared_runs import count_cost, find_evaluations, read_runs
 from diffux2ct.cli.summarize import summarize
+from diffux2ct.comparison.find_runs import count_cost, find_evaluations, read_runs
 from diffux2ct.errors import UserError
-from diffux2ct.evaluation.cost import reconstruction_cost
+from diffux2ct.reconstructors.cost import reconstruction_cost
 
 ROOT = Path(__file__).parents[2]
 

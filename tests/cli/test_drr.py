@@ -13,7 +13,7 @@ from PIL import Image
 
 from diffux2ct.cli.drr import run
 from diffux2ct.errors import UserError
-from diffux2ct.geometry.drr import decode_output
+from diffux2ct.xray.drr import decode_output
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULTS = OmegaConf.to_container(OmegaConf.load(ROOT / "configs" / "drr.yaml"))

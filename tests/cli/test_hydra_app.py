@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_module
 
-from diffux2ct.cli.hydra_app import WIDTHS, as_typed, check_choices, hydra_app
+from diffux2ct.cli.hydra_app import WIDTHS, check_choices, hydra_app
 from diffux2ct.cli.train import sweep_suffix
+from diffux2ct.command_line import as_typed
 from diffux2ct.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]

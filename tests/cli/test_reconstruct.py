@@ -11,14 +11,13 @@ import SimpleITK as sitk
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
+from tests.cli.tiny_run import SIZE, reconstruct
 
 from diffux2ct.cli.reconstruct import model_grid, prepare_xrays
-from diffux2ct.data.dataset import normalize_xray
-from diffux2ct.data.xray_io import read_xray
+from diffux2ct.data.io.xray_file import read_xray
+from diffux2ct.data.prepared.dataset import normalize_xray
 from diffux2ct.errors import UserError
 from diffux2ct.types import VIEWS
-
-from .tiny_run import SIZE, reconstruct
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -4,15 +4,14 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from omegaconf import OmegaConf
+from tests.cli.tiny_run import composed, reconstruct
 
 from diffux2ct.cli.drr import run as synthesize
 from diffux2ct.cli.reconstruct import check_cameras
-from diffux2ct.data.camera_file import read_camera_files
+from diffux2ct.data.io.camera_file import read_camera_files
 from diffux2ct.errors import UserError
-from diffux2ct.geometry.camera import camera_preset
 from diffux2ct.types import VIEWS
-
-from .tiny_run import composed, reconstruct
+from diffux2ct.xray.camera import camera_preset
 
 
 @pytest.fixture(scope="module")

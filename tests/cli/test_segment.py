@@ -9,9 +9,9 @@ from hydra import initialize_config_module
 
 from diffux2ct import build
 from diffux2ct.cli import evaluate, segment, train
-from diffux2ct.data.dataset import PreparedDataset
+from diffux2ct.data.prepared.dataset import PreparedDataset
 from diffux2ct.errors import UserError
-from diffux2ct.training import checkpoint
+from diffux2ct.training.checkpoints import file as checkpoint
 
 VNET = ("model=vnet", "widths.vnet_channels=[4,4]", "widths.vnet_convs=[1,1]")
 

@@ -112,9 +112,9 @@ def test_any_spacing(spacing) -> None:
 
 @pytest.mark.real
 def test_no_labelled_bone_is_removed_from_real_scans(shared_data: Path) -> None:
-    from diffux2ct.data.scan_reader import read_scan
+    from diffux2ct.data.io.volume import read_labels
+    from diffux2ct.data.preparation.scan_reader import read_scan
     from diffux2ct.data.sources import RawCase
-    from diffux2ct.data.volume_io import read_labels
 
     folder = shared_data / "labelled_8bit"
     # Grey levels of these scans to HU, by their air, fat and muscle; one patient lies prone.

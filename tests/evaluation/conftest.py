@@ -1,14 +1,9 @@
-import shutil
-
 import numpy as np
 import pytest
+from tests.evaluation.blobs import NAMES, ORIGINS, SIZE, SPACING
 
-from diffux2ct.data.dataset import PreparedDataset
-from diffux2ct.data.prepare import finish_dataset, write_case
-
-from .blobs import NAMES, ORIGINS, SIZE, SPACING
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+from diffux2ct.data.preparation.prepare import finish_dataset, write_case
+from diffux2ct.data.prepared.dataset import PreparedDataset
 
 
 @pytest.fixture(scope="session")
@@ -45,16 +40,3 @@ def dataset(blobs_root):
 @pytest.fixture
 def mean_volume(blobs_root):
     return PreparedDataset(blobs_root, "train").mean_volume()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if program is None:
-        pytest.skip(f"none of {', '.join(BROWSERS)} is installed")
-    with playwright.sync_playwright() as driver:
-        # Without a sandbox, because containers and root have none; the page is our own.
-        browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield browser
-        browser.close()

@@ -3,18 +3,18 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from diffux2ct.data.dataset import PreparedDataset
-from diffux2ct.data.label_scheme import FIRST_SCREW
+from diffux2ct.data.labels import FIRST_SCREW
+from diffux2ct.data.prepared.dataset import PreparedDataset
 from diffux2ct.errors import UserError
-from diffux2ct.evaluation.bones import bone_scores
-from diffux2ct.evaluation.distortion import psnr3d
-from diffux2ct.evaluation.metric_families import Family
+from diffux2ct.evaluation.anatomy.bones import bone_scores
+from diffux2ct.evaluation.case_metrics import Family
+from diffux2ct.evaluation.fidelity.distortion import psnr3d
+from diffux2ct.evaluation.fidelity.protocols import PROTOCOLS, score
 from diffux2ct.evaluation.metric_info import CASE_COUNTS, metric_info
 from diffux2ct.evaluation.metric_set import FAMILIES, MetricSet
-from diffux2ct.evaluation.protocols import PROTOCOLS, score
+from diffux2ct.evaluation.perception.weights import Unavailable
 from diffux2ct.evaluation.scored_case import ScoredCase
-from diffux2ct.evaluation.set_families import CtDistribution
-from diffux2ct.evaluation.weights import Unavailable
+from diffux2ct.evaluation.set_metrics import CtDistribution
 
 HERE = ["distortion", "bones", "implants", "vertebrae", "xrays"]
 

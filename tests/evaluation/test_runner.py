@@ -4,16 +4,15 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from tests.evaluation.blobs import NAMES, ORIGINS, SIZE, SPACING, BackProjector, read
 from torch import nn
 from torch.testing import assert_close
 
-from diffux2ct.data.dataset import PreparedDataset
+from diffux2ct.data.prepared.dataset import PreparedDataset
 from diffux2ct.errors import UserError
-from diffux2ct.evaluation.distortion import METRICS
+from diffux2ct.evaluation.fidelity.distortion import METRICS
 from diffux2ct.evaluation.runner import evaluate
 from diffux2ct.evaluation.statistics import bootstrap_interval
-
-from .blobs import NAMES, ORIGINS, SIZE, SPACING, BackProjector, read
 
 
 def test_writes_metrics_with_their_floor(dataset, mean_volume, tmp_path):

@@ -13,7 +13,7 @@ from torch import nn
 from diffux2ct import build
 from diffux2ct.cli.train import run
 from diffux2ct.reconstructors.adversarial import AdversarialReconstructor
-from diffux2ct.training import checkpoint
+from diffux2ct.training.checkpoints import file as checkpoint
 from diffux2ct.training.settings import TrainerSettings
 
 ROOT = Path(__file__).parents[2]

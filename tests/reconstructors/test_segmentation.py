@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from diffux2ct.errors import UserError
-from diffux2ct.models.vnet import VNet
+from diffux2ct.models.baselines.vnet import VNet
 from diffux2ct.reconstructors.base import Reconstructor
 from diffux2ct.reconstructors.segmentation import SegmentationTrainable, soft_dice
 

@@ -3,13 +3,12 @@ import math
 
 import pytest
 import torch
+from tests.training.toy import train_toy
 
-from diffux2ct.training import checkpoint
-from diffux2ct.training.distributed import StepSampler
+from diffux2ct.training.checkpoints import file as checkpoint
 from diffux2ct.training.divergence import Diverged, LossWatch
+from diffux2ct.training.processes.distributed import StepSampler
 from diffux2ct.training.steps import sample_seeds
-
-from .toy import train_toy
 
 CPU = torch.device("cpu")
 

@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.training.toy import THIN, train_toy
 
 from diffux2ct.cli.train import run
 from diffux2ct.errors import Stopped, UserError
-from diffux2ct.training import checkpoint
-from diffux2ct.training.signals import StopSignal
-
-from .toy import THIN, train_toy
+from diffux2ct.training.checkpoints import file as checkpoint
+from diffux2ct.training.processes.signals import StopSignal
 
 GOLDEN = Path(__file__).parents[1] / "goldens" / "loss_curve.json"
 

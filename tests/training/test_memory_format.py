@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tests.training.toy import THIN
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -9,8 +10,6 @@ from torch.utils._pytree import tree_leaves
 from diffux2ct.build import build_reconstructor
 from diffux2ct.reconstructors.regression import RegressionReconstructor
 from diffux2ct.training.state import prepare_model
-
-from .toy import THIN
 
 BATCH, SIZE = 3, 16  # no weight has three output channels: what has a first side of three is a batch
 LAST = [0, 2, 3, 4, 1]

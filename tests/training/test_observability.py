@@ -6,16 +6,15 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from tests.training.toy import THIN, Cases, train_toy
 from torch import nn
 
 from diffux2ct import build
 from diffux2ct.cli.train import run
-from diffux2ct.data.dataset import PreparedDataset
+from diffux2ct.data.prepared.dataset import PreparedDataset
 from diffux2ct.reconstructors.base import Objective, Trainable
-from diffux2ct.training.flops import matmul_rate, step_flops
+from diffux2ct.reconstructors.cost import matmul_rate, step_flops
 from diffux2ct.training.progress import profiled
-
-from .toy import THIN, Cases, train_toy
 
 
 class Convolution(Trainable):

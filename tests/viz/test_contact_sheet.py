@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffux2ct.data.case_writer import finish_dataset, write_case
+from diffux2ct.data.prepared.writer import finish_dataset, write_case
 from diffux2ct.errors import UserError
 from diffux2ct.viz import contact_sheet
 from diffux2ct.viz.contact_sheet import case_strip, write_contact_sheets

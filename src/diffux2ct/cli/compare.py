@@ -117,13 +117,13 @@ def run(arguments: Sequence[str] | None = None) -> None:
     """Compare as the command line says; prints the table or writes files."""
     asked = parser().parse_args(arguments)
     # Imported here so that --help answers at once.
-    from diffux2ct.cli.compared_runs import find_row, read_runs, rename
-    from diffux2ct.cli.compared_volumes import illustrate
-    from diffux2ct.data.case_writer import write_text
-    from diffux2ct.evaluation.comparison import choose_metrics
-    from diffux2ct.evaluation.comparison_seeds import merge_seeds
-    from diffux2ct.evaluation.comparison_table import build_table, sort_keys
-    from diffux2ct.evaluation.comparison_tests import statistics_marks
+    from diffux2ct.comparison.find_runs import find_row, read_runs, rename
+    from diffux2ct.comparison.runs import choose_metrics
+    from diffux2ct.comparison.seeds import merge_seeds
+    from diffux2ct.comparison.significance import statistics_marks
+    from diffux2ct.comparison.table import build_table, sort_keys
+    from diffux2ct.comparison.volumes import illustrate
+    from diffux2ct.data.prepared.writer import write_text
 
     _check(asked)
     runs, problems = read_runs(asked.runs, asked.evaluation)
@@ -174,7 +174,8 @@ def _check(asked: argparse.Namespace) -> None:
 
 def written(table: Any, form: str, pictures: Callable[[], Any]) -> str:
     """A table as text of this format; ``pictures`` are made for a page alone, since they take a while."""
-    from diffux2ct.evaluation import comparison_page, comparison_text
+    from diffux2ct.comparison import formats as comparison_page
+    from diffux2ct.comparison import formats as comparison_text
 
     if form == "html":
         return comparison_page.page(table, pictures())

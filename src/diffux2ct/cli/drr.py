@@ -16,11 +16,11 @@ from PIL import Image
 from diffux2ct import __version__
 from diffux2ct.cli.hydra_app import hydra_app
 from diffux2ct.errors import UserError
-from diffux2ct.geometry.attenuation import ATTENUATIONS, AttenuationModel, attenuation_model
-from diffux2ct.geometry.camera import Camera, camera_preset
-from diffux2ct.geometry.drr import OUTPUTS, PROJECTORS, encode_output, render_pair
-from diffux2ct.geometry.pose import Pose, random_poses
-from diffux2ct.geometry.xray_effects import XrayEffects
+from diffux2ct.xray.attenuation import ATTENUATIONS, AttenuationModel, attenuation_model
+from diffux2ct.xray.camera import Camera, camera_preset
+from diffux2ct.xray.drr import OUTPUTS, PROJECTORS, encode_output, render_pair
+from diffux2ct.xray.effects import XrayEffects
+from diffux2ct.xray.pose import Pose, random_poses
 
 _PNG_MAX = 2**16 - 1
 _STORED = {
@@ -42,8 +42,8 @@ def run(cfg: DictConfig) -> None:
         UserError: a setting or the CT is not usable.
     """
     # Imported here so that --help answers at once.
-    from diffux2ct.data.cube import cut_cube
-    from diffux2ct.data.volume_io import read_ct
+    from diffux2ct.data.io.volume import read_ct
+    from diffux2ct.data.preparation.cube import cut_cube
 
     source, out = _path(cfg, "ct"), _path(cfg, "out")
     size = _whole("size", cfg.size)
@@ -167,7 +167,7 @@ def _units(output: str) -> dict[str, str]:
         "window": "HU, clipped before projection",
         "pose": "degrees about, and mm along, (x, y, z) through the centre: the patient is turned, then shifted",
         "npy": undo[output],
-        "scale": "line integral per value of the .npy file (diffux2ct.geometry.drr.decode_output)",
+        "scale": "line integral per value of the .npy file (diffux2ct.xray.drr.decode_output)",
         "png_scale": "value of the .npy file per grey level",
     }
 

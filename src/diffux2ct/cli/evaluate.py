@@ -13,7 +13,7 @@ from diffux2ct.errors import UserError
 from diffux2ct.evaluation.metric_info import metric_info
 from diffux2ct.evaluation.metric_set import DEFAULT_FAMILIES
 from diffux2ct.evaluation.runner import evaluate
-from diffux2ct.training.provenance import processor
+from diffux2ct.training.checkpoints.provenance import processor
 from diffux2ct.training.settings import resolve_device
 
 

@@ -10,7 +10,7 @@ from diffux2ct.cli.hydra_app import hydra_app
 def run(cfg: DictConfig) -> None:
     """Export ``cfg.data`` to ``cfg.out`` and say what was written. Raises UserError, see ``export_x2ct``."""
     # Imported here so that --help answers at once.
-    from diffux2ct.data.x2ct_exchange import export_x2ct
+    from diffux2ct.data.preparation.x2ct.exchange import export_x2ct
 
     report = export_x2ct(str(cfg.data), str(cfg.out), views=str(cfg.views))
     for note in report.notes:

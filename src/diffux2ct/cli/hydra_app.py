@@ -3,19 +3,18 @@
 import difflib
 import os
 import re
-import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from diffux2ct.cli import run_main
+from diffux2ct.command_line import as_typed
 from diffux2ct.errors import UserError
 
 CONFIGS = "diffux2ct.configs"
@@ -54,20 +53,6 @@ def check_choices(choices: Mapping[str, str]) -> None:
             f"model={model} means widths={model}, and something else here (an experiment or a scale) says "
             f"widths={widths}; say widths={model} in place of model={model}"
         )
-
-
-def as_typed(key: str, value: str) -> str:
-    """``key=value`` as it is typed into a shell so that Hydra takes the value as the text that it is."""
-    override = f"{key}={value}"
-    try:
-        plain = OverridesParser.create().parse_override(override).value() == value
-    except HydraException:
-        plain = False
-    if not plain:
-        # Hydra's own quotes: a backslash counts only before a quote.
-        escaped = re.sub(r'(\\*)("|$)', lambda m: 2 * m[1] + ("\\" + m[2] if m[2] else ""), value)
-        override = f'{key}="{escaped}"'
-    return shlex.quote(override)
 
 
 def _in_one_line(command: Callable[[], object], config_name: str) -> None:

@@ -11,8 +11,8 @@ from diffux2ct.cli.hydra_app import hydra_app
 from diffux2ct.errors import UserError
 
 if TYPE_CHECKING:
-    from diffux2ct.data.prepare_report import PrepareReport
-    from diffux2ct.data.prepare_settings import PrepareSettings
+    from diffux2ct.data.preparation.report import PrepareReport
+    from diffux2ct.data.preparation.settings import PrepareSettings
 
 # What reads scans is imported where it is used: --help answers at once, and so do the processes that import this
 # module only because they were started by the command.
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def run(cfg: DictConfig) -> None:
     """Prepare ``cfg.raw`` and say what was done. Raises UserError if nothing, or under strict not all, was usable."""
-    from diffux2ct.data.prepare import prepare, survey
+    from diffux2ct.data.preparation.prepare import prepare, survey
     from diffux2ct.viz.contact_sheet import write_contact_sheets
 
     if "prepare" not in cfg.dataset:
@@ -60,7 +60,7 @@ def run(cfg: DictConfig) -> None:
 
 def _import(cfg: DictConfig, recipe: Mapping[str, Any], out: Path) -> "PrepareReport":
     """X2CT-GAN's files: cubes that are cut already, with X-rays of their own."""
-    from diffux2ct.data.x2ct_exchange import import_x2ct
+    from diffux2ct.data.preparation.x2ct.exchange import import_x2ct
 
     return import_x2ct(cfg.raw, out, cfg.dataset.name, **_import_arguments(cfg, recipe))
 
@@ -68,7 +68,7 @@ def _import(cfg: DictConfig, recipe: Mapping[str, Any], out: Path) -> "PrepareRe
 def _survey_import(
     cfg: DictConfig, recipe: Mapping[str, Any]
 ) -> "tuple[list[dict[str, Any]], PrepareReport]":
-    from diffux2ct.data.x2ct_exchange import survey_x2ct
+    from diffux2ct.data.preparation.x2ct.exchange import survey_x2ct
 
     return survey_x2ct(cfg.raw, **_import_arguments(cfg, recipe))
 
@@ -90,7 +90,7 @@ def _import_arguments(cfg: DictConfig, recipe: Mapping[str, Any]) -> dict[str, A
 
 
 def _settings(recipe: Mapping[str, Any]) -> "PrepareSettings":
-    from diffux2ct.data.prepare_settings import PrepareSettings
+    from diffux2ct.data.preparation.settings import PrepareSettings
 
     low, high = recipe["window"]
     return PrepareSettings(
@@ -123,7 +123,7 @@ def _flag(key: str, value: Any) -> bool:
 
 
 def _tell(report: "PrepareReport", out: Path, sheets: list[Path]) -> None:
-    from diffux2ct.data.prepare_report import summary_table
+    from diffux2ct.data.preparation.report import summary_table
 
     _tell_notes(report)
     print(summary_table(report.summary, listed=False))
@@ -138,7 +138,7 @@ def _tell(report: "PrepareReport", out: Path, sheets: list[Path]) -> None:
 
 
 def _tell_survey(rows: list[dict[str, Any]], report: "PrepareReport") -> None:
-    from diffux2ct.data.prepare_report import by_reason
+    from diffux2ct.data.preparation.report import by_reason
 
     _tell_notes(report)
     print(f"{'case':32} {'split':5} {'size':>15} {'spacing, mm':>17} {'axes':4} {'labels':6} source")

@@ -16,17 +16,17 @@ from torch import Tensor
 
 from diffux2ct import __version__, build
 from diffux2ct.cli.hydra_app import hydra_app
-from diffux2ct.data.camera_file import CameraFile, check_extent, read_camera_files
-from diffux2ct.data.ct_image import triple
-from diffux2ct.data.dataset import normalize_xray, read_description
-from diffux2ct.data.volume_io import write_nifti
-from diffux2ct.data.xray_io import XrayImage, fit_xray, read_xray
+from diffux2ct.data.io.camera_file import CameraFile, check_extent, read_camera_files
+from diffux2ct.data.io.ct_image import triple
+from diffux2ct.data.io.volume import write_nifti
+from diffux2ct.data.io.xray_file import XrayImage, fit_xray, read_xray
+from diffux2ct.data.prepared.dataset import normalize_xray, read_description
 from diffux2ct.errors import UserError
-from diffux2ct.geometry.camera import Camera, spacing_xyz
-from diffux2ct.geometry.hounsfield import denormalize_hu
+from diffux2ct.intensity import denormalize_hu
 from diffux2ct.training.settings import resolve_device
 from diffux2ct.types import VIEWS
 from diffux2ct.viz.slices import display_xray, grey, save_png, upscale, with_sides
+from diffux2ct.xray.camera import Camera, spacing_xyz
 
 
 def run(cfg: DictConfig) -> None:

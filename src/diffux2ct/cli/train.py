@@ -16,13 +16,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffux2ct import build
 from diffux2ct.cli import run_main
-from diffux2ct.cli.hydra_app import as_typed, hydra_app
+from diffux2ct.cli.hydra_app import hydra_app
+from diffux2ct.command_line import as_typed
 from diffux2ct.errors import UserError
-from diffux2ct.training import distributed
-from diffux2ct.training.failures import told_in_one_line
+from diffux2ct.training.checkpoints.provenance import record_provenance
+from diffux2ct.training.checkpoints.resume import case_digest, find_resume
 from diffux2ct.training.loop import stepping_back, train
-from diffux2ct.training.provenance import record_provenance
-from diffux2ct.training.resume import case_digest, find_resume
+from diffux2ct.training.processes import distributed
+from diffux2ct.training.processes.failures import told_in_one_line
 from diffux2ct.training.settings import resolve_device
 
 # Options of `launcher` that come with an extra: its name, and the plugin's package.

@@ -5,8 +5,8 @@ from torch import Tensor, nn
 
 from diffux2ct.diffusion.process import DiffusionProcess
 from diffux2ct.errors import UserError
-from diffux2ct.geometry.projector import mean_projections
 from diffux2ct.types import Volume
+from diffux2ct.xray.joseph import mean_projections
 
 
 def projection_distance(prediction: Volume, truth: Volume) -> Tensor:

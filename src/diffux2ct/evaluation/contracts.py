@@ -20,7 +20,7 @@ class SupportsReconstruct(Protocol):
 
 @runtime_checkable
 class EvaluationDataset(Protocol):
-    """What is needed of a dataset; `diffux2ct.data.dataset.PreparedDataset` is one."""
+    """What is needed of a dataset; `diffux2ct.data.prepared.dataset.PreparedDataset` is one."""
 
     @property
     def cases(self) -> Sequence[Any]:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from diffux2ct.evaluation.tissues import TISSUES
+from diffux2ct.evaluation.fidelity.distortion import TISSUES
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,8 @@ import torch
 from torch import Tensor
 
 from diffux2ct.errors import UserError
-from diffux2ct.evaluation.distortion import METRICS, Metric
-from diffux2ct.evaluation.encoders.ct_encoder import CtEncoder
-from diffux2ct.evaluation.encoders.medclip import MedClipEncoder
-from diffux2ct.evaluation.metric_families import (
+from diffux2ct.evaluation.anatomy.segmentation import Segmenter
+from diffux2ct.evaluation.case_metrics import (
     Bones,
     Distortion,
     Family,
@@ -27,13 +25,15 @@ from diffux2ct.evaluation.metric_families import (
     Vertebrae,
     XrayConsistency,
 )
+from diffux2ct.evaluation.fidelity.distortion import METRICS, Metric
+from diffux2ct.evaluation.fidelity.protocols import protocol_named
 from diffux2ct.evaluation.metric_info import has_floor
-from diffux2ct.evaluation.perceptual import Lpips
-from diffux2ct.evaluation.protocols import protocol_named
+from diffux2ct.evaluation.perception.ct_encoder import CtEncoder
+from diffux2ct.evaluation.perception.lpips import Lpips
+from diffux2ct.evaluation.perception.medclip import MedClipEncoder
+from diffux2ct.evaluation.perception.weights import Unavailable
 from diffux2ct.evaluation.scored_case import ScoredCase
-from diffux2ct.evaluation.segmentation import Segmenter
-from diffux2ct.evaluation.set_families import CtDistribution, MedClipDistribution, SetFamily
-from diffux2ct.evaluation.weights import Unavailable
+from diffux2ct.evaluation.set_metrics import CtDistribution, MedClipDistribution, SetFamily
 
 FAMILIES = (
     "distortion",

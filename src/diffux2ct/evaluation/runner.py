@@ -16,16 +16,16 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from diffux2ct.atomic import replaced_folder
 from diffux2ct.errors import UserError
 from diffux2ct.evaluation.contracts import EvaluationDataset, SupportsReconstruct
-from diffux2ct.evaluation.distortion import METRICS, Metric
+from diffux2ct.evaluation.fidelity.distortion import METRICS, Metric
+from diffux2ct.evaluation.fidelity.xray_consistency import CaseXrays, ViewResidual
 from diffux2ct.evaluation.metric_info import metric_info
 from diffux2ct.evaluation.metric_set import MetricSet
-from diffux2ct.evaluation.replaced_folder import replaced_folder
-from diffux2ct.evaluation.report import ReportCase, choose_cases, floor_panels, write_report
+from diffux2ct.evaluation.report.report import ReportCase, choose_cases, floor_panels, write_report
+from diffux2ct.evaluation.results import summarize
 from diffux2ct.evaluation.scored_case import ScoredCase, to_hu
-from diffux2ct.evaluation.summary import summarize
-from diffux2ct.evaluation.xray_consistency import CaseXrays, ViewResidual
 from diffux2ct.types import VIEWS
 
 XRAY_SOURCES = ("paired", "shuffled", "swapped")
@@ -214,7 +214,7 @@ def _checked(volume: Tensor, truth: Tensor, case_id: str) -> Tensor:
 
 def _write_volume(folder: Path, volume: Tensor, window: tuple[float, float], case: Any) -> None:
     # SimpleITK is needed here only, and training must work without it.
-    from diffux2ct.data.volume_io import write_nifti
+    from diffux2ct.data.io.volume import write_nifti
 
     hu = to_hu(volume, window)
     write_nifti(folder / "reconstructions" / f"{case.case_id}.nii.gz", hu, case.spacing, case.origin)
@@ -222,7 +222,7 @@ def _write_volume(folder: Path, volume: Tensor, window: tuple[float, float], cas
 
 def _report_case(dataset: EvaluationDataset, index: int, folder: Path, source: str) -> ReportCase:
     """A case for the report, its reconstruction read back, so that a long evaluation keeps no volume alive."""
-    from diffux2ct.data.volume_io import read_ct
+    from diffux2ct.data.io.volume import read_ct
 
     case = dataset.cases[index]
     truth = to_hu(dataset[index]["volume"], dataset.window)

@@ -9,10 +9,10 @@ import numpy as np
 from jaxtyping import Float, Int16, UInt8
 from torch import Tensor
 
-from diffux2ct.evaluation.implants import Implants, true_implants
-from diffux2ct.evaluation.weights import Unavailable
-from diffux2ct.evaluation.xray_consistency import CaseXrays
-from diffux2ct.geometry.hounsfield import Window, denormalize_hu
+from diffux2ct.evaluation.anatomy.implants import Implants, true_implants
+from diffux2ct.evaluation.fidelity.xray_consistency import CaseXrays
+from diffux2ct.evaluation.perception.weights import Unavailable
+from diffux2ct.intensity import Window, denormalize_hu
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from diffux2ct.models.blocks import conv_norm_act
 from diffux2ct.models.implicit_decoder import ImplicitDecoder
+from diffux2ct.models.layers.blocks import conv_norm_act
 from diffux2ct.models.triplane import PlaneDecoder, PlaneEncoder, TriplaneGenerator
 from diffux2ct.types import Plane, Xrays
 

@@ -8,16 +8,16 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from diffux2ct.errors import UserError
-from diffux2ct.models.blocks import (
+from diffux2ct.models.layers.blocks import (
     Downsample,
     ResBlock3d,
     TimeEmbedding,
     Upsample,
     without_autocast,
 )
-from diffux2ct.models.layout import concatenate
-from diffux2ct.models.normalization import GroupNormSiLU
-from diffux2ct.models.swin3d import SwinBlock3d
+from diffux2ct.models.layers.layout import concatenate
+from diffux2ct.models.layers.normalization import GroupNormSiLU
+from diffux2ct.models.layers.swin3d import SwinBlock3d
 
 
 class DenoiserBlock(nn.Module):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffux2ct.errors import UserError
-from diffux2ct.models.blocks import Downsample, ResBlock2d, conv_norm_act
+from diffux2ct.models.layers.blocks import Downsample, ResBlock2d, conv_norm_act
 from diffux2ct.types import Plane
 
 Planes = tuple[Tensor, Tensor, Tensor]  # (zx, zy, yx)

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from diffux2ct.geometry.projector import mean_projections
-from diffux2ct.models.x2ct_gan import to_unit
+from diffux2ct.models.baselines.x2ct_gan import to_unit
 from diffux2ct.reconstructors.base import (
     Batch,
     Losses,
@@ -19,6 +18,7 @@ from diffux2ct.reconstructors.base import (
     xrays_of,
 )
 from diffux2ct.types import Volume, Xrays
+from diffux2ct.xray.joseph import mean_projections
 
 _DROPOUT = 6  # salt of the generator's dropout
 

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from diffux2ct.errors import UserError
-from diffux2ct.geometry.projector import mean_projections
 from diffux2ct.reconstructors.base import (
     Batch,
     Losses,
@@ -17,6 +16,7 @@ from diffux2ct.reconstructors.base import (
     xrays_of,
 )
 from diffux2ct.types import Volume, Xrays
+from diffux2ct.xray.joseph import mean_projections
 
 _PERTURBATION = 3  # salt of the draw of Eq. 5's z, as in the diffusion model
 _DISTANCES = {"l1": nn.functional.l1_loss, "l2": nn.functional.mse_loss}

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from diffux2ct.errors import UserError
-from diffux2ct.training import distributed
+from diffux2ct.training.processes import distributed
 
 _NEVER = 2**62
 _FIRST_STEPS = 10

@@ -11,9 +11,9 @@ from torch.utils.data import Dataset
 
 from diffux2ct.errors import Stopped
 from diffux2ct.reconstructors.base import Trainable
-from diffux2ct.training import distributed
 from diffux2ct.training.divergence import Diverged
 from diffux2ct.training.loggers import Loggers
+from diffux2ct.training.processes import distributed
 from diffux2ct.training.progress import Progress, profiled
 from diffux2ct.training.run import start
 from diffux2ct.training.settings import TrainerSettings

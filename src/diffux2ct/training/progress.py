@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from diffux2ct.training import distributed
-from diffux2ct.training.flops import matmul_rate
+from diffux2ct.reconstructors.cost import matmul_rate
+from diffux2ct.training.processes import distributed
+from diffux2ct.training.processes.signals import StopSignal
 from diffux2ct.training.settings import TrainerSettings
-from diffux2ct.training.signals import StopSignal
 from diffux2ct.training.state import RunState
 
 Item = TypeVar("Item")

@@ -13,14 +13,15 @@ from torch.utils.data import Dataset, default_collate
 
 from diffux2ct.errors import UserError
 from diffux2ct.reconstructors.base import Objective, Trainable
-from diffux2ct.training import checkpoint, distributed
+from diffux2ct.reconstructors.cost import step_flops
+from diffux2ct.training.checkpoints import file as checkpoint
+from diffux2ct.training.checkpoints.resume import case_digest, find_resume
 from diffux2ct.training.divergence import Diverged, LossWatch, write_bad_batch
-from diffux2ct.training.flops import step_flops
 from diffux2ct.training.loggers import Loggers
-from diffux2ct.training.resume import case_digest, find_resume
+from diffux2ct.training.processes import distributed
+from diffux2ct.training.processes.distributed import is_sharded, shard
+from diffux2ct.training.processes.signals import Interrupted, StopSignal
 from diffux2ct.training.settings import TrainerSettings, resolve_device
-from diffux2ct.training.sharding import is_sharded, shard
-from diffux2ct.training.signals import Interrupted, StopSignal
 from diffux2ct.training.state import OptimizerFactory, RunState, prepare_model
 from diffux2ct.training.steps import endless_batches, step_objectives, step_seed
 from diffux2ct.training.validation import Validator

@@ -1,6 +1,7 @@
 """What a run holds between steps, saved and restored as one: model, optimisers, average, step and time."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,64 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffux2ct.models.layout import channels_last_3d
+from diffux2ct.models.layers.layout import channels_last_3d
 from diffux2ct.reconstructors.base import Objective, Trainable
-from diffux2ct.training import checkpoint
-from diffux2ct.training import checkpoint_contents as contents
+from diffux2ct.training.checkpoints import checks as contents
+from diffux2ct.training.checkpoints import file as checkpoint
 from diffux2ct.training.divergence import LossWatch
-from diffux2ct.training.ema import Ema
-from diffux2ct.training.sharding import part_of, whole
+from diffux2ct.training.processes.distributed import local, part_of, whole
+
+
+class Ema:
+    """Averages a model's parameters; ``decay`` is reached gradually: min(decay, (1 + n) / (10 + n)) at update n.
+
+    Without the warm-up a short run would still be averaging its random initialisation.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.num_updates = 0
+        self.average = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Move the average toward the model's current weights."""
+        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+        parameters = [local(p.detach()) for _, p in model.named_parameters()]
+        averages = [local(self.average[name]) for name, _ in model.named_parameters()]
+        torch._foreach_lerp_(averages, parameters, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
+        self.num_updates += 1
+
+    @contextmanager
+    def applied_to(self, model: nn.Module) -> Iterator[None]:
+        """Put the averaged weights into the model for the length of a ``with`` block."""
+        own = {name: p.detach().clone() for name, p in model.named_parameters()}
+        _copy_into(model, self.average)
+        try:
+            yield
+        finally:
+            _copy_into(model, own)
+
+    def state_dict(self) -> dict[str, Tensor | int]:
+        """Averages by parameter name, plus the number of updates."""
+        return {"num_updates": self.num_updates, **self.tensors()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The averages, named as in ``state_dict``."""
+        return {f"average.{name}": value for name, value in self.average.items()}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Inverse of ``state_dict``."""
+        self.num_updates = int(state["num_updates"])
+        for name, value in self.average.items():
+            value.copy_(part_of(state[f"average.{name}"], value))
+
+
+@torch.no_grad()
+def _copy_into(model: nn.Module, values: dict[str, Tensor]) -> None:
+    for name, parameter in model.named_parameters():
+        parameter.copy_(values[name])
+
 
 OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 

@@ -10,10 +10,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from diffux2ct.errors import UserError
 from diffux2ct.reconstructors.base import Objective
-from diffux2ct.training import distributed
-from diffux2ct.training.failures import of_worker
+from diffux2ct.training.processes import distributed
+from diffux2ct.training.processes.failures import of_worker
+from diffux2ct.training.processes.signals import leave_to_the_main_process
 from diffux2ct.training.settings import TrainerSettings
-from diffux2ct.training.signals import leave_to_the_main_process
 from diffux2ct.training.state import RunState
 
 

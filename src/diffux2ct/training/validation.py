@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from diffux2ct.geometry.hounsfield import denormalize_hu
+from diffux2ct.intensity import denormalize_hu
 from diffux2ct.reconstructors.base import Reconstructor, Trainable, xrays_of
-from diffux2ct.training.ema import Ema
 from diffux2ct.training.loggers import Loggers
 from diffux2ct.training.settings import TrainerSettings
+from diffux2ct.training.state import Ema
 from diffux2ct.viz.slices import comparison_grid
 
 

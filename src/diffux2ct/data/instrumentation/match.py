@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Num, UInt8
 
-from diffux2ct.data.ct_image import LabelImage
-from diffux2ct.data.instrumentation.frame import Field
+from diffux2ct.data.instrumentation.frame import Field, components, distance_inside
+from diffux2ct.data.io.ct_image import LabelImage
 from diffux2ct.errors import UserError
 
 _SHIFT = 10.0  # mm
@@ -52,3 +52,28 @@ def check_match(scan: Field, labels: UInt8[np.ndarray, "D H W"], values: Sequenc
                     f"the labels do not lie on the scan's bones (brighter {_SHIFT:g} mm aside); "
                     "check that they belong to this scan"
                 )
+
+
+# How deep a point lies under the patient's skin.
+
+_AIR_HU = -300  # below this is air, not skin
+_STEP = 3.0  # mm, of the grid on which the skin is sought
+
+
+def skin_depth(hu: Num[np.ndarray, "D H W"], grid: Field) -> Field:
+    """Distance to the air around the patient, mm, on a coarse grid; large where the scan shows no such air.
+
+    hu: HU on ``grid``'s voxels. Air around the patient is that which reaches a side of the volume: bowel and lungs,
+    open to its ends only, are inside. Couches count as patient.
+    """
+    every = np.maximum(1, np.round(_STEP / grid.step)).astype(int)
+    coarse = hu[:: every[2], :: every[1], :: every[0]]
+    pieces = components(coarse < _AIR_HU)
+    sides = np.concatenate(
+        [pieces[:, face].ravel() for face in (0, -1)] + [pieces[..., f].ravel() for f in (0, -1)]
+    )
+    outside = np.isin(pieces, np.unique(sides[sides > 0]))
+    step = grid.step * every
+    # Without any, an infinite distance is not defined.
+    depth = distance_inside(~outside, step[::-1]) if outside.any() else np.full(coarse.shape, 1e3)
+    return Field(depth.astype(np.float32), grid.start, step)

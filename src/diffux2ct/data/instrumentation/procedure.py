@@ -6,17 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from diffux2ct.data.ct_image import CtImage, LabelImage
-from diffux2ct.data.instrumentation.body import skin_depth
 from diffux2ct.data.instrumentation.construct import Rod, build_side
 from diffux2ct.data.instrumentation.frame import Field
-from diffux2ct.data.instrumentation.match import check_match, labels_on_grid
+from diffux2ct.data.instrumentation.match import check_match, labels_on_grid, skin_depth
 from diffux2ct.data.instrumentation.render import implant
 from diffux2ct.data.instrumentation.settings import InstrumentSettings
 from diffux2ct.data.instrumentation.shapes import rod_solid, screw_solid, tulip_top
 from diffux2ct.data.instrumentation.trajectory import Screw, plan_screws, shaft_points
 from diffux2ct.data.instrumentation.vertebra import centroids, measure_vertebra
-from diffux2ct.data.label_scheme import LABELS, LUMBAR, label_name, rod_label, screw_label
+from diffux2ct.data.io.ct_image import CtImage, LabelImage
+from diffux2ct.data.labels import LABELS, LUMBAR, label_name, rod_label, screw_label
 from diffux2ct.errors import UserError
 
 INSIDE = 0.9  # least share of a screw's shaft that lies in its vertebra's label

@@ -10,8 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from scipy import ndimage
 
-from diffux2ct.data.instrumentation.frame import Field, Frame, unit
-from diffux2ct.data.instrumentation.masks import distance_inside, holes
+from diffux2ct.data.instrumentation.frame import Field, Frame, distance_inside, holes, unit
 
 STEP = 1.0  # mm, of the planning grid
 _SEARCH_STEP = 2.0  # mm, of the grid on which the axis is sought

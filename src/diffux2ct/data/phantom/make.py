@@ -5,20 +5,18 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int16, UInt8
 
-from diffux2ct.data.label_scheme import FIRST_ROD, FIRST_SCREW
-from diffux2ct.data.phantom.abdomen import paint_abdomen
+from diffux2ct.data.labels import FIRST_ROD, FIRST_SCREW
 from diffux2ct.data.phantom.anatomy import REGIONS, Anatomy, draw_anatomy
-from diffux2ct.data.phantom.bowel import paint_bowel
 from diffux2ct.data.phantom.canvas import Canvas
-from diffux2ct.data.phantom.chest import paint_chest
-from diffux2ct.data.phantom.implants import paint_hip_implant, paint_pedicle_screws
-from diffux2ct.data.phantom.muscles import paint_muscles
-from diffux2ct.data.phantom.pelvis import paint_femur, paint_hip, paint_sacrum
-from diffux2ct.data.phantom.ribcage import paint_ribs, paint_sternum
-from diffux2ct.data.phantom.shoulder import paint_shoulder
+from diffux2ct.data.phantom.organs.abdomen import paint_abdomen, paint_bowel
+from diffux2ct.data.phantom.organs.chest import paint_chest
+from diffux2ct.data.phantom.organs.implants import paint_hip_implant, paint_pedicle_screws
+from diffux2ct.data.phantom.organs.muscles import paint_muscles
+from diffux2ct.data.phantom.organs.pelvis import paint_femur, paint_hip, paint_sacrum
+from diffux2ct.data.phantom.organs.thorax_bones import paint_ribs, paint_shoulder, paint_sternum
+from diffux2ct.data.phantom.organs.trunk import Body, make_body, paint_couch, paint_trunk
+from diffux2ct.data.phantom.organs.vertebrae import paint_vertebra
 from diffux2ct.data.phantom.textures import add_scan_noise, lattice_noise
-from diffux2ct.data.phantom.trunk import Body, make_body, paint_couch, paint_trunk
-from diffux2ct.data.phantom.vertebrae import paint_vertebra
 from diffux2ct.errors import UserError
 
 MIN_PAINTED_SIZE = 64  # smaller volumes are painted at least this fine and block-averaged

@@ -8,6 +8,7 @@ MIRACLE-Center/CTSpine1K; on Hugging Face it lies in ``metadata``.
 import re
 from pathlib import Path
 
+from diffux2ct.data.prepared.split import read_split, resolve_conflicts
 from diffux2ct.data.sources.common import (
     Discovery,
     RawCase,
@@ -16,7 +17,6 @@ from diffux2ct.data.sources.common import (
     sorted_cases,
     stem,
 )
-from diffux2ct.data.split import read_split, resolve_conflicts
 
 ORIGINS = ("COLONOG", "HNSCC-3DCT-RT", "MSD-T10", "COVID-19")
 _NAMES = (

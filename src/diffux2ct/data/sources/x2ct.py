@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
+from diffux2ct.data.prepared.split import read_split, resolve_conflicts
 from diffux2ct.data.sources.common import Discovery, RawCase, Tree, sorted_cases
-from diffux2ct.data.split import read_split, resolve_conflicts
 
 FILE = "ct_xray_data"
 _SCAN = re.compile(r"(LIDC-IDRI-\d{4})\.\d+\.")  # LIDC-IDRI-0936.20000101.5169.2.1

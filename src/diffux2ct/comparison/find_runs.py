@@ -1,0 +1,242 @@
+"""From folders that a user names to runs with scores, costs and what they were trained on."""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from omegaconf import OmegaConf
+from tqdm import tqdm
+
+from diffux2ct import build
+from diffux2ct.command_line import as_typed
+from diffux2ct.comparison.formats import read_evaluation
+from diffux2ct.comparison.runs import ScoredRun
+from diffux2ct.errors import UserError
+from diffux2ct.reconstructors.base import Reconstructor
+from diffux2ct.reconstructors.cost import Cost, reconstruction_cost
+from diffux2ct.training.checkpoints.resume import changed_keys
+
+
+def read_runs(
+    folders: Sequence[str | Path], evaluation: str | None = None
+) -> tuple[list[ScoredRun], list[str]]:
+    """The runs in order, each evaluation once, with names that differ; and notes on what could not be counted.
+
+    ``evaluation``: name or pattern of the evaluations to take; None takes each run's newest with paired X-rays.
+
+    Raises:
+        UserError: no such folder, none evaluated, a damaged file.
+    """
+    found = dict.fromkeys(path for folder in folders for path in find_evaluations(Path(folder), evaluation))
+    runs, configs, notes = [], [], _chosen_among_several(folders, found) if evaluation is None else []
+    # Counting what a volume costs takes seconds a run.
+    for path in tqdm(found, desc="compare", unit="run", leave=False):
+        config = read_config(path)
+        run, note = _read_run(path, config)
+        runs.append(run)
+        configs.append(config)
+        notes += [note] if note else []
+    return _experiments(_named(runs), configs), notes
+
+
+def _chosen_among_several(folders: Sequence[str | Path], found: Iterable[Path]) -> list[str]:
+    """Which evaluation counts where a run has several; nothing of those that the user named."""
+    named = {Path(folder).resolve() for folder in folders}
+    chosen = [
+        path for path in found if path not in named and len(list(path.parent.glob("[!.]*/metrics.json"))) > 1
+    ]
+    if not chosen:
+        return []
+    names = ", ".join(f"{path.parent.parent.name}/{path.name}" for path in chosen)
+    return [f"Of several evaluations the newest: {names}; --evaluation NAME takes another."]
+
+
+def find_row(wanted: str, runs: Sequence[ScoredRun]) -> ScoredRun:
+    """The row of this name, or that this folder (a run's or an evaluation's) is part of; UserError without one."""
+    folder = Path(wanted).resolve()
+    for one in runs:
+        parts = [part for path in (one.folder, *one.merged) for part in (path, path.parent.parent)]
+        if one.name == wanted or folder in parts:
+            return one
+    names = ", ".join(one.name for one in runs)
+    raise UserError(f"--reference {wanted}: is not among the runs; choose from {names}")
+
+
+def rename(runs: Sequence[ScoredRun], names: Sequence[str]) -> list[ScoredRun]:
+    """The rows under other names; UserError unless there is one for each, and all differ."""
+    names = [name.strip() for name in names]
+    if len(names) != len(runs) or len(set(names)) != len(names) or "" in names:
+        order = ", ".join(one.name for one in runs)
+        raise UserError(f"--names: needs {len(runs)} different names, in this order: {order}")
+    return [replace(one, name=name) for one, name in zip(runs, names, strict=True)]
+
+
+def find_evaluations(folder: Path, pattern: str | None) -> list[Path]:
+    """The evaluation folder that ``folder`` is, or those that it holds and that ``pattern`` matches.
+
+    Without a pattern: the newest that was given the cases' own X-rays.
+    """
+    if (folder / "metrics.json").is_file():
+        return [folder.resolve()]
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder}: no such run folder; give folders that train.py wrote, usually under runs/"
+        )
+    every = sorted(path.parent.resolve() for path in (folder / "evaluation").glob("[!.]*/metrics.json"))
+    if not every:
+        raise UserError(f"{folder}: {_not_evaluated(folder)}")
+    if pattern is not None:
+        chosen = [path for path in every if path.match(pattern)]
+        if not chosen:
+            names = ", ".join(path.name for path in every)
+            raise UserError(f"{folder}: holds no evaluation {pattern}; choose from {names}")
+        return chosen
+    paired = [path for path in every if read_evaluation(path)[0].get("xray_source", "paired") == "paired"]
+    if not paired:
+        raise UserError(
+            f"{folder}: was evaluated with wrong X-rays only, as a control; first: {_evaluate(folder)}, or name "
+            f"one with --evaluation {every[0].name}"
+        )
+    return [max(paired, key=lambda path: os.stat(path / "metrics.json").st_mtime_ns)]
+
+
+def _not_evaluated(folder: Path) -> str:
+    if not (folder / "config.yaml").is_file() and not (folder / "checkpoints").is_dir():
+        return "is no run folder; give folders that train.py wrote, usually under runs/"
+    if list(folder.glob("evaluation/*/dice.json")):
+        return "is a segmentation network's run, which reconstructs nothing; leave it out"
+    if not (folder / "checkpoints" / "last.pt").is_file():
+        return "has no checkpoint yet; train it to its end, then evaluate it"
+    return f"was never evaluated; first: {_evaluate(folder)}"
+
+
+def _evaluate(folder: Path) -> str:
+    return f"python evaluate.py {as_typed('ckpt', str(folder))}"
+
+
+def run_folder(evaluation: Path) -> Path | None:
+    """The run that an evaluation lies in; None for one that was written elsewhere (``out=``)."""
+    folder = evaluation.parent.parent
+    return folder if evaluation.parent.name == "evaluation" and (folder / "config.yaml").is_file() else None
+
+
+def read_config(evaluation: Path) -> dict[str, Any]:
+    """The config of the run that an evaluation belongs to; empty where that is not known."""
+    folder = run_folder(evaluation)
+    if folder is None:
+        return {}
+    path = folder / "config.yaml"
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
+        raise UserError(f"{path}: not readable as YAML; restore it or remove it") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: holds no config; restore it or remove it")
+    return {str(key): value for key, value in config.items()}
+
+
+def _read_run(evaluation: Path, config: dict[str, Any]) -> tuple[ScoredRun, str]:
+    summary, cases = read_evaluation(evaluation)
+    folder = run_folder(evaluation)
+    trainer = config.get("trainer") if isinstance(config.get("trainer"), dict) else {}
+    assert isinstance(trainer, dict)
+    recorded = _provenance(folder)
+    seed, batch = trainer.get("seed"), trainer.get("batch_size")
+    name = str(summary.get("run") or (folder or evaluation).name)
+    cost, note = count_cost(config, summary.get("sampling") or {}, folder) if config else (None, "")
+    run = ScoredRun(
+        name=name,
+        folder=evaluation,
+        summary=summary,
+        cases=cases,
+        steps=summary.get("step") if isinstance(summary.get("step"), int) else None,
+        batch_size=batch if isinstance(batch, int) else None,
+        seeds=(seed,) if isinstance(seed, int) else (),
+        cost=cost,
+        # Where an evaluation does not say what it ran on, the run's machine stands in for it.
+        machine=_machine(summary) or _machine(recorded),
+        train_set=recorded.get("manifest_sha256"),
+    )
+    return run, note
+
+
+def _provenance(folder: Path | None) -> dict[str, Any]:
+    path = None if folder is None else folder / "provenance.json"
+    if path is None or not path.is_file():
+        return {}
+    try:
+        recorded = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not readable as JSON; restore it or remove it") from error
+    return recorded if isinstance(recorded, dict) else {}
+
+
+def _machine(recorded: dict[str, Any]) -> str | None:
+    if "processor" not in recorded and "threads" not in recorded:
+        return None
+    # Some processors bear no name; the operating system's then tells machines apart.
+    processor = recorded.get("processor") or recorded.get("machine") or "unnamed processor"
+    threads = recorded.get("threads")
+    return str(processor) + (f", {threads} thread{'' if threads == 1 else 's'}" if threads else "")
+
+
+def count_cost(
+    config: dict[str, Any], sampling: dict[str, Any], folder: Path | None
+) -> tuple[Cost | None, str]:
+    """What a volume costs, counted on the meta device; None and a sentence why where the config does not build."""
+    try:
+        build.check_targets(config.get("model"), folder or Path("config.yaml"))
+        with torch.device("meta"):
+            model = build.build_reconstructor(OmegaConf.create(config))
+        if not isinstance(model, Reconstructor):
+            raise UserError("it does not reconstruct")
+        return reconstruction_cost(model, int(config["dataset"]["size"]), sampling), ""
+    except Exception as error:  # a config of an older or a changed program may fail in any way
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return None, f"Parameters and TFLOP of {folder} could not be counted: {reason}."
+
+
+def _named(runs: list[ScoredRun]) -> list[ScoredRun]:
+    """Where runs share a name, the folder's; where that is the same too, with the evaluation's."""
+    for name in (lambda run: (run_folder(run.folder) or run.folder).name, _with_evaluation, str):
+        names = [run.name for run in runs]
+        if len(set(names)) == len(names):
+            break
+        shared = {n for n in names if names.count(n) > 1}
+        runs = [
+            replace(run, name=str(run.folder) if name is str else name(run)) if run.name in shared else run
+            for run in runs
+        ]
+    return runs
+
+
+def _with_evaluation(run: ScoredRun) -> str:
+    return f"{(run_folder(run.folder) or run.folder).name}/{run.folder.name}"
+
+
+def _experiments(runs: list[ScoredRun], configs: Sequence[dict[str, Any]]) -> list[ScoredRun]:
+    """Each run with what it has in common with those that differ from it in their seed alone."""
+    marked = []
+    for index, run in enumerate(runs):
+        # A run of another seed often has another name, and on another machine the same cases lie elsewhere.
+        free = [
+            {"trainer.seed", "name"} | ({"dataset.root"} if _same_cases(r, run) else set())
+            for r in runs[:index]
+        ]
+        alike = (i for i in range(index) if _same(configs[i], configs[index], free[i]))
+        first = next(alike, index)
+        marked.append(replace(run, experiment=str(first)))
+    return marked
+
+
+def _same_cases(a: ScoredRun, b: ScoredRun) -> bool:
+    return a.train_set is not None and a.train_set == b.train_set
+
+
+def _same(a: dict[str, Any], b: dict[str, Any], free: set[str]) -> bool:
+    return bool(a) and bool(b) and set(changed_keys(a, b)) <= free

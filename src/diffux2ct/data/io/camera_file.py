@@ -1,0 +1,119 @@
+"""What camera.json tells of the X-rays beside it, which scripts/synthesize_drr.py made of a CT."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffux2ct.data.io.ct_image import Triple, triple
+from diffux2ct.errors import UserError
+
+_SAME_MM = 0.01  # far below a voxel, far above what JSON rounds away
+
+
+@dataclass(frozen=True)
+class CameraFile:
+    """camera.json as it concerns one of its X-rays.
+
+    view: which one that file is. camera: the preset's name. geometry: ``Camera.to_dict`` of the camera then, as far as
+    the file tells it: a preset may have changed since. output: what its pixels are (``encode_output``).
+    size, spacing, origin: the cube that was X-rayed, voxels per side, (x, y, z) mm and LPS mm of its first voxel.
+    moved: whether the patient was turned or shifted for either view. source: the CT.
+    """
+
+    path: Path
+    view: str
+    camera: str
+    geometry: Mapping[str, Any]
+    output: str
+    size: int
+    spacing: Triple
+    origin: Triple
+    moved: bool
+    source: str
+
+    @property
+    def extent(self) -> Triple:
+        """The cube's sides (x, y, z) in mm."""
+        return triple([self.size * step for step in self.spacing])
+
+    @property
+    def centre(self) -> Triple:
+        """The cube's centre (x, y, z) in mm LPS: the isocentre."""
+        half = (self.size - 1) / 2
+        return triple([start + half * step for start, step in zip(self.origin, self.spacing, strict=True)])
+
+
+def read_camera_file(xray: str | Path) -> CameraFile | None:
+    """camera.json in the folder of ``xray``; None where there is none, or it does not name that file.
+
+    Raises UserError where it is damaged.
+    """
+    path = Path(xray).parent / "camera.json"
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        view = Path(xray).stem
+        if view not in record["scale"]:  # its keys are the names of the files that were written
+            return None
+        poses = record.get("pose", {}).values()
+        return CameraFile(
+            path=path,
+            view=view,
+            camera=str(record["camera"]["name"]),
+            geometry=dict(record["camera"]),
+            output=str(record["output"]),
+            size=int(record["size"]),
+            spacing=triple(record["spacing"]),
+            origin=triple(record["origin"]),
+            moved=any(any(pose["rotation_deg"]) or any(pose["shift_mm"]) for pose in poses),
+            source=str(record["source"]),
+        )
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"{path}: damaged, or not of synthesize_drr.py; write it again, or move the X-rays to a folder without it"
+        ) from error
+
+
+def read_camera_files(xrays: Mapping[str, Path]) -> dict[str, CameraFile]:
+    """What is known of the given views, by view. Raises UserError where it shows that they cannot be used as given."""
+    found: dict[str, CameraFile] = {}
+    for view, path in xrays.items():
+        known = read_camera_file(path)
+        if known is None:
+            continue
+        if known.view != view:
+            raise UserError(
+                f"{path}: given as {view}, but {known.path} says that it is the {known.view} view; exchange the two"
+            )
+        if known.output == "transmission":
+            raise UserError(
+                f"{path}: transmission ({known.path}), not line integrals; write it again with output=line_integral"
+            )
+        found[view] = known
+    if len(found) == 2 and not _same_cube(*found.values()):
+        first, second = (
+            f"{known.path}: {known.extent[0]:g} mm around ({', '.join(f'{c:g}' for c in known.centre)})"
+            for known in found.values()
+        )
+        raise UserError(f"the two X-rays show different cubes ({first}; {second}); give two of one folder")
+    return found
+
+
+def check_extent(known: CameraFile, extent: Triple) -> None:
+    """UserError unless the X-rays show the cube, sides (x, y, z) in mm, that a model makes."""
+    if not np.allclose(known.extent, extent, rtol=0.01):
+        made, wanted = (" x ".join(f"{side:g}" for side in sides) for sides in (known.extent, extent))
+        raise UserError(
+            f"{known.path}: its X-rays show a cube of {made} mm, this model makes one of {wanted} mm; "
+            f"synthesize_drr.py needs size * spacing = {extent[0]:g}"
+        )
+
+
+def _same_cube(a: CameraFile, b: CameraFile) -> bool:
+    geometry: list[tuple[Any, Any]] = [(a.extent, b.extent), (a.centre, b.centre)]
+    return a.source == b.source and all(np.allclose(x, y, rtol=0, atol=_SAME_MM) for x, y in geometry)

@@ -1,0 +1,227 @@
+"""Radiographs in: line integrals as numpy arrays, and pictures as PNG, TIFF, JPEG, NIfTI or DICOM.
+
+Whatever the file, an image leaves here as the projector would have made it: rows go with z (row 0 is the most
+inferior), columns with x toward the patient's left (frontal) or with y toward posterior (lateral), and bone is bright.
+A picture is taken as it is shown to a radiologist: head at the top, the patient's left at the right of a frontal view,
+anterior at the left of a lateral one.
+"""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Float32, Shaped
+
+from diffux2ct.data.io.dicom.kind import has_dicom_magic
+from diffux2ct.errors import UserError
+
+_PICTURES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
+_VOLUME_FORMATS = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd")
+_DICOM = (".dcm", ".ima", ".dicom")
+_RADIOGRAPHS = ("CR", "DX", "DR", "RG", "RF", "XA", "RTIMAGE", "OT", "SC")
+_GREY = 60.0  # no line integral: that would be 2.7 m of water
+_ASPECT_TOLERANCE = 0.02  # a stretch of 2% moves the edge of a 400 mm field by 4 mm
+
+
+@dataclass(frozen=True)
+class XrayImage:
+    """A radiograph, float32 [rows, cols]: rows toward superior, columns toward left or posterior, bone bright.
+
+    ``pixel_pitch``: (row, col) mm on the panel, or None where the file does not tell. ``is_line_integral``: values are
+    integrals of linear attenuation (dimensionless), not grey levels of unknown scale. ``meta``: path, format, modality.
+    """
+
+    values: Float32[np.ndarray, "rows cols"]
+    pixel_pitch: tuple[float, float] | None
+    is_line_integral: bool
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+def read_xray(path: str | Path, head_up: bool | None = None) -> XrayImage:
+    """Read a radiograph.
+
+    path: ``.npy`` line integrals (as ``synthesize_drr.py`` writes them), PNG, TIFF or JPEG of one channel, a 2-D or
+    one-slice NIfTI, MHA or NRRD, or a DICOM radiograph (CR, DX, ...; MONOCHROME1 is inverted).
+    head_up: whether the first row shows the head; None: in a picture it does, in a ``.npy`` it does not, and a
+    volume format says it itself. Raises UserError, one line, for whatever is not one grey radiograph.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give a radiograph as .npy, PNG, TIFF, NIfTI or DICOM")
+    kind = _kind(path)
+    if kind == "npy":
+        values, pitch, meta, first_row_is_head = *_read_npy(path), False
+    elif kind == "volume":
+        values, pitch, meta, first_row_is_head = _read_volume_format(path)
+    else:
+        values, pitch, meta = _read_picture(path, dicom=kind == "dicom")
+        first_row_is_head = True
+    _check(values, path)
+    values = values.astype(np.float32)
+    is_line_integral = kind == "npy"
+    if is_line_integral and values.min() < -1e-3 * values.max():
+        raise UserError(
+            f"{path}: values down to {values.min():g}, but line integrals are never negative; is it normalised?"
+        )
+    if is_line_integral and values.max() > _GREY and (values == np.round(values)).all():
+        raise UserError(
+            f"{path}: whole numbers up to {values.max():g} are grey levels, but line integrals stay below about 30; "
+            "save it as a PNG with the head up"
+        )
+    if not is_line_integral:
+        values -= min(float(values.min()), 0.0)
+    if first_row_is_head if head_up is None else head_up:
+        values = values[::-1]
+    meta = {"path": str(path), "format": kind, **meta}
+    return XrayImage(np.ascontiguousarray(values), pitch, is_line_integral, meta)
+
+
+def fit_xray(image: XrayImage, rows: int, cols: int) -> XrayImage:
+    """Resample a radiograph to the model's panel of ``rows`` x ``cols`` pixels.
+
+    Shrinking takes exact area means (the block means of training where the factor is whole), growing interpolates
+    linearly. Raises UserError where the shape of the field differs, since that would stretch the patient.
+    """
+    have_rows, have_cols = image.values.shape
+    pitch = image.pixel_pitch or (1.0, 1.0)
+    stretch = (have_cols * pitch[1] / cols) / (have_rows * pitch[0] / rows)
+    if abs(np.log(stretch)) > _ASPECT_TOLERANCE:
+        raise UserError(
+            f"{image.meta.get('path', 'X-ray')}: {have_cols} x {have_rows} pixels (width x height) do not fit the "
+            f"model's panel of {cols} x {rows} without stretching; crop or pad the image to that shape first"
+        )
+    values = _resampling(have_rows, rows) @ image.values.astype(np.float64) @ _resampling(have_cols, cols).T
+    if image.pixel_pitch is not None:
+        pitch = (pitch[0] * have_rows / rows, pitch[1] * have_cols / cols)
+        image = replace(image, pixel_pitch=pitch)
+    return replace(image, values=values.astype(np.float32))
+
+
+def _kind(path: Path) -> str:
+    name = path.name.lower()
+    for kind, suffixes in (
+        ("npy", (".npy",)),
+        ("picture", _PICTURES),
+        ("volume", _VOLUME_FORMATS),
+        ("dicom", _DICOM),
+    ):
+        if name.endswith(suffixes):
+            return kind
+    if has_dicom_magic(path):
+        return "dicom"
+    raise UserError(
+        f"{path}: of an unknown kind, or not readable; give a radiograph as .npy, PNG, TIFF, NIfTI or DICOM"
+    )
+
+
+def _read_npy(path: Path) -> tuple[np.ndarray, None, dict[str, Any]]:
+    try:
+        values = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: cannot be read, truncated or not a numpy array; write it again") from error
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiu":
+        raise UserError(f"{path}: not an array of numbers; give line integrals [rows, cols]")
+    while values.ndim > 2 and values.shape[0] == 1:
+        values = values[0]
+    return values, None, {}
+
+
+def _read_picture(path: Path, dicom: bool) -> tuple[np.ndarray, tuple[float, float] | None, dict[str, Any]]:
+    image, tags = _open(path)
+    modality = tags.get("0008|0060", "")
+    if dicom and modality == "CT":
+        raise UserError(
+            f"{path}: DICOM of modality CT, not a radiograph; make X-rays of it with scripts/synthesize_drr.py"
+        )
+    if dicom and modality not in _RADIOGRAPHS:
+        raise UserError(f"{path}: DICOM of modality {modality or 'unknown'}, not a radiograph (CR, DX, ...)")
+    values = _to_array(image, path)
+    if values.ndim == 3 and values.shape[0] == 1:
+        values = values[0]
+    if not dicom:
+        return values, None, {}
+    # ITK has turned MONOCHROME1, where low is white, into MONOCHROME2. A detector's grey levels start anywhere.
+    values = values.astype(np.float32) - values.min()
+    pitch = _pitch(tags.get("0018|1164", "")) or _pitch(tags.get("0028|0030", ""))
+    return values, pitch, {"modality": modality, "view_position": tags.get("0018|5101", "")}
+
+
+def _read_volume_format(
+    path: Path,
+) -> tuple[np.ndarray, tuple[float, float] | None, dict[str, Any], bool]:
+    """A 2-D image, or one slice: a coronal or sagittal one tells its own orientation."""
+    import SimpleITK as sitk
+
+    image, _ = _open(path)
+    if image.GetDimension() == 3 and image.GetNumberOfComponentsPerPixel() == 1:
+        image = sitk.DICOMOrient(image, "LPS")
+    values, spacing = _to_array(image, path), image.GetSpacing()[::-1]
+    if values.ndim == 3 and 1 in values.shape:
+        thin = 0 if values.shape[0] == 1 else 1 if values.shape[1] == 1 else 2
+        kept = [axis for axis in range(3) if axis != thin]
+        return values.squeeze(thin), (spacing[kept[0]], spacing[kept[1]]), {}, thin == 0
+    if values.ndim == 3:
+        raise UserError(f"{path}: {values.shape[0]} slices, a volume; give one radiograph a file")
+    return values, (spacing[-2], spacing[-1]), {}, True
+
+
+def _open(path: Path) -> tuple[Any, dict[str, str]]:
+    # Reading a prepared folder must work without SimpleITK, so it is imported where a file needs it.
+    import SimpleITK as sitk
+
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+        tags = {key: reader.GetMetaData(key).strip() for key in reader.GetMetaDataKeys()}
+        return reader.Execute(), tags
+    except RuntimeError as error:
+        raise UserError(f"{path}: cannot be read, truncated or not an image; write it again") from error
+
+
+def _to_array(image: Any, path: Path) -> np.ndarray:
+    import SimpleITK as sitk
+
+    channels = image.GetNumberOfComponentsPerPixel()
+    if channels > 1:
+        what = {2: "grey with transparency", 3: "RGB", 4: "RGBA"}.get(channels, f"{channels} channels")
+        raise UserError(
+            f"{path}: a colour image ({what}); a radiograph has one grey value a pixel, so convert it to grey"
+        )
+    return sitk.GetArrayFromImage(image)
+
+
+def _check(values: Shaped[np.ndarray, "..."], path: Path) -> None:
+    if values.ndim == 3 and values.shape[-1] in (3, 4):
+        raise UserError(
+            f"{path}: a colour image; a radiograph has one grey value a pixel, so convert it to grey"
+        )
+    if values.ndim != 2 or min(values.shape) < 2:
+        raise UserError(f"{path}: an array of shape {values.shape}; a radiograph is [rows, cols], one a file")
+    if not np.isfinite(values).all():
+        count = int(np.count_nonzero(~np.isfinite(values)))
+        raise UserError(f"{path}: {count} pixels are NaN or infinite; mend the file")
+    if values.min() == values.max():
+        raise UserError(f"{path}: blank, every pixel is {values.min()}; give a radiograph")
+
+
+def _pitch(tag: str) -> tuple[float, float] | None:
+    """DICOM's "row\\col" in mm; None where it is absent or, as in some CR files, zero."""
+    try:
+        row, col = (float(v) for v in tag.split("\\"))
+    except ValueError:
+        return None
+    return (row, col) if row > 0 and col > 0 else None
+
+
+def _resampling(have: int, want: int) -> Float[np.ndarray, "want have"]:
+    """Rows of weights, each summing to 1: area overlap where pixels grow, linear interpolation where they shrink."""
+    scale = have / want
+    start = np.arange(want)[:, None] * scale
+    pixel = np.arange(have)[None]
+    if scale >= 1:
+        overlap = np.minimum(start + scale, pixel + 1) - np.maximum(start, pixel)
+        return np.clip(overlap, 0, None) / scale
+    centre = np.clip(start + scale / 2 - 0.5, 0, have - 1)
+    return np.clip(1 - np.abs(centre - pixel), 0, None)

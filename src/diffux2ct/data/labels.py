@@ -1,0 +1,194 @@
+"""What the values in ``labels.npy`` mean: one numbering for every data set, phantoms and implants included.
+
+Vertebrae are numbered as in VerSe and CTSpine1K, which CTPelvic1K's numbers are mapped onto (``REMAP``). Every screw
+and every rod has a value of its own, so that each can be found and measured alone.
+"""
+
+import difflib
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+from jaxtyping import UInt8
+
+from diffux2ct.errors import UserError
+
+VERTEBRAE = (
+    *(f"C{i}" for i in range(1, 8)),
+    *(f"T{i}" for i in range(1, 13)),
+    *(f"L{i}" for i in range(1, 7)),
+)
+"""C1 = 1, ..., C7 = 7, T1 = 8, ..., T12 = 19, L1 = 20, ..., L5 = 24, L6 = 25."""
+
+FIRST_SCREW, FIRST_ROD, FIRST_OTHER = 101, 151, 201
+LABELS: dict[str, int] = {
+    **{name: value for value, name in enumerate(VERTEBRAE, start=1)},
+    "sacrum": 26,
+    "left_hip": 27,
+    "right_hip": 28,
+    "lumbar_spine": 29,  # where a data set does not tell its vertebrae apart
+    "ribs": 30,
+    "left_femur": 31,
+    "right_femur": 32,
+    "sternum": 33,
+    "left_clavicle": 34,
+    "right_clavicle": 35,
+    "left_scapula": 36,
+    "right_scapula": 37,
+    "left_humerus": 38,
+    "right_humerus": 39,
+    "coccyx": 40,
+    "left_hip_prosthesis": 41,
+    "right_hip_prosthesis": 42,
+    "bone_plate": 43,
+}
+LUMBAR = ("L1", "L2", "L3", "L4", "L5")
+
+# Numbers of a source -> ours; a value that is not listed becomes 0.
+REMAP: dict[str, dict[int, int]] = {
+    "ctspine1k": {value: value for value in range(1, 26)},
+    "ctpelvic1k": {
+        1: LABELS["sacrum"],
+        # The set's own code names the right hip first; in a scan of its COLONOG part label 3 lies on the liver's side.
+        # ``hips_by_position`` settles it scan by scan.
+        2: LABELS["left_hip"],
+        3: LABELS["right_hip"],
+        4: LABELS["lumbar_spine"],
+    },
+}
+
+
+def screw_label(index: int) -> int:
+    """Value of the screw ``index`` (0, 1, ...; 50 at most)."""
+    return _numbered(FIRST_SCREW, FIRST_ROD, index, "screw")
+
+
+def rod_label(index: int) -> int:
+    """Value of the rod ``index`` (0, 1, ...; 50 at most)."""
+    return _numbered(FIRST_ROD, FIRST_OTHER, index, "rod")
+
+
+def label_name(value: int) -> str:
+    """``L3``, ``left_hip``, ``screw_2``, ``rod_1``, ... (implants counted from 1); ``label_<value>`` if unknown."""
+    names = {number: name for name, number in LABELS.items()}
+    if FIRST_SCREW <= value < FIRST_ROD:
+        return f"screw_{value - FIRST_SCREW + 1}"
+    if FIRST_ROD <= value < FIRST_OTHER:
+        return f"rod_{value - FIRST_ROD + 1}"
+    return names.get(value, f"label_{value}")
+
+
+def remap(labels: UInt8[np.ndarray, "..."], mapping: Mapping[int, int]) -> UInt8[np.ndarray, "..."]:
+    """Replace every value by ``mapping``; values that it does not list become 0."""
+    table = np.zeros(256, np.uint8)
+    for old, new in mapping.items():
+        table[old] = new
+    return table[labels]
+
+
+def hips_by_position(labels: UInt8[np.ndarray, "d h w"]) -> tuple[UInt8[np.ndarray, "d h w"], bool]:
+    """The labels with the hip that lies farther to the Left named left, and whether they had to be exchanged.
+
+    labels: in our numbers, axes LPS. Public sets disagree on which hip comes first; the patient does not.
+    """
+    left, right = (np.flatnonzero((labels == LABELS[name]).any((0, 1))) for name in ("left_hip", "right_hip"))
+    if not len(left) or not len(right) or left.mean() >= right.mean():
+        return labels, False
+    table = np.arange(256, dtype=np.uint8)
+    table[LABELS["left_hip"]], table[LABELS["right_hip"]] = LABELS["right_hip"], LABELS["left_hip"]
+    return table[labels], True
+
+
+def _numbered(first: int, end: int, index: int, what: str) -> int:
+    if not 0 <= index < end - first:
+        raise ValueError(f"{what} {index}: there are labels for {end - first}")
+    return first + index
+
+
+# Structures to segment: names and groups of ``label_scheme`` as classes 1..K of a voxel.
+
+_SPINE = frozenset(range(LABELS["C1"], LABELS["L6"] + 1)) | {LABELS["lumbar_spine"]}
+_SCREWS, _RODS = frozenset(range(FIRST_SCREW, FIRST_ROD)), frozenset(range(FIRST_ROD, FIRST_OTHER))
+GROUPS: dict[str, frozenset[int]] = {
+    "spine": _SPINE,
+    "cervical_spine": frozenset(range(LABELS["C1"], LABELS["C7"] + 1)),
+    "thoracic_spine": frozenset(range(LABELS["T1"], LABELS["T12"] + 1)),
+    # A sixth lumbar vertebra too: those who label the lumbar spine as one do not leave it out.
+    "lumbar_spine": frozenset(LABELS[name] for name in (*LUMBAR, "L6", "lumbar_spine")),
+    "hips": frozenset((LABELS["left_hip"], LABELS["right_hip"])),
+    "femurs": frozenset((LABELS["left_femur"], LABELS["right_femur"])),
+    "screws": _SCREWS,
+    "rods": _RODS,
+    "implants": _SCREWS
+    | _RODS
+    | {LABELS[name] for name in ("left_hip_prosthesis", "right_hip_prosthesis", "bone_plate")},
+}
+"""Several labels under one name; a group goes before a label of the same name (``lumbar_spine``)."""
+
+
+def structure_values(name: str) -> frozenset[int]:
+    """Values in ``labels.npy`` of a structure. UserError for a name that is neither a group nor a label."""
+    if name in GROUPS:
+        return GROUPS[name]
+    if name in LABELS:
+        return frozenset((LABELS[name],))
+    known = [*LABELS, *GROUPS]
+    near = difflib.get_close_matches(str(name), known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(dict.fromkeys(known))}"
+    raise UserError(f"dataset.labels: there is no structure {name!r}; {hint}")
+
+
+def class_table(structures: Sequence[str]) -> UInt8[np.ndarray, "256"]:
+    """Class of each label value: k for those of ``structures[k - 1]``, 0 for the rest.
+
+    Raises UserError for one name instead of a list, and where two structures share a label or are the same.
+    """
+    if isinstance(structures, str):
+        raise UserError(f"dataset.labels={structures}: give a list, dataset.labels=[{structures}]")
+    table = np.zeros(256, np.uint8)
+    for number, name in enumerate(structures, start=1):
+        values = sorted(structure_values(name))
+        taken = table[values].max()
+        if taken:
+            raise UserError(
+                f"dataset.labels: {name} and {structures[taken - 1]} share voxels; name structures that do not "
+                "overlap"
+            )
+        table[values] = number
+    return table
+
+
+def reduce_classes(classes: UInt8[np.ndarray, "d h w"], factor: int) -> UInt8[np.ndarray, "_ _ _"]:
+    """Blocks of ``factor`` along every axis as one voxel each.
+
+    A block of which at least half is structures becomes the most frequent of them (of equal ones the first), any other
+    background.
+    """
+    if factor == 1:
+        return classes.copy()
+    d, h, w = (side // factor for side in classes.shape)
+    blocks = classes.reshape(d, factor, h, factor, w, factor)
+    result, most = np.zeros((d, h, w), np.uint8), np.zeros((d, h, w), np.int64)
+    filled = np.zeros((d, h, w), np.int64)
+    for number in np.flatnonzero(np.bincount(classes.ravel(), minlength=1)[1:]) + 1:
+        count = (blocks == number).sum((1, 3, 5))
+        filled += count
+        result[count > most] = number
+        most = np.maximum(most, count)
+    return np.where(2 * filled >= factor**3, result, 0).astype(np.uint8)
+
+
+def check_structures(
+    root: object, structures: Sequence[str], found: Collection[int] | None, every: bool
+) -> None:
+    """UserError unless the values ``found`` in a data set hold the structures: each one, or else at least one.
+
+    found: None where the data set does not tell.
+    """
+    absent = [
+        name for name in structures if found is not None and not structure_values(name) & frozenset(found)
+    ]
+    if absent and (every or len(absent) == len(structures)):
+        raise UserError(
+            f"{root}: no case has a label of {', '.join(absent)}; set dataset.labels to structures that it has "
+            "(label_names in its dataset.json; numbers of a source's own have no names there)"
+        )

@@ -1,0 +1,166 @@
+"""Cut a cube out of a scan: low-pass and linear samples in one step, because only the samples are wanted.
+
+``resampling.blur_for`` filters every voxel of a scan, of which a cube of coarser voxels then uses few. A Gaussian and a
+linear interpolation are both separable, so that together they are one small matrix an axis, and a slice of 512 x 512
+becomes 128 x 128 by two matrix products.
+"""
+
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from diffux2ct.data.io.ct_image import CtImage, LabelImage
+from diffux2ct.data.labels import LABELS, LUMBAR
+from diffux2ct.errors import UserError
+
+_AIR = -1024.0  # HU outside the scan
+_FWHM = 2.0 * np.sqrt(2.0 * np.log(2.0))  # full width at half maximum of a Gaussian of standard deviation 1
+_REACH = 5.0  # standard deviations of the Gaussian that are summed
+
+
+def cut_cube(
+    ct: CtImage, size: int, spacing: float | int, centre: Float[np.ndarray, "3"]
+) -> Float[np.ndarray, "size size size"]:
+    """A cube [D, H, W] of ``size`` voxels of ``spacing`` mm around ``centre`` (mm LPS, x, y, z), float32 HU.
+
+    The same as ``sample_grid(blur_for(ct, spacing), ...)``: along axes that become coarser, a Gaussian turns a voxel's
+    point spread into the coarser voxel's; then linear samples; -1024 HU outside the scan.
+    """
+    start = np.asarray(centre, np.float64) - (size - 1) / 2 * spacing
+    weights = []
+    for axis in range(3):
+        positions = (start[axis] + np.arange(size) * spacing - ct.origin[axis]) / ct.spacing[axis]
+        weights.append(_weights(positions, ct.hu.shape[2 - axis], ct.spacing[axis], float(spacing)))
+    used = [np.flatnonzero(w.any(0)) for w in weights]
+    if min(map(len, used)) == 0:
+        return np.full((size,) * 3, _AIR, np.float32)
+    x, y, z = (slice(u[0], u[-1] + 1) for u in used)
+    along_x, along_y, along_z = (
+        torch.from_numpy(np.ascontiguousarray(w[:, part], dtype=np.float32))
+        for w, part in zip(weights, (x, y, z), strict=True)
+    )
+    with _one_thread():
+        planes = torch.empty((z.stop - z.start, size, size))
+        for plane, out in zip(ct.hu[z, y, x], planes, strict=True):
+            values = torch.from_numpy(np.subtract(plane, _AIR, dtype=np.float32))
+            torch.matmul(along_y, values @ along_x.T, out=out)
+        cube = along_z @ planes.flatten(1)
+    return cube.unflatten(1, (size, size)).add_(_AIR).numpy()
+
+
+def _weights(positions: np.ndarray, count: int, old: float, new: float) -> np.ndarray:
+    """Weights [positions, voxels] of one axis; positions in voxels. Rows outside the scan are 0, others sum to 1."""
+    inside = (positions >= -0.5) & (positions <= count - 0.5)
+    clamped = positions.clip(0, count - 1)
+    voxel = np.arange(count)
+    linear = (1.0 - np.abs(clamped[:, None] - voxel)).clip(0) * inside[:, None]
+    sigma = np.sqrt(max(new * new - old * old, 0.0)) / _FWHM / old  # voxels
+    if sigma <= 0.1 or count < 4:  # as blur_for, which filters neither
+        return linear
+    distance = np.abs(voxel[:, None] - voxel)
+    gaussian = np.exp(-0.5 * (distance / sigma) ** 2) * (distance <= np.ceil(_REACH * sigma))
+    return linear @ (gaussian / gaussian.sum(1, keepdims=True))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums in one order: the same bytes however many threads there are."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+# Where the cube is cut out of a scan: its centre in mm, LPS (x, y, z).
+
+_JITTER = 0.1  # of the cube's side: how far off centre a random crop may lie where the scan is shorter than the cube
+
+
+def cube_centre(grid: str, ct: CtImage, labels: LabelImage | None, side: float) -> Float[np.ndarray, "3"]:
+    """Centre of the one cube of ``side`` mm that ``grid`` (centre, x2ct, lumbar) cuts out of a scan.
+
+    Raises UserError where the labels that ``lumbar`` needs are missing (without the scan's path).
+    """
+    if grid == "x2ct":
+        return x2ct_centre(ct, side)
+    if grid == "lumbar":
+        return lumbar_centre(labels)
+    return np.array(ct.centre)
+
+
+def x2ct_centre(ct: CtImage, side: float) -> Float[np.ndarray, "3"]:
+    """X2CT-GAN's rule on a scan of 1 mm voxels: z keeps the topmost ``side`` mm, x and y the middle.
+
+    Its code takes the LAST slices of an array whose z runs to Superior. A scan that is shorter than the cube is padded
+    on both ends; where that, or the margin of x and y, is odd, the smaller half lies on the lower end.
+    (X2CT-GAN, CT2XRAY/ctpro.py; the cube there is 320 voxels.)
+    """
+    length = round(side)
+    centre = []
+    for axis in range(3):
+        voxels = round(ct.extent[axis])  # of 1 mm; resampling keeps the scan's middle
+        start = (
+            voxels - length
+            if axis == 2 and voxels >= length
+            else (abs(voxels - length) // 2) * (1 if voxels >= length else -1)
+        )
+        centre.append(ct.centre[axis] - voxels / 2 + start + length / 2)
+    return np.array(centre)
+
+
+def lumbar_centre(labels: LabelImage | None) -> Float[np.ndarray, "3"]:
+    """Middle of the box around the vertebrae L1 to L5 (or around a lumbar spine labelled as one).
+
+    Raises UserError where labels are missing or lack one of the five.
+    """
+    if labels is None:
+        raise UserError("no labels, which grid=lumbar needs; use grid=centre")
+    present = np.bincount(labels.labels.ravel(), minlength=256) > 0
+    missing = [name for name in LUMBAR if not present[LABELS[name]]]
+    values = [LABELS[name] for name in LUMBAR]
+    if missing and present[LABELS["lumbar_spine"]]:
+        values = [LABELS["lumbar_spine"]]
+    elif missing:
+        raise UserError(
+            f"the labels hold no {', '.join(missing)}, and grid=lumbar needs L1 to L5; use grid=centre"
+        )
+    inside = np.isin(labels.labels, values)
+    middle = []
+    for axis in (2, 1, 0):
+        found = np.flatnonzero(inside.any(tuple(i for i in range(3) if i != axis)))
+        middle.append((found[0] + found[-1]) / 2)
+    return np.array(labels.origin) + np.array(middle) * np.array(labels.spacing)
+
+
+def random_centres(
+    origin: Sequence[float],
+    spacing: Sequence[float],
+    shape: Sequence[int],
+    side: float,
+    num: int,
+    key: str,
+    seed: int,
+) -> Float[np.ndarray, "n 3"]:
+    """``num`` cube centres [num, 3] in mm (x, y, z), uniform where a cube of ``side`` mm stays inside the scan.
+
+    Along an axis where the scan is shorter than the cube, the centre moves by up to a tenth of the side, as far as the
+    scan stays inside the cube. The draws depend on ``key`` and ``seed`` alone, not on ``num``. The key is a case's
+    name; a patient's second scan has a number in it, and which of two is the second depends on both.
+    """
+    extent = np.array(shape) * np.array(spacing)
+    middle = np.array(origin) + (extent - np.array(spacing)) / 2
+    slack = (extent - side) / 2
+    reach = np.where(slack >= 0, slack, np.minimum(-slack, _JITTER * side))
+    generator = np.random.default_rng(seed_of(key, seed))
+    return middle + generator.uniform(-1.0, 1.0, size=(num, 3)) * reach
+
+
+def seed_of(key: str, seed: int) -> list[int]:
+    """A generator's seed for one named thing, independent of all others."""
+    return [seed, zlib.crc32(key.encode())]

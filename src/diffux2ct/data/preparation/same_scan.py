@@ -1,0 +1,103 @@
+"""The same scan under two names, and another scan under the same name, found by their content.
+
+No patient may stand in train and in test, and no case may stand for a scan that it was not made of.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from diffux2ct.data.preparation.report import PrepareReport
+from diffux2ct.data.preparation.scan_job import ScanJob, sha256_of, survey_scan
+
+
+def find_same(jobs: Sequence[ScanJob], hashes: Mapping[str, str], report: PrepareReport) -> dict[str, str]:
+    """Scans to leave out because another patient has them too: {name: the name that is kept}.
+
+    hashes: content by job name. The patient whose scan's name sorts first keeps it; the report tells of the others.
+    A patient's own scan twice is kept twice, with a note.
+    """
+    groups: dict[str, list[ScanJob]] = {}
+    for job in sorted(jobs, key=lambda job: job.base):
+        if hashes[job.base]:
+            groups.setdefault(hashes[job.base], []).append(job)
+    left_out = {}
+    for first, *others in groups.values():
+        for job in others:
+            if job.raw.patient == first.raw.patient:
+                report.notes.append(
+                    f"{job.source} and {first.source} of patient {first.raw.patient} are the same scan"
+                )
+            else:
+                left_out[job.base] = first.base
+                report.not_used.append((job.source, same_scan_note(first)))
+    return left_out
+
+
+def same_scan_note(kept: ScanJob) -> str:
+    """Why a scan is left out whose content another patient's scan has."""
+    return f"same scan as {kept.source} of patient {kept.raw.patient}, which is used"
+
+
+def holds(job: ScanJob, sha256: str) -> bool:
+    """Whether the scan's files still have this SHA-256."""
+    try:
+        return sha256_of(job.raw.path) == sha256
+    except OSError:  # whoever reads the scan will say what is wrong with it
+        return False
+
+
+def made_of_another(job: ScanJob, records: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Which finished cases of a scan (case.json by case id) were made when its files, or its labels', held others.
+
+    By how they were made: ``from another content of p1.nii.gz``. The files are read only where a time stamp is not
+    older than the cases: to read a thousand scans takes long.
+    """
+    found = {}
+    if others := _of_another_scan(job, {i: record for i, record in records.items() if record.get("sha256")}):
+        found[f"from another content of {job.raw.path}"] = others
+    # Older cases do not tell of their label files, and X2CT-GAN's have theirs in them.
+    labelled = {i: record["labels_sha256"] for i, record in records.items() if "labels_sha256" in record}
+    path = job.raw.labels
+    if others := [i for i, then in labelled.items() if then is None and path is not None]:
+        found[f"without the labels {path}"] = others
+    if others := [i for i, then in labelled.items() if then is not None and path is None]:
+        found[f"with labels of {job.raw.path} that are not here"] = others
+    now = None if path is None else _hash_since(job, path, labelled)
+    if others := [i for i, then in labelled.items() if now is not None and then not in (None, now)]:
+        found[f"from another content of {path}"] = others
+    return found
+
+
+def _of_another_scan(job: ScanJob, told: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    now = _hash_since(job, job.raw.path, told)
+    others = [case_id for case_id, record in told.items() if now and record["sha256"] != now]
+    if others and job.raw.path.is_dir():
+        # The folder's other files may have changed, and this series not.
+        content = survey_scan(job).found.get("content_sha256")
+        others = [case_id for case_id in others if told[case_id].get("content_sha256") != content]
+    return others
+
+
+def _hash_since(job: ScanJob, path: Path, cases: Iterable[str]) -> str | None:
+    """SHA-256 of a scan's file or folder if it may have changed since the cases were made; else None."""
+    made = [job.root / "cases" / case_id / "case.json" for case_id in cases]
+    try:
+        if not made or _last_change(path, job.raw_root) < min(case.stat().st_mtime_ns for case in made):
+            return None
+        return sha256_of(path)
+    except OSError:  # what cannot be read does not speak against a finished case
+        return None
+
+
+def _last_change(path: Path, raw: Path) -> int:
+    """When a scan's files, links to them, or the folders that they lie in last changed, in ns.
+
+    The time of change counts too: what is copied or moved to its place keeps its time of modification.
+    """
+    above = len(path.relative_to(raw).parts) - 1
+    touched: list[Path] = [path, *path.parents[: max(above, 0)]]
+    if path.is_dir():
+        touched += path.iterdir()
+    stats = [stat for each in touched for stat in (each.stat(), each.lstat())]
+    return max(max(stat.st_mtime_ns, stat.st_ctime_ns) for stat in stats)

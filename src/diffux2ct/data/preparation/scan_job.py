@@ -1,0 +1,255 @@
+"""One raw scan -> its cases: read, clear, instrument, cut, clip, project. The unit of work of ``prepare``."""
+
+import errno
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from diffux2ct.data.preparation.settings import PrepareSettings
+from diffux2ct.data.prepared.writer import read_case, write_case
+from diffux2ct.data.sources import RawCase
+from diffux2ct.errors import UserError
+
+if TYPE_CHECKING:
+    from diffux2ct.data.io.ct_image import CtImage, LabelImage
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_BODY_HU = -800  # at or below this nothing attenuates, so that an X-ray would be empty
+
+
+@dataclass(frozen=True)
+class ScanJob:
+    """One scan and the cases to cut from it; ``num_crops`` 0 = one case where the settings' grid says.
+
+    rescale: (slope, intercept) that make the file's grey levels HU; None: they are HU.
+    """
+
+    root: Path
+    raw_root: Path
+    raw: RawCase
+    base: str
+    num_crops: int
+    settings: PrepareSettings
+    rescale: tuple[float | int, float | int] | None = None
+
+    @property
+    def case_ids(self) -> list[str]:
+        """Names of the scan's case folders."""
+        return [f"{self.base}_c{i:02d}" for i in range(self.num_crops)] if self.num_crops else [self.base]
+
+    @property
+    def needs_vertebrae(self) -> bool:
+        """Whether labelled vertebrae decide the content."""
+        return self.settings.instrument is not None or (
+            self.num_crops == 0 and self.settings.grid == "lumbar"
+        )
+
+    @property
+    def source(self) -> str:
+        """The scan's path below the raw folder."""
+        return str(self.raw.path.relative_to(self.raw_root)) or "."
+
+    def below_raw(self, text: str) -> str:
+        """A line for the user with paths from the raw folder on: where that lies is nobody else's business."""
+        root = re.escape(str(self.raw_root))
+        text = re.sub(rf"(?<![\w./-]){root}[/\\](?=\S)", "", text)
+        return re.sub(rf"(?<![\w./-]){root}(?=: )", lambda _: self.raw_root.resolve().name, text)
+
+
+@dataclass
+class ScanResult:
+    """Cases written, and why the scan cannot be used (None if it can); ``survey_scan`` adds what it found."""
+
+    written: int = 0
+    reason: str | None = None
+    found: dict[str, Any] = field(default_factory=dict)
+
+
+def prepare_scan(job: ScanJob) -> ScanResult:
+    """Cut the missing cases of one scan. What is wrong with the scan comes back as a reason; a full disk is raised."""
+    return guarded(job, _cut_cases)
+
+
+def survey_scan(job: ScanJob) -> ScanResult:
+    """Read one scan and its labels as ``prepare_scan`` does, and write nothing: ``found`` is what case.json would say.
+
+    All of the scan is read: only its voxels tell whether it is whole, in HU, and the same as another. Implants are put
+    in where there shall be any: only that tells whether its pedicles can take them.
+    """
+    return guarded(job, _look)
+
+
+def guarded(job: ScanJob, work: Callable[[ScanJob, ScanResult], None]) -> ScanResult:
+    """The result of ``work``; what is wrong with the scan becomes its reason, a full disk is raised."""
+    result = ScanResult()
+    try:
+        work(job, result)
+    except UserError as error:
+        result.reason = job.below_raw(str(error).removeprefix(f"{job.raw.path}: "))
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise
+        result.reason = error.strerror or str(error)
+    except Exception as error:  # one odd scan of a thousand must not end the night's run
+        result.reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return result
+
+
+def _read(job: ScanJob) -> "tuple[CtImage, LabelImage | None, dict[str, Any]]":
+    """The CT, its labels in our numbers, and what case.json shall tell of both."""
+    # Imported here so that phantoms, which use the same writer, need no SimpleITK.
+    from diffux2ct.data.io.volume import content_hash, read_labels
+    from diffux2ct.data.labels import REMAP, hips_by_position, remap
+    from diffux2ct.data.preparation.scan_reader import read_scan
+
+    ct = read_scan(job.raw, job.rescale)
+    labels, notes = None, list(ct.meta["notes"])
+    if job.raw.labels is not None:
+        try:
+            labels = read_labels(job.raw.labels)
+        except UserError as error:
+            notes.append(f"labels left out: {error}")
+    numbers = REMAP.get(job.raw.remap or "")
+    if labels is not None and numbers is not None:
+        sided, exchanged = hips_by_position(remap(labels.labels, numbers))
+        labels = replace(labels, labels=sided)
+        if exchanged:
+            notes.append(f"{job.raw.labels}: left and right hip exchanged, to where they lie in the patient")
+    meta = {
+        "patient": job.raw.patient,
+        "source": job.source,
+        "series_uid": job.raw.series_uid,
+        "part_of": job.raw.origin,
+        "content_sha256": content_hash(ct),
+        "remap": job.raw.remap,
+        "labels_are_own": labels is not None and job.raw.remap is None,
+        "rescale": None if job.rescale is None else list(job.rescale),
+        "orig_spacing": ct.meta["spacing"],
+        "orig_orientation": ct.meta["orientation"],
+        "orig_size": ct.meta["size"],
+        "settings": job.settings.as_dict(),
+        "settings_hash": job.settings.hash(),
+        "notes": notes,
+    }
+    return ct, labels, meta
+
+
+def _look(job: ScanJob, result: ScanResult) -> None:
+    from diffux2ct.data.preparation.cube import cube_centre
+
+    ct, labels, meta = _read(job)
+    if job.needs_vertebrae:
+        labels = _known_labels(labels, meta)
+    if job.num_crops == 0:
+        cube_centre(job.settings.grid, ct, labels, job.settings.size * job.settings.spacing)
+    if job.settings.instrument is not None:
+        _, labels = _altered(ct, labels, meta, job)
+    meta["notes"] = [job.below_raw(note) for note in meta["notes"]]
+    result.found = meta | {"has_labels": labels is not None}
+
+
+def _cut_cases(job: ScanJob, result: ScanResult) -> None:
+    from diffux2ct.data.io.volume import sample_labels
+    from diffux2ct.data.preparation.cube import cube_centre, cut_cube, random_centres, seed_of
+
+    settings = job.settings
+    ct, labels, meta = _read(job)
+    if job.needs_vertebrae:
+        labels = _known_labels(labels, meta)
+    meta["sha256"] = sha256_of(job.raw.path)
+    meta["labels_sha256"] = _labels_sha256(job.raw.labels)
+    side = settings.size * settings.spacing
+    if job.num_crops:
+        shape = ct.hu.shape[::-1]
+        centres = random_centres(ct.origin, ct.spacing, shape, side, job.num_crops, job.base, settings.seed)
+    else:
+        centres = [cube_centre(settings.grid, ct, labels, side)]
+    ct, labels = _altered(ct, labels, meta, job)
+    meta["notes"] = [job.below_raw(note) for note in meta["notes"]]
+    for case_id, centre in zip(job.case_ids, centres, strict=True):
+        if read_case(job.root, case_id) is not None:
+            continue
+        origin = (centre - (settings.size - 1) / 2 * settings.spacing).tolist()
+        grid = (settings.spacing, (settings.size,) * 3, origin)
+        hu = cut_cube(ct, settings.size, settings.spacing, centre)
+        if hu.max() <= _BODY_HU:
+            raise UserError("the crop holds only air; are spacing and HU right?")
+        write_case(
+            job.root,
+            case_id,
+            hu,
+            (settings.spacing,) * 3,
+            origin,
+            settings.camera,
+            labels=None if labels is None else sample_labels(labels, *grid),
+            meta=meta | {"crop": np.round(centre, 3).tolist() if job.num_crops else settings.grid},
+            window=settings.window,
+            projector=settings.projector,
+            attenuation=settings.attenuation,
+            pose_jitter=settings.pose_jitter,
+            pose_seed=seed_of(case_id, settings.seed),
+        )
+        result.written += 1
+
+
+def _altered(
+    ct: "CtImage", labels: "LabelImage | None", meta: dict[str, Any], job: ScanJob
+) -> "tuple[CtImage, LabelImage | None]":
+    """The scan without its couch and with implants, as the settings say; ``meta`` gets notes and implants."""
+    if job.settings.remove_couch:
+        ct = _without_couch(ct, meta["notes"])
+    if job.settings.instrument is not None and labels is not None:
+        ct, labels, meta["implants"] = _instrumented(ct, labels, job)
+    return ct, labels
+
+
+def _without_couch(ct: "CtImage", notes: list[str]) -> "CtImage":
+    from diffux2ct.data.body import remove_couch
+
+    cleared = remove_couch(ct.hu, ct.spacing)
+    if np.array_equal(cleared, ct.hu):
+        notes.append(f"{ct.meta['path']}: no couch found to remove")
+    return replace(ct, hu=cleared)
+
+
+def _known_labels(labels: "LabelImage | None", meta: dict[str, Any]) -> "LabelImage":
+    """The labels, if they are there and tell vertebrae; else UserError."""
+    if labels is None:
+        raise UserError(
+            "no labels, which grid=lumbar and instrument= need; use grid=centre and instrument=null"
+        )
+    if meta["labels_are_own"]:
+        raise UserError(
+            "the meaning of its label numbers is unknown; say dataset.prepare.labels=ours (L1 is 20) or ctspine1k"
+        )
+    return labels
+
+
+def _instrumented(ct: "CtImage", labels: "LabelImage", job: ScanJob):
+    from diffux2ct.data.instrumentation import instrument
+    from diffux2ct.data.preparation.cube import seed_of
+
+    seed = int(np.random.SeedSequence(seed_of(job.base, job.settings.seed)).generate_state(1)[0])
+    return instrument(ct, labels, seed=seed, **(job.settings.instrument or {}))
+
+
+def _labels_sha256(path: Path | None) -> str | None:
+    """SHA-256 of a label file, "" if it cannot be read, None if there is none."""
+    try:
+        return None if path is None else sha256_of(path)
+    except OSError:
+        return ""
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, or of a folder's file hashes in the order of their names."""
+    if path.is_dir():
+        hashes = [sha256_of(p) for p in sorted(path.iterdir()) if p.is_file() and not p.name.startswith(".")]
+        return hashlib.sha256("".join(hashes).encode()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

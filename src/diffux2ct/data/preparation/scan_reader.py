@@ -1,0 +1,137 @@
+"""Read one scan for preparation: its HU, its grey levels brought back to HU, its padding made air."""
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from diffux2ct.data.body import label_parts
+from diffux2ct.data.io.dicom.kind import is_dicom
+from diffux2ct.data.io.grid import from_sitk
+from diffux2ct.data.io.image_file import AIR, as_volume, clip_to_hu, read_image
+from diffux2ct.data.io.volume import CtImage, read_ct
+from diffux2ct.data.io.x2ct.file import read_x2ct_ct
+from diffux2ct.data.sources import RawCase
+from diffux2ct.errors import UserError
+
+FIELDS = ("file", "slope", "intercept")
+Line = tuple[float | int, float | int]
+
+
+class GreyLevels:
+    """HU = slope * grey + intercept, the same for all files or file by file.
+
+    setting: None; (slope, intercept); or the path of a CSV table with columns file (its path below the raw folder, or
+    its name where no other has it), slope and intercept, whose files are mapped while all others are read as they are.
+    Raises UserError for anything else.
+    """
+
+    def __init__(self, setting: Sequence[float | int] | str | Path | None = None) -> None:
+        self.all: Line | None = None
+        self.by_file: dict[str, Line] = {}
+        self.table = None
+        if isinstance(setting, str | Path):
+            self.table = Path(setting)
+            self.by_file = _read_table(self.table)
+        elif setting is not None:
+            values = list(setting)
+            if len(values) != 2:
+                raise UserError(f"rescale={values}: give [slope, intercept], a CSV table, or null")
+            self.all = _line(values[0], values[1], "rescale")
+
+    def of(self, source: str) -> Line | None:
+        """(slope, intercept) of a file, by its path below the raw folder; None: its values are HU."""
+        return self.by_file.get(source, self.all)
+
+    def check_used(self, sources: Sequence[str]) -> None:
+        """Settle names without their folders; UserError for a file that is no scan: it would be read as HU."""
+        for name in set(self.by_file) - set(sources):
+            found = [source for source in sources if source.rpartition("/")[2] == name]
+            if len(found) == 1:
+                self.by_file[found[0]] = self.by_file.pop(name)
+        unknown = sorted(set(self.by_file) - set(sources))
+        if unknown:
+            raise UserError(f"{self.table}: no scan is named {', '.join(unknown[:3])}; give paths below raw=")
+
+
+def _read_table(path: Path) -> dict[str, Line]:
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read; rescale= is [slope, intercept] or a CSV table") from error
+    if not rows or any(row.get(field) is None for row in rows for field in FIELDS):
+        raise UserError(f"{path}: the table needs the columns {','.join(FIELDS)} and a row for each file")
+    return {row["file"]: _line(row["slope"], row["intercept"], f"{path}: {row['file']}") for row in rows}
+
+
+def _line(slope: Any, intercept: Any, where: str) -> Line:
+    try:
+        line = float(slope), float(intercept)
+    except (TypeError, ValueError):
+        line = math.nan, math.nan
+    if not all(map(math.isfinite, line)) or line[0] <= 0:
+        raise UserError(f"{where}: slope {slope}, intercept {intercept}; give two numbers, the slope above 0")
+    return line
+
+
+_FLAT = 0.05  # of a scan: that many voxels of one value, corners included, were never measured
+_OBLIQUE = 1e-4
+
+
+def read_scan(raw: RawCase, line: Line | None) -> CtImage:
+    """The CT of a raw case in HU, axes LPS. line: (slope, intercept) that make its grey levels HU; None: they are HU.
+
+    Padding with one value other than air (resampled scans are often padded with 0 HU, which is water) becomes air, and
+    ``meta["notes"]`` says so. Raises UserError for what is no CT in HU.
+    """
+    if raw.path.suffix.lower() in (".h5", ".hdf5"):
+        return read_x2ct_ct(raw.path)
+    ct = read_ct(raw.path, raw.series_uid) if line is None else _read_mapped(raw.path, line)
+    value = _padding_value(ct.hu)
+    if value is None:
+        return ct
+    pad = _padding(ct.hu, value)
+    note = f"{raw.path}: {100 * pad.mean():.0f}% are padding of exactly {value:g} HU; taken for air"
+    ct.hu[pad] = AIR
+    return replace(ct, meta={**ct.meta, "notes": [*ct.meta["notes"], note]})
+
+
+def _read_mapped(path: Path, line: Line) -> CtImage:
+    if path.is_dir() or is_dicom(path):
+        raise UserError(f"{path}: DICOM carries its own rescale; leave it out of dataset.prepare.rescale")
+    image, kind, notes = read_image(path)
+    image = as_volume(image, path)
+    meta = {
+        "path": str(path),
+        "format": kind,
+        "orientation": sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(image.GetDirection()),
+        "spacing": [float(s) for s in image.GetSpacing()],
+        "size": list(image.GetSize()),
+        "notes": [*notes, f"{path}: grey levels taken as HU = {line[0]:g} * grey {line[1]:+g}"],
+    }
+    image = sitk.DICOMOrient(sitk.Cast(image, sitk.sitkFloat32) * line[0] + line[1], "LPS")
+    if np.abs(np.array(image.GetDirection()).reshape(3, 3) - np.eye(3)).max() > _OBLIQUE:
+        raise UserError(f"{path}: an oblique scan of grey levels; resample it to its axes first")
+    return from_sitk(clip_to_hu(image, path), meta)
+
+
+def _padding_value(hu: np.ndarray) -> float | None:
+    """The value of the corners, if all have one that is not air's and it fills much of the scan; else None."""
+    corners = hu[:: hu.shape[0] - 1, :: hu.shape[1] - 1, :: hu.shape[2] - 1]
+    value = corners.flat[0]
+    if value <= -900 or np.any(corners != value) or np.count_nonzero(hu == value) < _FLAT * hu.size:
+        return None
+    return float(value)
+
+
+def _padding(hu: np.ndarray, value: float) -> np.ndarray:
+    """Voxels of exactly ``value`` that hang together with a corner: noise never gives tissue one value."""
+    names, _ = label_parts(hu == value)
+    corners = names[:: hu.shape[0] - 1, :: hu.shape[1] - 1, :: hu.shape[2] - 1]
+    return np.isin(names, np.unique(corners))

@@ -1,0 +1,113 @@
+"""What decides the content of a prepared case, with the defaults of the paper (configs/dataset/prepare/paper.yaml)."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from diffux2ct.errors import UserError
+from diffux2ct.intensity import HU_WINDOW
+from diffux2ct.xray.attenuation import ATTENUATIONS
+from diffux2ct.xray.camera import camera_preset
+from diffux2ct.xray.drr import PROJECTORS
+
+GRIDS = ("centre", "x2ct", "lumbar")
+
+
+@dataclass(frozen=True)
+class PrepareSettings:
+    """Settings of a case.
+
+    size, spacing: the cube, voxels per side and mm. camera: a ``camera_preset``. window: HU that are kept. seed: of
+    crops, implants and poses. grid: where the cube lies (``crop_grid``). remove_couch: what is not the patient becomes
+    air. instrument: arguments of ``data.instrumentation.instrument``, or None. projector, attenuation: how the X-rays
+    are made (``geometry.drr``). pose_jitter: {"degrees", "mm"}, the most by which each view is taken off its place.
+    """
+
+    size: int = 128
+    spacing: float | int = 2.0
+    camera: str = "lumbar"
+    window: tuple[float | int, float | int] = HU_WINDOW
+    seed: int = 0
+    grid: str = "centre"
+    remove_couch: bool = False
+    instrument: Mapping[str, Any] | None = None
+    projector: str = "joseph"
+    attenuation: str = "plastimatch"
+    pose_jitter: Mapping[str, Any] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as case.json keeps them."""
+        return {
+            **asdict(self),
+            "size": int(self.size),
+            "spacing": float(self.spacing),
+            "window": [float(w) for w in self.window],
+            "seed": int(self.seed),
+            "instrument": None if self.instrument is None else _plain(self.instrument),
+            "pose_jitter": None if self.pose_jitter is None else _plain(self.pose_jitter),
+        }
+
+    def hash(self) -> str:
+        """Sixteen hexadecimal digits that change with any setting."""
+        return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def check(self) -> None:
+        """Raises UserError, naming the setting, if one of them cannot be."""
+        if self.size < 8:
+            raise UserError(f"size={self.size}: give the voxels per side, at least 8")
+        if not self.spacing > 0:
+            raise UserError(f"spacing={self.spacing}: give the voxel side in mm, above 0")
+        if not self.window[0] < self.window[1]:
+            raise UserError(f"window={list(self.window)}: give [lower, upper] in HU")
+        camera_preset(self.camera, self.size, float(self.spacing))  # its own UserError for an unknown name
+        for key, known in (("grid", GRIDS), ("projector", PROJECTORS), ("attenuation", ATTENUATIONS)):
+            if getattr(self, key) not in known:
+                raise UserError(f"{key}={getattr(self, key)}: choose {', '.join(known)}")
+        jitter = self.pose_jitter
+        if jitter is not None and (
+            set(jitter) != {"degrees", "mm"}
+            or not all(isinstance(v, int | float) and v >= 0 for v in jitter.values())
+        ):
+            raise UserError(
+                f"pose_jitter={dict(jitter)}: give {{degrees: 3, mm: 5}}, the most that a view is off, or null"
+            )
+        if self.instrument is not None:
+            if not isinstance(self.instrument, Mapping):
+                raise UserError(
+                    f"instrument={self.instrument}: give its settings {{levels: [1, 4]}}, or null"
+                )
+            from diffux2ct.data.instrumentation import InstrumentSettings
+
+            InstrumentSettings.from_dict(self.instrument)
+
+
+def changed(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
+    """``key=old (now new)`` of every setting that differs; what an older folder does not tell had the default."""
+    defaults = PrepareSettings().as_dict()
+    told = {key: before.get(key, defaults.get(key)) for key in now}
+    return [f"{key}={told[key]} (now {now[key]})" for key in now if told[key] != now[key]]
+
+
+def camera_changed(settings: PrepareSettings, before: Mapping[str, Any] | None) -> list[str]:
+    """As ``changed``, for the camera's geometry that an older folder tells: a preset may change behind its name."""
+    if not before:
+        return []
+    now = camera_preset(settings.camera, settings.size, float(settings.spacing)).to_dict()
+    told = {"reverse": False} | dict(before)  # which the oldest do not tell
+    return [
+        f"camera.{key}={told.get(key)} (now {now[key]})" for key in now if not _same(told.get(key), now[key])
+    ]
+
+
+def _same(a: Any, b: Any) -> bool:
+    if a is None or isinstance(b, str | bool):
+        return a == b
+    return np.shape(a) == np.shape(b) and np.allclose(a, b, rtol=1e-6, atol=0)
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}

@@ -1,0 +1,286 @@
+"""The prepared folder as a torch Dataset: numpy and torch only, so that training needs nothing else."""
+
+import copy
+import csv
+import itertools
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffux2ct.data.io.ct_image import triple
+from diffux2ct.data.io.dicom.kind import has_dicom_magic
+from diffux2ct.data.labels import check_structures, class_table, reduce_classes
+from diffux2ct.errors import UserError
+from diffux2ct.intensity import HU_WINDOW, normalize_hu
+from diffux2ct.xray.effects import XrayRandomization
+
+FORMAT = 1
+_SCANS = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".dcm", ".ima", ".dicom")
+PUBLIC_SETS = ("lumbarv", "lidc_idri", "ctspine1k", "ctpelvic1k")
+XRAY_SCALE = (
+    8.0  # line integral that "fixed" maps to 1: about 36 cm of water; a torso from the side stays below
+)
+
+
+_EXPOSURE_STREAM = 0x5851F42D4C957F2D
+
+
+@dataclass(frozen=True)
+class CaseRecord:
+    """A case as the model sees it: ``spacing`` and ``origin`` (x, y, z) in mm, LPS, after any size reduction."""
+
+    case_id: str
+    patient: str
+    spacing: tuple[float, float, float]
+    origin: tuple[float, float, float]
+    path: Path
+
+
+class PreparedDataset(torch.utils.data.Dataset):
+    """Cases of one split: a volume [1, D, H, W] and its X-rays [1, D, W], [1, D, H], all in [-1, 1], float32.
+
+    root, split: the prepared folder (docs/data.md), and "train", "val" or "test".
+    size: voxels per side that the model sees, the stored size divided by a whole number (block means of HU and of
+    line integrals); None = as stored. window: HU that become -1 and 1 (clipped).
+    xray_normalization: see ``normalize_xray``.
+    cache: keep the cases in memory; they are shared, so do not write to them.
+    randomize: exposures that an item asked for as (index, seed), as training asks, is drawn from (docs/data.md);
+    an item asked for by its index alone is as prepared.
+    labels: structures or groups of ``data/structures.py``; items then have "labels" [D, H, W], uint8, k where the k-th
+    of them is and 0 elsewhere (at a smaller size: ``reduce_classes``), and cases without labels are left out.
+    Raises UserError where the folder is missing, empty, unfinished or damaged (missing: three lines), was made for
+    another window, or has not the labels.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str = "train",
+        *,
+        size: int | None = None,
+        window: Sequence[float | int] = HU_WINDOW,
+        xray_normalization: str = "max",
+        cache: bool = False,
+        randomize: XrayRandomization | None = None,
+        labels: Sequence[str] | None = None,
+    ) -> None:
+        self.root = Path(root)
+        self.split = split
+        self.window = (float(window[0]), float(window[1]))
+        self.xray_normalization = xray_normalization
+        self.randomize = randomize
+        self._classes = class_table(labels or ())
+        self.labels = tuple(labels or ())
+        description = read_description(self.root)
+        self._check_window(description.get("window"))
+        stored = int(description["size"])
+        self.size = stored if size is None else int(size)
+        if self.size < 1 or stored % self.size:
+            raise UserError(_wrong_size(self.root, stored, self.size))
+        self._factor = stored // self.size
+        self._stored = stored
+        self._cache: dict[int, dict] | None = {} if cache else None
+        self.cases = self._read_manifest()
+        if self.labels:
+            self._keep_labelled(description.get("label_names"))
+        self._check_arrays()
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict:
+        """{"volume", "frontal", "lateral", "index"}; X-ray rows are z, so they match the volume's first axis.
+
+        key: an index, or (index, seed): the X-rays as ``randomize`` exposes them, fixed by that seed alone.
+        """
+        index, seed = key if isinstance(key, tuple) else (key, None)
+        index = range(len(self))[index]  # IndexError past the end, so that plain iteration stops
+        case = self._case(index)
+        item: dict = {"volume": case["volume"]}
+        # The seed also feeds the model's noise: draw another stream than it does.
+        stream = None if seed is None else torch.Generator().manual_seed((seed ^ _EXPOSURE_STREAM) % 2**63)
+        for view in ("frontal", "lateral"):
+            image = case[view]
+            if self.randomize and stream is not None:
+                image = self.randomize.draw(stream)(image[None, None], stream)[0, 0]
+            item[view] = normalize_xray(image, self.xray_normalization)[None]
+        if self.labels:
+            item["labels"] = case["labels"]
+        item["index"] = index
+        return item
+
+    def _case(self, index: int) -> dict[str, Tensor]:
+        """The volume [1, D, H, W] in [-1, 1] and raw line integrals [D, W], [D, H], at the size that is asked for."""
+        if self._cache is not None and index in self._cache:
+            return self._cache[index]
+        hu = _block_mean(self._load(index, "volume"), self._factor)
+        case = {"volume": torch.from_numpy(normalize_hu(hu, self.window).astype(np.float32))[None]}
+        for view in ("frontal", "lateral"):
+            case[view] = torch.from_numpy(_block_mean(self._load(index, view), self._factor))
+        if self.labels:
+            classes = reduce_classes(self._classes[self._load(index, "labels")], self._factor)
+            case["labels"] = torch.from_numpy(classes)
+        if self._cache is not None:
+            self._cache[index] = case
+        return case
+
+    def first(self, count: int) -> "PreparedDataset":
+        """The same dataset cut to its first ``count`` cases."""
+        if count < 1:
+            raise UserError(f"max_cases={count}: must be at least 1")
+        shorter = copy.copy(self)
+        shorter.cases = self.cases[:count]
+        return shorter
+
+    def mean_volume(self) -> Float[Tensor, "1 d h w"]:
+        """Mean of the split's volumes in [-1, 1]: the floor that every score stands beside."""
+        total = torch.zeros(1, self.size, self.size, self.size, dtype=torch.float64)
+        for index in range(len(self)):
+            total += self[index]["volume"]
+        return (total / len(self)).float()
+
+    def _load(self, index: int, name: str) -> np.ndarray:
+        path = self.cases[index].path / f"{name}.npy"
+        try:
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{path}: missing or damaged; delete {path.parent} and prepare it again"
+            ) from error
+
+    def _keep_labelled(self, names: dict[str, str] | None) -> None:
+        labelled = [case for case in self.cases if (case.path / "labels.npy").is_file()]
+        if not labelled:
+            raise UserError(
+                f"{self.root}: its {self.split} cases have no labels; put label files beside the scans and prepare "
+                "them again (docs/data.md), or use another dataset.root"
+            )
+        self.cases = labelled
+        # A label of a number that its source alone knows is called label_<number>.
+        found = None if names is None else [int(v) for v, name in names.items() if name != f"label_{v}"]
+        check_structures(self.root, self.labels, found, every=self.split == "train")
+
+    def _check_window(self, made_for: Sequence[float | int] | None) -> None:
+        if made_for is not None and [float(edge) for edge in made_for] != list(self.window):
+            edges, asked = (",".join(f"{edge:g}" for edge in pair) for pair in (made_for, self.window))
+            raise UserError(
+                f"{self.root}: its volumes and X-rays were made for HU in [{edges}], not [{asked}]; use "
+                f"'dataset.window=[{edges}]', or prepare it again with that window"
+            )
+
+    def _check_arrays(self) -> None:
+        n = self._stored
+        expected = [("volume", (n,) * 3, "i"), ("frontal", (n, n), "f"), ("lateral", (n, n), "f")]
+        expected += [("labels", (n,) * 3, "u")] if self.labels else []
+        for index in range(len(self)):
+            for name, shape, kind in expected:
+                array = self._load(index, name)
+                if array.shape != shape or array.dtype.kind != kind:
+                    raise UserError(
+                        f"{self.cases[index].path / name}.npy: {array.dtype} {array.shape}, where dataset.json "
+                        f"promises {shape}; delete that case and prepare it again"
+                    )
+
+    def _read_manifest(self) -> list[CaseRecord]:
+        path = self.root / "manifest.csv"
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        counts = {name: sum(row["split"] == name for row in rows) for name in ("train", "val", "test")}
+        if not counts.get(self.split):
+            raise UserError(f"{self.root}: no cases in split {self.split!r}; it has {counts}")
+        cases = []
+        for row in rows:
+            if row["split"] != self.split:
+                continue
+            stored = [float(v) for v in row["spacing"].split()]
+            origin = [float(v) for v in row["origin"].split()]
+            # The first block's centre lies half a block in, less half a voxel.
+            origin = [o + (self._factor - 1) / 2 * s for o, s in zip(origin, stored, strict=True)]
+            spacing = [s * self._factor for s in stored]
+            folder = self.root / "cases" / row["case_id"]
+            cases.append(CaseRecord(row["case_id"], row["patient"], triple(spacing), triple(origin), folder))
+        return cases
+
+
+def read_description(root: str | Path) -> dict:
+    """dataset.json of a finished prepared folder. UserError (three lines where nothing is there)."""
+    root = Path(root)
+    try:
+        description = json.loads((root / "dataset.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if (root / "cases").is_dir():
+            raise UserError(
+                f"{root}: its preparation is not finished; run the same prepare_dataset.py command again, it goes on"
+            ) from None
+        name = root.name if root.name in PUBLIC_SETS else "folder"
+        scan = _first_scan(root)
+        if scan is not None:
+            raise UserError(
+                f"{root}: raw scans, not a prepared data set (it has {scan}).\n"
+                f"Prepare them into another folder, OTHER: python scripts/prepare_dataset.py dataset={name} raw={root} "
+                f"out=OTHER\nThen: python train.py dataset={name} dataset.root=OTHER"
+            ) from None
+        out = "" if root == Path("data") / name else f" out={root}"
+        raise UserError(
+            f"{root}: no prepared data set here.\n"
+            f"Put its CT scans (DICOM series, NIfTI, MHA or NRRD) into a folder of their own, DIR.\n"
+            f"Then: python scripts/prepare_dataset.py dataset={name} raw=DIR{out}"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{root / 'dataset.json'}: damaged; run prepare_dataset.py again") from error
+    if description.get("format") != FORMAT or not (root / "manifest.csv").is_file():
+        raise UserError(f"{root}: not a prepared folder of format {FORMAT}; prepare it again")
+    return description
+
+
+def normalize_xray(line_integrals: Tensor, mode: str = "max", scale: float = XRAY_SCALE) -> Tensor:
+    """Line integrals [..., V, U] to [-1, 1], float32.
+
+    mode: "max" divides each image by its own maximum (absolute scale is lost, as in X2CT-GAN); "fixed" divides by
+    ``scale`` and clips. An empty image becomes -1 everywhere.
+    """
+    images = line_integrals.float()
+    if mode == "max":
+        peak = images.amax(dim=(-2, -1), keepdim=True)
+        unit = images / torch.where(peak > 0, peak, torch.ones_like(peak))
+    elif mode == "fixed":
+        unit = images / scale
+    else:
+        raise UserError(f"xray_normalization={mode}: choose max or fixed")
+    return 2.0 * unit.clamp(0.0, 1.0) - 1.0
+
+
+def _block_mean(array: np.ndarray, factor: int) -> np.ndarray:
+    """float32 means over blocks of ``factor`` along every axis."""
+    values = np.array(array, dtype=np.float32)  # a copy: torch may not share a read-only map
+    for axis in range(values.ndim) if factor > 1 else ():
+        shape = values.shape
+        blocks = (*shape[:axis], shape[axis] // factor, factor, *shape[axis + 1 :])
+        values = values.reshape(blocks).mean(axis=axis + 1, dtype=np.float32)
+    return values
+
+
+def _wrong_size(root: Path, stored: int, asked: int) -> str:
+    sizes = [stored // k for k in range(1, stored // 8 + 1) if stored % k == 0] or [stored]
+    # The experiments' models: the nearest that such cubes suit.
+    hint = "experiment=pilot trains at 32" if 32 in sizes else "with widths=small or tiny for a smaller model"
+    return (
+        f"{root}: cubes of {stored} voxels cannot be read at {asked}; train with "
+        f"dataset.size={' or '.join(map(str, sizes))} ({hint})"
+    )
+
+
+def _first_scan(root: Path) -> str | None:
+    """The name of a file below ``root`` that looks like a raw scan, None if there is none among the first thousand."""
+    files = (Path(folder) / name for folder, _, names in os.walk(root) for name in sorted(names))
+    for path in itertools.islice(files, 1000):
+        if path.name.lower().endswith(_SCANS) or has_dicom_magic(path):
+            return str(path.relative_to(root))
+    return None

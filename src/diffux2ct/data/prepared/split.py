@@ -1,0 +1,260 @@
+"""Who is held out: a split by patient, so that no patient is on both sides, as a file that can be published.
+
+A split is drawn (counts or fractions, with a seed) or read: from our own ``split_patients.json``, from text lists
+(``train.txt``, ``val.txt``, ``test.txt``) or from CTSpine1K's ``data_split.txt``.
+"""
+
+import json
+import re
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffux2ct.data.prepared.writer import SPLITS, write_text
+from diffux2ct.errors import UserError
+
+_KEYS = {"val", "test", "of", "file"}
+_TAKES = "val, test (a count, a fraction or a list), of (the total that counts refer to) and file"
+_HEADINGS = {  # of CTSpine1K's data_split.txt, and plain words
+    "train": "train",
+    "trainset": "train",
+    "val": "val",
+    "validation": "val",
+    "test_public": "val",
+    "test": "test",
+    "test_private": "test",
+}
+
+
+def split_patients(
+    patients: Sequence[str],
+    split: Mapping[str, Any] | str | None,
+    seed: int,
+    *,
+    official: Mapping[str, Sequence[str]] | None = None,
+    notes: list[str] | None = None,
+) -> dict[str, list[str]]:
+    """{"train", "val", "test"} -> sorted patients; train is what val and test leave.
+
+    split: ``val`` and ``test``, each a count (int), a fraction of all patients (float: at least one patient, and never
+    the last one; 1.0 = all), or a list of patients. Drawn with ``seed``; test first, so that val does not move it.
+    ``of``: the total for which the counts were meant; with another number of patients they are scaled.
+    ``file``: a published split (see ``read_split``), or ``official`` for the data set's own lists (``official``, from
+    ``Discovery.split``); the string "official" alone is short for that. A part that the file has is taken from it; a
+    val that it lacks is drawn from its train by ``split["val"]``. Patients that no list names come to train.
+    notes: what the user should know is appended to it.
+    Raises UserError for unknown patients, overlapping lists, and counts that leave nobody to train on.
+    """
+    notes = [] if notes is None else notes
+    settings = {"file": split} if isinstance(split, str) else dict(split or {})
+    if unknown := set(settings) - _KEYS:
+        raise UserError(f"split has unknown keys {sorted(unknown)}; it takes {_TAKES}")
+    if settings.get("file") is not None:
+        settings = _from_file(sorted(patients), settings, official, notes)
+    elif settings.get("of") is not None:
+        settings = _scaled(settings, len(patients), notes)
+    return _draw(patients, settings, seed)
+
+
+def read_split(path: str | Path, patients: Sequence[str] | None = None) -> dict[str, list[str]]:
+    """Lists of patients by part, from a published split.
+
+    path: a JSON file with lists ``train``, ``val``, ``test`` (``split_patients.json``); a text file in parts headed
+    ``trainset:``, ``test_public:`` (val), ``test_private:`` (test), as CTSpine1K's; or a folder with ``train.txt``,
+    ``test.txt`` and perhaps ``val.txt``, one name a line, or one of these files.
+    patients: names that are known; an entry such as ``LIDC-IDRI-0936.20000101.5169.2.1`` or ``liver_12.nii.gz`` is
+    then the known patient that it begins with. Entries are without repeats, in the file's order.
+    Raises UserError if there is no such file or no split in it.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir() or path.name.lower() in [f"{part}.txt" for part in SPLITS]:
+            parts = _read_lists(path if path.is_dir() else path.parent)
+        else:
+            text = path.read_text(encoding="utf-8-sig")
+            parts = _read_json(path, text) if path.suffix == ".json" else _read_headed(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: the split cannot be read ({error}); check split.file=") from error
+    if not any(parts.values()):
+        raise UserError(
+            f"{path}: no split found; give split_patients.json, a folder with train.txt and test.txt, or a text file "
+            "with headings such as trainset: and test:"
+        )
+    known = set(patients or ())
+    resolve = {name: _patient_of(name, known) for part in parts.values() for name in part}
+    return {part: list(dict.fromkeys(resolve[name] for name in parts.get(part, []))) for part in SPLITS}
+
+
+def resolve_conflicts(parts: Mapping[str, Sequence[str]]) -> tuple[dict[str, list[str]], list[str]]:
+    """Lists without a patient in two of them, and a note a patient that was: test wins over val, val over train."""
+    kept: dict[str, list[str]] = {}
+    notes, owner = [], {}
+    for part in reversed(SPLITS):
+        kept[part] = [p for p in dict.fromkeys(parts.get(part, ())) if p not in owner]
+        notes += [
+            f"{patient} is in the lists of both {part} and {owner[patient]}; put to {owner[patient]}"
+            for patient in dict.fromkeys(parts.get(part, ()))
+            if patient in owner
+        ]
+        owner |= dict.fromkeys(kept[part], part)
+    return {part: kept[part] for part in SPLITS}, sorted(notes)
+
+
+def write_split(path: str | Path, name: str, seed: int, parts: Mapping[str, Sequence[str]]) -> None:
+    """Write a split to publish, whole or not at all: {"name", "seed", "train", "val", "test"}, patients sorted.
+
+    The same file is what ``dataset.prepare.split.file=`` takes, and docs/data.md shows it.
+    """
+    value = {"name": name, "seed": int(seed)} | {part: sorted(parts.get(part, ())) for part in SPLITS}
+    write_text(Path(path), json.dumps(value, indent=1) + "\n")
+
+
+def write_lists(folder: str | Path, parts: Mapping[str, Sequence[str]]) -> None:
+    """Write ``train.txt``, ``test.txt`` and, if there is anyone in it, ``val.txt``: one name a line, as X2CT-GAN's."""
+    for part in SPLITS:
+        if parts.get(part) or part != "val":
+            write_text(Path(folder) / f"{part}.txt", "".join(f"{name}\n" for name in parts.get(part, ())))
+
+
+def _from_file(
+    patients: list[str],
+    settings: dict[str, Any],
+    official: Mapping[str, Sequence[str]] | None,
+    notes: list[str],
+) -> dict[str, Any]:
+    """Settings with the lists of a file, or of the data set itself, in place of counts."""
+    if settings["file"] == "official":
+        if official is None:
+            raise UserError(
+                "split.file=official: no official lists lie in the raw folder; put the data set's own split file there "
+                "(docs/data.md says which), or leave split.file out"
+            )
+        parts, what = {part: list(official.get(part, ())) for part in SPLITS}, "the official lists"
+    else:
+        parts, conflicts = resolve_conflicts(read_split(settings["file"], patients))
+        notes += [f"{settings['file']}: {line}" for line in conflicts]
+        what = str(settings["file"])
+    known = set(patients)
+    absent = {part: [p for p in names if p not in known] for part, names in parts.items()}
+    if count := sum(map(len, absent.values())):
+        example = next(names[0] for names in absent.values() if names)
+        notes.append(
+            f"{what}: {count} of {sum(map(len, parts.values()))} patients are not here, e.g. {example}"
+        )
+    parts = {part: [p for p in names if p in known] for part, names in parts.items()}
+    if not any(parts.values()):
+        raise UserError(f"{what}: names none of the {len(patients)} patients here, e.g. {patients[0]}")
+    if extra := sorted(known - {p for names in parts.values() for p in names}):
+        notes.append(f"{what}: does not name {len(extra)} patients here, e.g. {extra[0]}; put to train")
+    val = parts["val"] or settings.get("val")
+    return {"test": parts["test"], "val": 0 if val is None else val}
+
+
+def _scaled(settings: dict[str, Any], total: int, notes: list[str]) -> dict[str, Any]:
+    """Counts that were meant for ``of`` patients, for ``total``: at least one but never the last one; 0 stays 0."""
+    of = settings["of"]
+    if not isinstance(of, int) or isinstance(of, bool) or of < 1:
+        raise UserError(f"split.of={of}: give the number of patients that the counts refer to, or null")
+    if of == total:
+        return settings
+    scaled = dict(settings)
+    left = total - sum(len(named) for named in settings.values() if isinstance(named, list | tuple))
+    told = []
+    for part in ("test", "val"):  # in this order, as they are drawn
+        count = settings.get(part)
+        if isinstance(count, int) and not isinstance(count, bool) and count > 0:
+            scaled[part] = min(max(1, round(count * total / of)), max(left - 1, 0))
+            left -= scaled[part]
+            told.append(
+                f"split: {part}={count} is meant for {of} patients and here are {total}: {scaled[part]} taken "
+                "(dataset.prepare.split.of=null takes the count as it is)"
+            )
+    notes += told[::-1]
+    return scaled
+
+
+def _draw(patients: Sequence[str], split: Mapping[str, Any], seed: int) -> dict[str, list[str]]:
+    named = {part: _named(part, split.get(part), patients) for part in ("test", "val")}
+    both = set(named["test"]) & set(named["val"])
+    if both:
+        raise UserError(f"split: {sorted(both)} are in both test and val")
+    rest = [p for p in sorted(patients) if p not in named["test"] and p not in named["val"]]
+    rest = [rest[i] for i in np.random.default_rng(seed).permutation(len(rest))]
+    result = {}
+    for part in ("test", "val"):
+        count = _count(part, split.get(part), len(patients), len(rest))
+        result[part] = sorted([*named[part], *rest[:count]])
+        rest = rest[count:]
+    return {"train": sorted(rest), "val": result["val"], "test": result["test"]}
+
+
+def _named(part: str, value: Any, patients: Sequence[str]) -> list[str]:
+    if value is None or isinstance(value, int | float):
+        return []
+    if isinstance(value, str):
+        raise UserError(f"split.{part}={value}: give a count, a fraction or a list [a,b] of patients")
+    names = [str(v) for v in value]
+    missing = sorted(set(names) - set(patients))
+    if missing:
+        some = ", ".join(sorted(patients)[:8]) + (", ..." if len(patients) > 8 else "")
+        raise UserError(f"split.{part}: unknown patient {', '.join(missing)}; there are {some}")
+    return names
+
+
+def _count(part: str, value: Any, total: int, left: int) -> int:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return 0
+    if value < 0 or (isinstance(value, float) and value > 1.0):
+        raise UserError(f"split.{part}={value}: give a count, a fraction from 0 to 1, or a list of patients")
+    if isinstance(value, float):
+        if value == 1.0:
+            return left
+        return min(max(1, round(value * total)), max(left - 1, 0)) if value > 0 else 0
+    if value > 0 and value >= left:
+        raise UserError(
+            f"split.{part}={value} of {total} patients leaves nobody to train on; set dataset.prepare.split.{part}"
+        )
+    return value
+
+
+def _read_json(path: Path, text: str) -> dict[str, list[str]]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); give split_patients.json or text lists") from error
+    lists = {part: value.get(part, []) for part in SPLITS} if isinstance(value, dict) else {}
+    if not all(isinstance(names, list) for names in lists.values()):
+        raise UserError(f"{path}: train, val and test must be lists of patients")
+    return {part: [str(name) for name in names] for part, names in lists.items()}
+
+
+def _read_headed(text: str) -> dict[str, list[str]]:
+    parts: dict[str, list[str]] = {}
+    part = None
+    for line in _lines(text):
+        heading = re.fullmatch(r"\[?(\w+)\]?:?", line.lower())
+        if heading and heading[1] in _HEADINGS and (line.endswith((":", "]")) or part is None):
+            part = _HEADINGS[heading[1]]
+        elif part is not None:
+            parts.setdefault(part, []).append(line)
+    return parts
+
+
+def _read_lists(folder: Path) -> dict[str, list[str]]:
+    files = {part: folder / f"{part}.txt" for part in SPLITS}
+    return {
+        part: _lines(file.read_text(encoding="utf-8-sig")) for part, file in files.items() if file.is_file()
+    }
+
+
+def _lines(text: str) -> list[str]:
+    return [line for line in map(str.strip, text.splitlines()) if line and not line.startswith("#")]
+
+
+def _patient_of(name: str, patients: Collection[str]) -> str:
+    """The known patient that an entry names, by itself or by a scan's or file's name; else without file suffix."""
+    stem = re.sub(r"\.(nii\.gz|nii|mha|mhd|nrrd|h5)$", "", name, flags=re.IGNORECASE)
+    ends = [len(stem), *(match.start() for match in reversed(list(re.finditer(r"[._/-]", stem))))]
+    return next((stem[:end] for end in ends if stem[:end] in patients), stem)

@@ -1,0 +1,243 @@
+"""Write the prepared folder: one folder a case, then manifest, split and description. No SimpleITK here.
+
+Everything appears whole or not at all: a case is written as ``cases/.<case_id>.partial`` and renamed, a table as a
+temporary sibling and replaced. docs/data.md describes every file.
+"""
+
+import csv
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffux2ct.data.labels import label_name
+from diffux2ct.errors import UserError
+from diffux2ct.intensity import HU_WINDOW
+from diffux2ct.xray.camera import camera_preset
+from diffux2ct.xray.drr import render_pair
+from diffux2ct.xray.pose import Pose, random_poses
+
+FORMAT = 1
+SPLITS = ("train", "val", "test")
+MANIFEST_FIELDS = (
+    "case_id",
+    "patient",
+    "split",
+    "source",
+    "sha256",
+    "content_sha256",
+    "orig_spacing",
+    "orig_orientation",
+    "orig_size",
+    "spacing",
+    "size",
+    "origin",
+    "crop",
+    "window",
+    "camera",
+    "projector",
+    "attenuation",
+    "frontal_scale",
+    "lateral_scale",
+    "has_labels",
+)
+
+
+def write_case(
+    root: str | Path,
+    case_id: str,
+    hu: np.ndarray,
+    spacing: Sequence[float | int],
+    origin: Sequence[float | int],
+    camera_name: str,
+    *,
+    labels: np.ndarray | None = None,
+    meta: Mapping[str, Any] | None = None,
+    window: Sequence[float | int] = HU_WINDOW,
+    projector: str = "joseph",
+    attenuation: str = "plastimatch",
+    pose_jitter: Mapping[str, float | int] | None = None,
+    pose_seed: int | Sequence[int] = 0,
+) -> Path:
+    """Write one case, whole or not at all: volume, its DRR pair, labels if any, and case.json. Returns its folder.
+
+    hu: a cube [N, N, N] in HU, axes LPS; it is clipped to ``window`` and rounded to int16 before the X-rays are made.
+    spacing, origin: (x, y, z) in mm; spacing is the same along all three. camera_name: a ``camera_preset``.
+    labels: [N, N, N], numbers of ``label_scheme``. meta: what else case.json shall hold (patient, source, ...).
+    projector, attenuation: see ``render_pair``. pose_jitter: {"degrees", "mm"}, drawn from ``pose_seed`` for each view.
+    An older case of this name is replaced.
+    """
+    _check_cube(case_id, hu, spacing, labels)
+    size = hu.shape[0]
+    volume = np.round(np.clip(hu, window[0], window[1])).astype(np.int16)
+    step = float(spacing[0])
+    camera = camera_preset(camera_name, size, step)
+    poses = _poses(pose_jitter, pose_seed)
+    xrays = render_pair(
+        volume, (step, step, step), camera, size, projector=projector, attenuation=attenuation, jitter=poses
+    )
+    arrays: dict[str, np.ndarray] = {"volume": volume} | {
+        view: np.asarray(image, dtype=np.float32) for view, image in xrays.items()
+    }
+    if labels is not None:
+        arrays["labels"] = labels.astype(np.uint8)
+    record = {
+        "case_id": case_id,
+        "patient": case_id,
+        "source": "",
+        "sha256": "",
+        "orig_spacing": list(spacing),
+        "orig_orientation": "LPS",
+        "crop": "none",
+        **(meta or {}),
+        "spacing": [float(s) for s in spacing],
+        "size": size,
+        "origin": [float(o) for o in origin],
+        "window": [float(w) for w in window],
+        "camera": camera_name,
+        "camera_geometry": camera.to_dict(),
+        "projector": projector,
+        "attenuation": attenuation,
+        "poses": {view: pose.to_dict() for view, pose in poses.items()} if poses else None,
+        **_measured(arrays),
+    }
+    return _write_folder(Path(root) / "cases" / case_id, arrays, record)
+
+
+def finish_dataset(
+    root: str | Path, name: str, split: Mapping[str, Sequence[str]], settings: Mapping[str, Any]
+) -> None:
+    """Write manifest.csv, split.json and dataset.json (last) over the cases that ``split`` names.
+
+    split: {"train": [case ids], "val": [...], "test": [...]}. settings: spacing, size, window, preset (the camera's
+    name), seed and whatever else dataset.json shall tell; it also gets the names of the labels that occur.
+    Raises UserError if a patient is in two splits.
+    """
+    root = Path(root)
+    rows, camera, seen = [], None, {}
+    for part in SPLITS:
+        for case_id in split.get(part, ()):
+            record = read_case(root, case_id)
+            if record is None:
+                raise UserError(
+                    f"{root / 'cases' / case_id}: listed in the split, but not prepared; prepare it again"
+                )
+            if seen.setdefault(record["patient"], part) != part:
+                raise UserError(
+                    f"{root}: patient {record['patient']} is in both {seen[record['patient']]} and {part}"
+                )
+            camera = camera or record["camera_geometry"]
+            rows.append({**record, "split": part})
+    settings = dict(settings)
+    preset = (
+        settings.pop("preset", None) or settings.pop("camera", None) or (rows[0]["camera"] if rows else None)
+    )
+    settings.pop("camera", None)
+    description = {"format": FORMAT, "name": name, **settings, "preset": preset, "camera": camera}
+    description["label_names"] = dict(sorted(label_names(rows).items(), key=lambda pair: int(pair[0])))
+    description["num_cases"] = {part: len(split.get(part, ())) for part in SPLITS}
+    table = io.StringIO()
+    writer = csv.DictWriter(table, MANIFEST_FIELDS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
+    write_text(root / "manifest.csv", table.getvalue())
+    write_text(root / "split.json", _json({part: list(split.get(part, ())) for part in SPLITS}))
+    write_text(root / "dataset.json", _json(description))
+
+
+def label_names(records: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Names of the label values in cases' records; ``label_<value>`` where a source's numbers are its own."""
+    return {
+        str(value): f"label_{value}" if record.get("labels_are_own") else label_name(value)
+        for record in records
+        for value in record.get("label_values", ())
+    }
+
+
+def read_case(root: str | Path, case_id: str) -> dict[str, Any] | None:
+    """case.json of a finished case; None where there is none."""
+    path = Path(root) / "cases" / case_id / "case.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(f"{path}: damaged; delete the folder {path.parent} and prepare it again") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _check_cube(
+    case_id: str, hu: np.ndarray, spacing: Sequence[float | int], labels: np.ndarray | None
+) -> None:
+    size = hu.shape[0]
+    if hu.shape != (size, size, size) or max(spacing) - min(spacing) > 1e-6 * max(spacing):
+        raise ValueError(
+            f"{case_id}: a case is a cube of cubic voxels, got {hu.shape} at {tuple(spacing)} mm"
+        )
+    if labels is not None and labels.shape != hu.shape:
+        raise ValueError(f"{case_id}: labels {labels.shape} do not match the volume {hu.shape}")
+
+
+def _poses(jitter: Mapping[str, float | int] | None, seed: int | Sequence[int]) -> Mapping[str, Pose] | None:
+    """A pose a view, or None where the patient lies straight."""
+    if jitter is None:
+        return None
+    return random_poses(np.random.default_rng(seed), jitter["degrees"], jitter["mm"])
+
+
+def _measured(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """What case.json tells of the arrays themselves."""
+    volume, labels = arrays["volume"], arrays.get("labels")
+    values = [] if labels is None else np.flatnonzero(np.bincount(labels.ravel())).tolist()
+    return {
+        "hu_range": [int(volume.min()), int(volume.max())],
+        "frontal_scale": float(arrays["frontal"].max()),
+        "lateral_scale": float(arrays["lateral"].max()),
+        "has_labels": labels is not None,
+        "label_values": [value for value in values if value],
+    }
+
+
+def _write_folder(folder: Path, arrays: Mapping[str, np.ndarray], record: Mapping[str, Any]) -> Path:
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
+    partial.mkdir(parents=True)
+    try:
+        for stem, array in arrays.items():
+            with (partial / f"{stem}.npy").open("wb") as file:
+                # write() and not numpy's tofile(): a full disk must be an OSError with its number, not a short count
+                np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+                file.write(np.ascontiguousarray(array).data)
+        (partial / "case.json").write_text(_json(record), encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return folder
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=1) + "\n"
+
+
+def _cell(value: Any) -> str:
+    """A manifest cell: numbers of a tuple stand with spaces between."""
+    if isinstance(value, list | tuple):
+        return " ".join(_cell(v) for v in value)
+    return f"{value:.10g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,163 @@
+"""Where the weights of other people's networks come from: a folder, or packages installed here. Nothing is downloaded.
+
+The networks score reconstructions (`diffux2ct.evaluation.perception`). Weights are
+read without importing the packages that carry them, and no file can run code: tensors go through torch's
+``weights_only`` loading, pickled arrays through an unpickler that can build numpy arrays and nothing else.
+"""
+
+import importlib.util
+import io
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffux2ct.errors import UserError
+
+WEIGHTS_VARIABLE = "DIFFUX2CT_WEIGHTS"
+"""Names a folder of weights: what lies there is taken before what packages carry."""
+
+
+class Unavailable(UserError):
+    """A metric cannot be computed here, and nothing is put in its place.
+
+    Attributes:
+        name: the metric or its network.
+        reason: what is missing.
+        command: what the user types to get it.
+    """
+
+    def __init__(self, name: str, reason: str, command: str) -> None:
+        super().__init__(f"{name}: {reason}; {command}")
+        self.name = name
+        self.reason = reason
+        self.command = command
+
+
+def find_weights(names: Sequence[str], given: str | Path | None = None) -> Path | None:
+    """The first of the files ``names`` in the folder ``given``, or else in the folder of ``DIFFUX2CT_WEIGHTS``.
+
+    Args:
+        names: file names, or paths within the folder, the preferred first.
+        given: a folder, or the file itself.
+
+    Returns:
+        The path, or None where the folder lacks the file or the environment variable is not set.
+
+    Raises:
+        UserError: ``given`` does not exist, or the variable names no folder.
+    """
+    if given is not None:
+        path = Path(given)
+        if path.is_file():
+            return path
+        if not path.is_dir():
+            raise UserError(f"{path}: no such weights; give the file, or a folder with {' or '.join(names)}")
+        return _first(path, names)
+    folder = os.environ.get(WEIGHTS_VARIABLE)
+    if not folder:
+        return None
+    if not Path(folder).is_dir():
+        raise UserError(f"{folder}: {WEIGHTS_VARIABLE} names no folder; correct or unset it")
+    return _first(Path(folder), names)
+
+
+def package_file(package: str, name: str) -> Path | None:
+    """The file ``name`` inside an installed top-level package, which is not imported; None where it is absent."""
+    spec = importlib.util.find_spec(package)
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        if (Path(folder) / name).is_file():
+            return Path(folder) / name
+    return None
+
+
+def read_state_dict(source: Path | bytes, where: str) -> dict[str, Tensor]:
+    """Tensors by name from a file that `torch.save` wrote, on the CPU. ``where`` names it in errors.
+
+    Raises:
+        UserError: the file cannot be read, holds anything but tensors and plain values, or no named tensors.
+    """
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        raise UserError(f"{where}: cannot be read as weights; get the file again") from error
+    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]
+    if not isinstance(state, Mapping):
+        raise UserError(f"{where}: holds no weights by name; get the file again")
+    tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise UserError(f"{where}: holds no weights by name; get the file again")
+    return tensors
+
+
+def load_exactly(network: nn.Module, state: Mapping[str, Tensor], where: str, assign: bool = False) -> None:
+    """Put ``state`` into ``network``: every tensor of either must have its partner of the same shape in the other.
+
+    ``assign`` takes the tensors themselves instead of their values, as a network on the meta device needs.
+
+    Raises:
+        UserError: a tensor is missing, left over, or of another shape.
+    """
+    own = network.state_dict()
+    faults = [f"lacks {name}" for name in own if name not in state]
+    faults += [f"has {name}, which the network lacks" for name in state if name not in own]
+    faults += [
+        f"has {name} of {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    if faults:
+        more = f" (and {len(faults) - 1} faults more)" if len(faults) > 1 else ""
+        raise UserError(f"{where}: {faults[0]}{more}; get the weights of {type(network).__name__}")
+    network.load_state_dict(dict(state), assign=assign)
+
+
+def read_arrays(path: Path) -> Any:
+    """A pickle of numpy arrays in plain containers.
+
+    Raises:
+        UserError: it cannot be read or asks for anything else than numpy's array types.
+    """
+    try:
+        with path.open("rb") as file:
+            return _ArraysOnly(file).load()
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        IndexError,
+        pickle.UnpicklingError,
+    ) as error:
+        raise UserError(f"{path}: cannot be read as arrays; get the file again") from error
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Unpickles numpy arrays; any other class or function that a pickle names is refused before it is called."""
+
+    _ALLOWED = frozenset(
+        {
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "_reconstruct"),
+        }
+    )
+
+    def find_class(self, module_name: str, global_name: str) -> Any:
+        if (module_name, global_name) not in self._ALLOWED:
+            raise pickle.UnpicklingError(f"{module_name}.{global_name} is no array")
+        # numpy 2 moved its core; the old name still works there but warns.
+        return super().find_class(module_name.replace("numpy.core", "numpy._core"), global_name)
+
+
+def _first(folder: Path, names: Sequence[str]) -> Path | None:
+    return next((folder / name for name in names if (folder / name).is_file()), None)

@@ -1,0 +1,141 @@
+"""Distributions as small inline SVG: a lane a run, every case a dot, a box over the middle half, the floor below."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from diffux2ct.evaluation.report.tables import Shown, shown, values
+
+FLOOR = "floor"
+"""The lane of this name is drawn in grey."""
+
+Lanes = Mapping[str, Sequence[tuple[str, float]]]
+"""(case, value) of the cases that have one, by the lane's name."""
+
+_WIDTH, _RIGHT = 340, 16
+_MOST_DOTS, _LEAST_DOTS = 300, 30  # of a plot, and of each lane; more would overlap and make the page heavy
+_LONGEST_NAME = 54  # letters that fit above a lane
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Pixels: where values start, the middle of the first lane, from lane to lane, and from there up to its name."""
+
+    left: int
+    first: float
+    pitch: float
+    name_above: float | None = None
+
+
+# Short names stand before their lane; those of runs are too long for that.
+_BESIDE, _ABOVE = _Layout(46, 30.0, 32.0), _Layout(12, 36.0, 42.0, 15.0)
+
+
+def distributions(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> str:
+    """A plot per metric that at least two cases have; empty where there is none."""
+    return _plots(
+        metrics,
+        lambda key: {"run": list(values(rows, key)), FLOOR: list(values(rows, f"floor_{key}"))},
+        _BESIDE,
+    )
+
+
+def compared_distributions(
+    runs: Mapping[str, Sequence[Mapping[str, Any]]],
+    floor: Sequence[Mapping[str, Any]],
+    metrics: Sequence[str],
+) -> str:
+    """The same of several runs, a lane each: ``runs`` their rows by name, ``floor`` rows that tell the floor's."""
+    return _plots(
+        metrics,
+        lambda key: (
+            {name: list(values(rows, key)) for name, rows in runs.items()}
+            | {FLOOR: list(values(floor, f"floor_{key}"))}
+        ),
+        _ABOVE,
+    )
+
+
+def _plots(metrics: Sequence[str], lanes_of: Callable[[str], Lanes], layout: _Layout) -> str:
+    plots = []
+    for metric in map(shown, metrics):
+        lanes = {name: cases for name, cases in lanes_of(metric.key).items() if cases}
+        if any(len(cases) >= 2 for name, cases in lanes.items() if name != FLOOR):
+            plots.append(_plot(metric, lanes, layout))
+    return f"<div class=plots>{''.join(plots)}</div>" if plots else ""
+
+
+def _plot(metric: Shown, lanes: Lanes, layout: _Layout) -> str:
+    everything = [value for lane in lanes.values() for _, value in lane]
+    ticks = _ticks(min(everything), max(everything))
+    low, high = min(ticks[0], *everything), max(ticks[-1], *everything)
+    axis = layout.first + layout.pitch * (len(lanes) - 1) + 22
+
+    def place(value: float) -> float:
+        return round(layout.left + (value - low) / (high - low) * (_WIDTH - layout.left - _RIGHT), 1)
+
+    digits = max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9))
+    parts = [
+        f"<path d='M{place(tick)} 12V{axis}' class=rule /><text x={place(tick)} y={axis + 14} class=tick>"
+        f"{tick:.{digits}f}</text>"
+        for tick in ticks
+    ]
+    most = max(_LEAST_DOTS, _MOST_DOTS // len(lanes))
+    for number, (name, cases) in enumerate(lanes.items()):
+        middle = layout.first + layout.pitch * number
+        drawn = _lane(cases, middle, place, metric, most)
+        kind = "floor" if name == FLOOR else "run"
+        parts.append(f"<g class={kind}>{_lane_name(name, middle, layout)}{drawn}</g>")
+    told = "; ".join(_in_words(name, cases, metric) for name, cases in lanes.items())
+    unit = f", {metric.unit}" if metric.unit else ""
+    return (
+        f"<figure class=plot><figcaption><b>{escape(metric.title)}</b>{escape(unit)} "
+        f"<small>{metric.direction}</small></figcaption>"
+        f"<svg viewBox='0 0 {_WIDTH} {axis + 18:g}' role=img aria-label='{escape(metric.title)}: {escape(told)}'>"
+        f"{''.join(parts)}</svg></figure>"
+    )
+
+
+def _lane_name(name: str, middle: float, layout: _Layout) -> str:
+    if layout.name_above is None:
+        return f"<text x={layout.left - 8} y={middle + 4} class=lane>{escape(name)}</text>"
+    short = name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
+    return f"<text x={layout.left} y={middle - layout.name_above} class=name>{escape(short)}</text>"
+
+
+def _lane(cases: Sequence[tuple[str, float]], middle: float, place: Any, metric: Shown, most: int) -> str:
+    numbers = np.array([value for _, value in cases])
+    first, median, third = (place(float(q)) for q in np.quantile(numbers, (0.25, 0.5, 0.75)))
+    box = f"<rect x={first} y={middle - 9} width={max(third - first, 0.5):.1f} height=18 class=box />"
+    line = f"<path d='M{median} {middle - 11}V{middle + 11}' class=median />"
+    step = max(1, math.ceil(len(cases) / most))
+    ordered = sorted(cases, key=lambda case: case[1])
+    drawn = ordered[:-1:step] + ordered[-1:]  # the extremes are always among them
+    # The golden ratio spreads neighbours apart, the same way each time.
+    dots = "".join(
+        f"<circle cx={place(value)} cy={middle + 14 * (k * 0.618034 % 1 - 0.5):.1f} r=2.6>"
+        f"<title>{escape(case)}: {escape(metric.text(value))}</title></circle>"
+        for k, (case, value) in enumerate(drawn)
+    )
+    return box + dots + line
+
+
+def _in_words(name: str, cases: Sequence[tuple[str, float]], metric: Shown) -> str:
+    numbers = [value for _, value in cases]
+    least, most = metric.text(min(numbers)), metric.text(max(numbers))
+    return f"{name} median {metric.text(float(np.median(numbers)))}, from {least} to {most}"
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Two to six round numbers that span ``low`` to ``high``."""
+    if high - low < 1e-9 * max(1.0, abs(high)):
+        low, high = low - 0.5, high + 0.5
+    raw = (high - low) / 3
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [step * k for k in range(first, last + 1)]

@@ -1,0 +1,198 @@
+"""Checkpoints: one file, written atomically with its checksum, read without running anything it contains."""
+
+import hashlib
+import os
+import re
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from diffux2ct.errors import UserError, remedy
+from diffux2ct.training.checkpoints.checks import check_types
+
+FORMAT = 1
+# A zip's reader looks for the directory from the end and passes over what follows it: torch.load still takes the file.
+_TRAILER = re.compile(rb"\ndiffux2ct sha256 ([0-9a-f]{64})\n")
+_TRAILER_BYTES = 83
+
+
+class _Hashed:
+    """A file to write into, whose SHA-256 is kept on the way."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.sha = file, hashlib.sha256()
+        self.error: OSError | None = None  # torch tells of a full disk without it
+
+    def write(self, data: bytes | memoryview) -> int:
+        self.sha.update(data)
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write ``state`` so that ``path`` is always a whole checkpoint: the former one or this one.
+
+    The file ends with the SHA-256 of all before. It and its folder are on the disk when this returns. UserError where
+    it cannot be written; the former file is then as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    hashed = None
+    try:
+        with open(partial, "wb") as file:
+            hashed = _Hashed(file)
+            torch.save({"format": FORMAT, "sealed": True, **state}, hashed)  # type: ignore[arg-type]
+            file.write(f"\ndiffux2ct sha256 {hashed.sha.hexdigest()}\n".encode())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        _sync(path.parent)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        partial.unlink(missing_ok=True)
+        cause = (hashed and hashed.error) or error
+        reason = getattr(cause, "strerror", None) or str(cause).splitlines()[0]
+        raise UserError(
+            f"{path}: could not write the checkpoint ({reason}); the last one is intact; {remedy(cause)}"
+        ) from error
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def link(path: Path, name: str) -> None:
+    """Make ``name``, beside ``path``, the same file: ``last.pt`` and ``best.pt`` take no space of their own."""
+    partial = path.with_name(f".{name}.partial")
+    partial.unlink(missing_ok=True)
+    try:
+        try:
+            os.link(path, partial)
+        except OSError:  # no hard links on this file system
+            shutil.copyfile(path, partial)
+            _sync(partial)
+        os.replace(partial, path.with_name(name))
+        _sync(path.parent)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"{path.with_name(name)}: could not write it ({error}); {path} is intact") from error
+
+
+def _sync(path: Path) -> None:
+    """Put a file, or a folder's renames, on the disk: without it a power failure could undo them."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint written by ``save``; UserError for a missing, damaged, truncated or foreign file.
+
+    Nothing in it is run: only tensors, numbers, texts and containers of them are read. Files of before checksums are
+    taken too.
+    """
+    if path.is_dir():
+        path = path / "checkpoints" / "last.pt"
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint; give a run folder or a file under its checkpoints/")
+    sealed = _verify(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can fail in any way, and each means the same to the user
+        named = re.search(r"unsupported (?:global|class):? (?:GLOBAL )?([\w.]+)", str(error), re.IGNORECASE)
+        if named:
+            raise UserError(
+                f"{path}: not a readable checkpoint: it names code ({named[1]}), of which nothing is run; use one "
+                "that train.py wrote"
+            ) from error
+        with path.open("rb") as file:
+            is_pickle = file.read(1) == b"\x80"  # how a bare pickle begins; ours are zip files
+        if is_pickle:
+            raise UserError(
+                f"{path}: a pickle of another program, of which nothing is run; use a checkpoint that train.py wrote"
+            ) from error
+        raise UserError(f"{path}: not a readable checkpoint, perhaps truncated; use another one") from error
+    if isinstance(state, dict) and state.pop("sealed", False) is not False and not sealed:
+        raise UserError(f"{path}: not a readable checkpoint, perhaps truncated; use another one")
+    form = state.get("format") if isinstance(state, dict) else None
+    if not isinstance(form, int) or form != FORMAT or "model" not in state:
+        raise UserError(f"{path}: not a diffux2ct checkpoint of format {FORMAT}; use one that train.py wrote")
+    check_types(path, state)
+    return state
+
+
+def _verify(path: Path) -> bool:
+    """Whether the file has a checksum; UserError where its bytes are not those that were written."""
+    sha, left = hashlib.sha256(), path.stat().st_size - _TRAILER_BYTES
+    with open(path, "rb") as file:
+        file.seek(max(0, left))
+        trailer = _TRAILER.fullmatch(file.read())
+        if trailer is None:
+            return False  # of before checksums, or cut short: what reads it next will tell
+        file.seek(0)
+        while left > 0 and (data := file.read(min(left, 2**20))):
+            sha.update(data)
+            left -= len(data)
+    if sha.hexdigest() != trailer[1].decode():
+        raise UserError(f"{path}: damaged, its checksum does not match; use another checkpoint")
+    return True
+
+
+def candidates(folder: Path) -> list[Path]:
+    """A run's checkpoints that resuming may take, the first choice first; no file twice."""
+    last = folder / "last.pt"
+    files = sorted(folder.glob("step_*.pt"), reverse=True)
+    if last.is_file() and not any(path.samefile(last) for path in files):
+        # A run killed between a checkpoint and its link has a newer one than last.pt.
+        step = _step_of(last)
+        files.insert(sum(int(path.stem.removeprefix("step_")) > step for path in files), last)
+    return files
+
+
+def is_last(folder: Path, path: Path) -> bool:
+    """Whether ``path`` is the checkpoint that ``last.pt`` in ``folder`` stands for."""
+    last = folder / "last.pt"
+    return last.is_file() and last.samefile(path)
+
+
+def forget_later(folder: Path, step: int) -> None:
+    """Remove checkpoints past ``step``, for a run started over or from an earlier one makes its own, and half ones."""
+    for path in folder.glob(".*.partial"):  # left by a kill while it was written
+        path.unlink(missing_ok=True)
+    for path in folder.glob("step_*.pt"):
+        if int(path.stem.removeprefix("step_")) > step:
+            path.unlink()
+
+
+def forget_later_best(folder: Path, step: int) -> bool:
+    """Remove a ``best.pt`` from past ``step``; whether there is one still."""
+    best = folder / "best.pt"
+    if best.is_file() and _step_of(best) > step:
+        best.unlink()
+    return best.is_file()
+
+
+def _step_of(path: Path) -> int:
+    """A checkpoint's step, without reading its weights; 0 where it cannot be read."""
+    try:
+        return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["step"])
+    except Exception:
+        return 0
+
+
+def prune(folder: Path, keep_last: int) -> None:
+    """Remove all but the newest ``keep_last`` numbered checkpoints; ``last.pt`` and ``best.pt`` stay."""
+    numbered = sorted(folder.glob("step_*.pt"))
+    for path in numbered[: max(0, len(numbered) - keep_last)]:
+        path.unlink()

@@ -1,0 +1,134 @@
+"""What a run goes on from: the newest whole checkpoint, made under the same config."""
+
+import hashlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from diffux2ct.errors import UserError
+from diffux2ct.training.checkpoints import file as checkpoint
+from diffux2ct.training.checkpoints.checks import shown
+
+# What a resumed run may change: budget, cadence, speed and where things are shown, never what is learnt.
+FREE_TO_CHANGE = (
+    "trainer.max_steps",
+    "trainer.max_epochs",
+    "trainer.max_minutes",
+    "trainer.log_every",
+    "trainer.val_every",
+    "trainer.num_val_cases",
+    "trainer.checkpoint_every",
+    "trainer.keep_last",
+    "trainer.num_workers",
+    "trainer.num_threads",
+    "trainer.device",
+    "trainer.resume",
+    "trainer.compile",
+    "trainer.fused",
+    "trainer.deterministic",
+    "trainer.strategy",
+    "trainer.checkpoint_stages",
+    "trainer.on_divergence",
+    "trainer.max_step_backs",
+    "trainer.explosion_ratio",
+    "trainer.profile",
+    "denoiser.checkpoint_stages",
+    "model.denoiser.checkpoint_stages",
+    "dataset.prepare",  # how raw scans are prepared; training reads what was prepared
+    "logger",
+    "sampler",
+    "metrics",
+    "run_dir",
+    "dataset.cache",
+    "dataset.max_steps",
+    "launcher",
+)
+
+
+def changed_keys(saved: dict, current: dict) -> list[str]:
+    """Dotted keys that differ between two configs, those free to change left out."""
+    a, b = _flatten(saved), _flatten(current)
+    keys = sorted(k for k in a.keys() | b.keys() if a.get(k, None) != b.get(k, None))
+    return [k for k in keys if not any(k == f or k.startswith(f + ".") for f in FREE_TO_CHANGE)]
+
+
+def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _max_steps(config: dict) -> int | None:
+    return config["trainer"].get("max_steps")
+
+
+def case_digest(dataset: Dataset) -> str | None:
+    """SHA-256 of the ids of a training set's cases, on whose order the batches depend; None where it names none."""
+    cases = getattr(dataset, "cases", None)
+    return cases and hashlib.sha256("\n".join(case.case_id for case in cases).encode()).hexdigest()
+
+
+def find_resume(
+    run_dir: Path,
+    resume: str,
+    config: dict[str, Any],
+    quiet: bool = False,
+    pass_over: int = 0,
+    cases: str | None = None,
+) -> dict[str, Any] | None:
+    """The state to go on from, with its ``path``, or None for a fresh start.
+
+    ``resume``: ``auto`` (the run folder's newest checkpoint, if any), ``never``, or a path. ``auto`` passes over
+    damaged files and, unless ``quiet``, says so on stderr; ``pass_over``: and over so many of the newest, as long as
+    there is another. ``cases``: the training set's `case_digest`. UserError when none is whole, when the checkpoint was
+    made under another config, naming the keys, and with ``auto`` when it was made with other cases.
+    """
+    if resume == "never":
+        return None
+    found = _newest_whole(run_dir / "checkpoints", quiet, pass_over) if resume == "auto" else Path(resume)
+    if found is None:
+        return None
+    path, state = found if isinstance(found, tuple) else (found, checkpoint.load(found))
+    changed = changed_keys(state.get("config") or {}, config)
+    schedule = config["trainer"]["lr_schedule"]
+    if schedule != "constant" and not changed and _max_steps(state["config"]) != _max_steps(config):
+        changed.append(f"trainer.max_steps, on which lr_schedule={schedule} depends")
+    if resume != "auto":  # a run may begin from another's checkpoint
+        changed = [key for key in changed if key != "name"]
+    if changed:
+        keys = ", ".join(map(shown, changed[:6])) + (" ..." if len(changed) > 6 else "")
+        raise UserError(
+            f"{path}: was made under another config ({keys}); "
+            "give this run another name=..., or trainer.resume=never to start it over"
+        )
+    if resume == "auto" and cases and state.get("cases", cases) != cases:
+        raise UserError(
+            f"{path}: was trained on other cases (the manifest or the split has changed since); give this run another "
+            f"name=..., or trainer.resume={path} to go on with these"
+        )
+    return state | {"path": str(path)}
+
+
+def _newest_whole(folder: Path, quiet: bool, pass_over: int) -> tuple[Path, dict[str, Any]] | None:
+    refused: list[str] = []
+    files = checkpoint.candidates(folder)
+    for path in files[min(pass_over, max(0, len(files) - 1)) :]:
+        try:
+            state = checkpoint.load(path)
+        except UserError as error:
+            refused.append(str(error).split(";")[0])
+            continue
+        if refused and not quiet:
+            print(f"warning: {'; '.join(refused)}; going on from {path}", file=sys.stderr)
+        return path, state
+    if refused:
+        raise UserError(
+            f"{folder}: no checkpoint in it can be read ({'; '.join(refused)}); trainer.resume=never starts over"
+        )
+    return None

@@ -1,0 +1,144 @@
+"""Digitally reconstructed radiographs: HU in, what the detector sees out, by any camera, pose, projector and model."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from diffux2ct.errors import UserError
+from diffux2ct.types import VIEWS, Volume, Xray
+from diffux2ct.xray.attenuation import AttenuationModel, attenuation_model
+from diffux2ct.xray.camera import Array, Camera, Real
+from diffux2ct.xray.pose import Pose
+from diffux2ct.xray.siddon import project_siddon
+from diffux2ct.xray.trilinear import project_joseph, project_trilinear
+
+PROJECTORS: Mapping[str, Callable[..., Tensor]] = {
+    "joseph": project_joseph,
+    "siddon": project_siddon,
+    "trilinear": project_trilinear,
+}
+OUTPUTS = ("line_integral", "transmission", "max")
+
+
+def render_view(
+    hu: Volume,
+    spacing: Real | Sequence[Real],
+    camera: Camera,
+    view: str,
+    *,
+    projector: str = "joseph",
+    attenuation: str | AttenuationModel = "plastimatch",
+    pose: Pose | None = None,
+) -> Xray:
+    """One view of a CT on the camera's own panel.
+
+    Args:
+        hu: [B, 1, D, H, W] LPS, HU, as the X-rays shall see them; its centre is the isocentre. Outside is air.
+        spacing: (x, y, z) mm, or one number.
+        camera: the camera.
+        view: "frontal" or "lateral".
+        projector: "joseph" (one sample a slab; fast), "siddon" (exact for uniform voxels) or "trilinear" (half a
+            voxel's steps through the interpolated volume).
+        attenuation: "plastimatch", "water" or "two_material", or a model with settings of your own.
+        pose: how the patient lies; None: straight.
+
+    Returns:
+        [B, 1, rows, cols] (effective) line integrals, dimensionless. Differentiable in ``hu``.
+
+    Raises:
+        UserError: an unknown name, or a volume that reaches the source or the panel.
+    """
+    model = attenuation_model(attenuation)
+    if projector not in PROJECTORS:
+        raise UserError(f"projector {projector!r} is unknown; use {', '.join(PROJECTORS)}")
+    maps = model.materials(hu)
+    paths = PROJECTORS[projector](maps.flatten(0, 1)[:, None], spacing, camera, view, pose=pose)
+    return model.line_integral(paths[:, 0].unflatten(0, maps.shape[:2]))
+
+
+def render_pair(
+    hu: Array,
+    spacing: Real | Sequence[Real],
+    camera: Camera,
+    size: int,
+    *,
+    projector: str = "joseph",
+    attenuation: str | AttenuationModel = "plastimatch",
+    jitter: Pose | Mapping[str, Pose] | None = None,
+) -> dict[str, Array]:
+    """Frontal and lateral digitally reconstructed radiographs of one CT.
+
+    Args:
+        hu: [D, H, W] LPS, HU of any numeric type, as the X-rays shall see them (clip metal before).
+        spacing, camera, projector, attenuation: as for ``render_view``.
+        size: pixels per side of the result; a panel with another pixel count is resampled with anti-aliasing.
+        jitter: how the patient lies, for both views or for each (``random_poses``); None: straight.
+
+    Returns:
+        {"frontal", "lateral"}: float32 line integrals [size, size], dimensionless; tensors (differentiable) for
+        a tensor, arrays for an array.
+
+    Raises:
+        UserError: an unknown name, or a volume that reaches the source or the panel.
+    """
+    as_tensor = isinstance(hu, Tensor)
+    volume = hu.float() if as_tensor else torch.from_numpy(np.ascontiguousarray(hu, dtype=np.float32))
+    images: dict[str, Any] = {}
+    for view in VIEWS:
+        pose = jitter.get(view) if isinstance(jitter, Mapping) else jitter
+        image = render_view(
+            volume[None, None],
+            spacing,
+            camera,
+            view,
+            projector=projector,
+            attenuation=attenuation,
+            pose=pose,
+        )
+        if image.shape[-2:] != (size, size):
+            image = F.interpolate(image, (size, size), mode="bilinear", antialias=True)
+        images[view] = image[0, 0] if as_tensor else image[0, 0].numpy()
+    return images
+
+
+def encode_output(line_integrals: Array, output: str) -> tuple[Array, float]:
+    """Line integrals in the form asked for, and the scale with which ``decode_output`` undoes it.
+
+    output: "line_integral"; "transmission", exp(-p), the share of the beam that arrives; or "max", divided by the
+    image's largest as X2CT-GAN does, whose scale is that largest value (1 for an empty image). The scale of the other
+    two is 1.
+
+    Raises:
+        UserError: another output.
+    """
+    if output == "line_integral":
+        return line_integrals, 1.0
+    if output == "transmission":
+        exp: Any = torch.exp if isinstance(line_integrals, Tensor) else np.exp
+        return exp(-line_integrals), 1.0
+    if output == "max":
+        largest = float(line_integrals.max())
+        scale = largest if largest > 0 else 1.0
+        return line_integrals / scale, scale
+    raise UserError(f"output {output!r} is unknown; use {', '.join(OUTPUTS)}")
+
+
+def decode_output(image: Array, output: str, scale: Real = 1.0) -> Array:
+    """Line integrals again, from what ``encode_output`` gave. A transmission of 0 counts as the smallest float.
+
+    Raises:
+        UserError: another output, or a scale that is not positive.
+    """
+    if not scale > 0:
+        raise UserError(f"scale={scale}: must be positive")
+    if output == "transmission":
+        tiny = float(np.finfo(np.float32).tiny)
+        log: Any = torch.log if isinstance(image, Tensor) else np.log
+        return -log(image.clip(tiny))
+    if output in ("line_integral", "max"):
+        return image * float(scale)
+    raise UserError(f"output {output!r} is unknown; use {', '.join(OUTPUTS)}")

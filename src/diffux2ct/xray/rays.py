@@ -1,0 +1,183 @@
+"""Rays of any camera through a volume in any pose, and differentiable weighted sums of voxels along them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from diffux2ct.errors import UserError
+from diffux2ct.xray.camera import Camera, Real, checked_view, spacing_xyz
+from diffux2ct.xray.pose import Pose
+
+# This many samples of rays are in memory at a time.
+BLOCK_ELEMENTS = {"cpu": 2**19, "cuda": 2**24}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where a volume's voxels are, for rays: shape in voxels and spacing in mm, both (x, y, z)."""
+
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+
+    @property
+    def strides(self) -> tuple[int, int, int]:
+        """Steps (x, y, z) in the flattened volume with its margin."""
+        nx, ny, _ = self.shape
+        return 1, nx + 2, (nx + 2) * (ny + 2)
+
+    @property
+    def half(self) -> np.ndarray:
+        """Half its edges, mm (x, y, z)."""
+        return np.asarray(self.shape) * np.asarray(self.spacing) / 2
+
+
+def camera_rays(
+    camera: Camera, view: str, *, pose: Pose | None = None, reach_mm: Real = 1000.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where each pixel's ray starts and ends, in the volume's coordinates.
+
+    Args:
+        camera: cone (rays start in one source), slit (the source moves with the row) or parallel.
+        view: "frontal" (toward +y) or "lateral" (toward +x).
+        pose: how the patient lies; None: straight.
+        reach_mm: parallel rays start and end this far from the isocentre's plane. Others end on the panel.
+
+    Returns:
+        starts and ends, each [rows, cols, 3], float64, (x, y, z) mm LPS about the volume's centre.
+    """
+    rows = (np.arange(camera.rows) - (camera.rows - 1) / 2) * camera.pitch[0]
+    cols = (np.arange(camera.cols) - (camera.cols - 1) / 2) * camera.pitch[1]
+    z, across = np.meshgrid(rows, cols, indexing="ij")
+    nothing = np.zeros_like(z)
+    start_z = nothing if camera.kind == "cone" else z
+    start_across = across if camera.kind == "parallel" else nothing
+    before, behind = (
+        (reach_mm, reach_mm) if camera.kind == "parallel" else (camera.sad, camera.sid - camera.sad)
+    )
+    frontal = checked_view(view) == "frontal"
+
+    def in_axes(across: np.ndarray, depth: Real, z: np.ndarray) -> np.ndarray:
+        along = nothing + camera.toward * depth
+        return np.stack((across, along, z) if frontal else (along, across, z), -1)
+
+    starts, ends = in_axes(start_across, -before, start_z), in_axes(across, behind, z)
+    return (starts, ends) if pose is None else (pose.to_volume(starts), pose.to_volume(ends))
+
+
+def check_clearance(grid: Grid, camera: Camera, view: str, pose: Pose | None = None) -> None:
+    """Refuse a volume that reaches the source's or the panel's plane.
+
+    Raises:
+        UserError: it does.
+    """
+    if camera.kind == "parallel":
+        return
+    corners = np.stack(np.meshgrid(*[(-h, h) for h in grid.half], indexing="ij"), -1).reshape(-1, 3)
+    depth = camera.toward * (pose or Pose()).to_room(corners)[:, 1 if checked_view(view) == "frontal" else 0]
+    if depth.min() <= -camera.sad or depth.max() > camera.sid - camera.sad:
+        raise UserError(
+            f"the volume reaches from {depth.min():g} to {depth.max():g} mm about the isocentre, and the camera's "
+            f"source stands at {-camera.sad:g} mm and its panel at {camera.sid - camera.sad:g} mm; "
+            "crop it or move the camera"
+        )
+
+
+@runtime_checkable
+class Rule(Protocol):
+    """A rule of integration for given rays: linear in the volume, with its exact adjoint.
+
+    Neither keeps what it used: both make it again, block by block of rays, since keeping a panel of 320^2 rays would
+    take gigabytes.
+    """
+
+    def sums(self, volume: Float[Tensor, "b d h w"]) -> Float[Tensor, "b r"]:
+        """The rays' line integrals."""
+        ...
+
+    def spread(
+        self, grad: Float[Tensor, "b r"], volume: Float[Tensor, "b d h w"]
+    ) -> Float[Tensor, "b d h w"]:
+        """The adjoint of ``sums``: what each ray gives back to the voxels. volume: for its shape."""
+        ...
+
+
+def project_rays(
+    attenuation: Float[Tensor, "b 1 d h w"],
+    spacing: Real | Sequence[Real],
+    camera: Camera,
+    view: str,
+    pose: Pose | None,
+    rule: Callable[[np.ndarray, np.ndarray, Grid], Rule],
+) -> Float[Tensor, "b 1 v u"]:
+    """Line integrals of a volume by a rule made from (starts [rays, 3], ends [rays, 3] in mm, grid).
+
+    Differentiable in the volume; float32 inside (float64 for float64 input) even under autocast.
+
+    Raises:
+        UserError: the volume reaches the source or the panel.
+    """
+    _, _, depth, height, width = attenuation.shape
+    grid = Grid((width, height, depth), spacing_xyz(spacing))
+    check_clearance(grid, camera, view, pose)
+    reach = float(np.linalg.norm(grid.half)) + float(np.linalg.norm(pose.shift_mm) if pose else 0.0)
+    starts, ends = camera_rays(camera, view, pose=pose, reach_mm=reach)
+    with torch.autocast(attenuation.device.type, enabled=False):
+        volume = attenuation[:, 0]
+        volume = volume if volume.dtype == torch.float64 else volume.float()
+        sums: Any = _RaySums.apply(volume, rule(starts.reshape(-1, 3), ends.reshape(-1, 3), grid))
+    return sums.reshape(-1, 1, camera.rows, camera.cols)
+
+
+def rays_per_block(samples_per_ray: int, device: torch.device) -> int:
+    """How many rays make a block."""
+    return max(1, BLOCK_ELEMENTS.get(device.type, 2**20) // samples_per_ray)
+
+
+class _RaySums(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, volume: Tensor, rule: Rule) -> Tensor:
+        ctx.rule = rule
+        ctx.save_for_backward(volume)
+        return rule.sums(volume)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        (volume,) = ctx.saved_tensors
+        return ctx.rule.spread(grad_outputs[0].contiguous(), volume), None
+
+
+@dataclass(frozen=True)
+class VoxelSums:
+    """The rule that ray r sums weight[r, k] * voxel index[r, k] over k.
+
+    blocks: (a tensor whose type and device to use) -> parts of (rays [p], index [p, k], weight [p, k] in mm). index
+    counts the voxels of the volume with a margin of one voxel of air on every side, in array order.
+    """
+
+    num_rays: int
+    blocks: Callable[[Tensor], Iterator[tuple[Tensor, Tensor, Tensor]]]
+
+    def sums(self, volume: Float[Tensor, "b d h w"]) -> Float[Tensor, "b r"]:
+        """The rays' line integrals."""
+        table = F.pad(volume, (1, 1, 1, 1, 1, 1)).flatten(1).T.contiguous()
+        sums = table.new_zeros(self.num_rays, table.shape[1])
+        for rays, index, weight in self.blocks(volume):
+            sums[rays] = F.embedding_bag(index, table, mode="sum", per_sample_weights=weight)
+        return sums.T
+
+    def spread(
+        self, grad: Float[Tensor, "b r"], volume: Float[Tensor, "b d h w"]
+    ) -> Float[Tensor, "b d h w"]:
+        """The adjoint of ``sums``."""
+        batch, depth, height, width = volume.shape
+        back = grad.new_zeros((depth + 2) * (height + 2) * (width + 2), batch)
+        for rays, index, weight in self.blocks(volume):
+            share = weight[..., None] * grad.T[rays][:, None]  # [ray, k, b]
+            back.index_add_(0, index.flatten(), share.flatten(0, 1))
+        return back.T.unflatten(1, (depth + 2, height + 2, width + 2))[:, 1:-1, 1:-1, 1:-1]

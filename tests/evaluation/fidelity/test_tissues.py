@@ -1,0 +1,75 @@
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from diffux2ct.evaluation.fidelity.distortion import TISSUES, mae_hu
+from diffux2ct.evaluation.metric_info import INFO, metric_info
+
+
+def volume(*values):
+    return torch.tensor(values, dtype=torch.float64).reshape(1, 1, 1, -1)
+
+
+def test_errors_by_the_truths_range_worked_by_hand():
+    truth = volume(-1000, -901, -900, -501, -500, 225, 226, 1099, 1100, 1500)
+    error = volume(10, 30, 5, 15, 100, 300, 40, 60, 7, 9)
+    sign = volume(1, -1, 1, -1, 1, 1, -1, 1, -1, 1)
+    scores = {name: value.item() for name, value in mae_hu(truth + sign * error, truth).items()}
+    assert scores == {
+        "mae": 57.6, "mae_air": 20.0, "mae_lung": 10.0, "mae_soft": 200.0, "mae_bone": 50.0, "mae_metal": 8.0
+    }  # fmt: skip
+
+
+def test_prediction_does_not_move_a_voxel_to_another_tissue():
+    # Bone is missed altogether: that is an error of bone, and soft tissue is right.
+    truth = volume(300, 300, 0, 0)
+    scores = mae_hu(volume(0, 0, 0, 0), truth)
+    assert scores["mae_bone"].item() == 300
+    assert scores["mae_soft"].item() == 0
+
+
+def test_absent_tissue_is_nan_and_only_in_the_volume_that_lacks_it():
+    truth = torch.stack([volume(0, 10)[0], volume(0, 1200)[0]])
+    metal = mae_hu(truth + 4, truth)["mae_metal"]
+    assert math.isnan(metal[0])
+    assert metal[1].item() == 4
+
+
+def test_tissues_share_out_all_voxels_so_that_their_weighted_mean_is_the_whole():
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.rand(2, 6, 7, 8, generator=generator, dtype=torch.float64) * 2600 - 1050
+    prediction = truth + 100 * torch.randn(truth.shape, generator=generator, dtype=torch.float64)
+    scores = mae_hu(prediction, truth)
+    shares = {
+        name: ((truth >= low) & (truth < high)).double().mean(dim=(1, 2, 3))
+        for name, (low, high) in TISSUES.items()
+    }
+    weighted = torch.stack([shares[name] * scores[f"mae_{name}"] for name in TISSUES]).sum(0)
+    assert_close(weighted, scores["mae"], rtol=0, atol=1e-9)
+
+
+def test_every_metric_tells_its_unit_and_direction():
+    units = {"dB", "HU", "mm", "deg", ""}
+    for key, info in INFO.items():
+        assert info.unit in units, key
+        assert info.title, key
+        assert len(info.about.splitlines()) == 1, key
+        # In this field what counts in HU, mm or degrees is an error, and decibels are good.
+        assert info.unit == "" or info.larger_is_better == (info.unit == "dB"), key
+
+
+@pytest.mark.parametrize(
+    ("key", "title", "unit", "better"),
+    [("dice_left_hip", "Dice left hip", "", True), ("hd95_sacrum", "HD95 sacrum", "mm", False)],
+)
+def test_metrics_of_structures_are_described_by_their_name(key, title, unit, better):
+    info = metric_info(key)
+    assert info is not None
+    assert (info.title, info.unit, info.larger_is_better) == (title, unit, better)
+
+
+def test_what_is_no_metric_has_no_description():
+    assert [metric_info(key) for key in ("seconds", "dice", "dice_", "case_id")] == [None] * 4
+    assert metric_info("dice_bone") == INFO["dice_bone"]

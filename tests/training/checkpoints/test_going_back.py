@@ -1,0 +1,136 @@
+"""What a run's folder holds after going back, starting over, or beginning from another run's checkpoint."""
+
+import json
+import math
+
+import pytest
+import torch
+from tests.training.test_divergence import at_step
+from tests.training.toy import Cases, Toy, train_toy
+
+from diffux2ct.errors import UserError
+from diffux2ct.training.checkpoints import file as checkpoint
+from diffux2ct.training.checkpoints.provenance import record_provenance
+from diffux2ct.training.divergence import Diverged
+
+
+def names(folder) -> list[str]:
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+def step_file(folder, step: int) -> str:
+    return str(folder / "checkpoints" / f"step_{step:08d}.pt")
+
+
+def test_a_run_that_went_back_has_forgotten_what_it_gave_up(tmp_path):
+    train_toy(tmp_path, max_steps=8, checkpoint_every=2, keep_last=9)
+    # It is stopped before its next checkpoint: the folder must already stand at step 4.
+    with pytest.raises(Diverged):
+        train_toy(tmp_path, at_step(4, math.nan), max_steps=8, resume=step_file(tmp_path, 4), keep_last=9)
+    assert names(tmp_path) == ["last.pt", "step_00000002.pt", "step_00000004.pt"]
+    assert checkpoint.load(tmp_path)["step"] == 4
+    with pytest.raises(Diverged):
+        train_toy(tmp_path, at_step(0, math.nan), max_steps=8, resume="never")
+    assert names(tmp_path) == ["last.pt", "step_00000000.pt"]
+
+
+def test_a_run_begun_from_another_s_checkpoint_steps_back_to_that(tmp_path):
+    train_toy(tmp_path / "first", max_steps=10)
+    train_toy(
+        tmp_path / "second",
+        at_step(12, math.nan),
+        max_steps=20,
+        resume=step_file(tmp_path / "first", 10),
+        on_divergence="step_back",
+    )
+    state = checkpoint.load(tmp_path / "second")
+    assert (state["step"], state["step_backs"]) == (20, 1)
+    rows = (tmp_path / "second" / "metrics.csv").read_text().splitlines()[1:]
+    assert [int(row.split(",")[0]) for row in rows if ",toy/total," in row] == list(range(11, 21))
+
+
+def test_the_second_step_back_passes_over_a_checkpoint_that_may_be_spoilt(tmp_path, capsys):
+    """The weights are bad from step 8 on, and the loss shows it at step 9: the checkpoint of step 8 is no good."""
+    spoilt = lambda seeds: math.nan if len(tries) < 2 and tries.append(1) is None else 1.0  # noqa: E731
+    tries: list[int] = []
+    train_toy(tmp_path, max_steps=8, checkpoint_every=4, on_divergence="step_back", keep_last=9)
+    train_toy(tmp_path, spoilt, max_steps=12, checkpoint_every=4, on_divergence="step_back", keep_last=9)
+    assert "going on from step 4 of 12" in capsys.readouterr().err
+    state = checkpoint.load(tmp_path)
+    assert (state["step"], state["step_backs"]) == (12, 2)
+
+
+def test_how_often_a_run_stepped_back_is_known_before_its_next_checkpoint(tmp_path):
+    train_toy(tmp_path, max_steps=4)
+    bad = lambda seeds: math.nan  # noqa: E731
+    with pytest.raises(Diverged):
+        train_toy(tmp_path, bad, max_steps=9, on_divergence="step_back", max_step_backs=2)
+    assert checkpoint.load(tmp_path)["step_backs"] == 2
+    # Going on, it has used up its tries: it stops at once.
+    with pytest.raises(Diverged, match="2 steps back did not help"):
+        train_toy(tmp_path, bad, max_steps=9, on_divergence="step_back", max_step_backs=2)
+
+
+def test_best_pt_is_linked_before_last_pt(tmp_path, monkeypatch):
+    from diffux2ct.training.state import RunState
+
+    order, link = [], checkpoint.link
+    monkeypatch.setattr(checkpoint, "link", lambda path, name: (order.append(name), link(path, name)))
+    RunState(Toy(), {}, None, {}, step=3, best_score=20.0).save(tmp_path, 2, best=True)
+    assert order == ["best.pt", "last.pt"]
+
+
+def test_a_best_score_without_its_file_is_forgotten(tmp_path):
+    train_toy(tmp_path, max_steps=6, checkpoint_every=2, keep_last=9)
+    for step, score in ((2, 10.0), (4, 10.0), (6, 30.0)):
+        path = tmp_path / "checkpoints" / f"step_{step:08d}.pt"
+        checkpoint.save(path, checkpoint.load(path) | {"best_score": score})
+    checkpoint.link(path, "last.pt")
+    checkpoint.link(path, "best.pt")
+    train_toy(tmp_path, max_steps=7, keep_last=9)
+    assert checkpoint.load(tmp_path)["best_score"] == 30.0
+    train_toy(tmp_path, max_steps=5, resume=step_file(tmp_path, 4), keep_last=9)
+    assert checkpoint.load(tmp_path)["best_score"] is None
+    assert "best.pt" not in names(tmp_path)
+
+
+def test_other_cases_are_refused_unless_the_checkpoint_is_named(tmp_path):
+    train_toy(tmp_path, max_steps=2)
+    with pytest.raises(UserError, match=r"last.pt|step_0.*: was trained on other cases .*trainer\.resume="):
+        train_toy(tmp_path, cases=Cases(7), max_steps=4)
+    assert checkpoint.load(tmp_path)["step"] == 2
+    train_toy(tmp_path, cases=Cases(7), max_steps=4, resume=step_file(tmp_path, 2))
+    train_toy(tmp_path, cases=Cases(7), max_steps=6)
+    assert checkpoint.load(tmp_path)["step"] == 6
+
+
+def test_time_spent_counts_over_all_parts_of_a_run(tmp_path):
+    train_toy(tmp_path, max_steps=2)
+    path = tmp_path / "checkpoints" / "step_00000002.pt"
+    checkpoint.save(path, checkpoint.load(path) | {"elapsed": 59.0})
+    checkpoint.link(path, "last.pt")
+    train_toy(tmp_path, max_steps=10**6, max_minutes=1)
+    assert 59.0 < checkpoint.load(tmp_path)["elapsed"] < 75.0
+
+
+def test_a_finished_run_started_again_adds_no_row(tmp_path):
+    train_toy(tmp_path, max_steps=3)
+    before = (tmp_path / "metrics.csv").read_text()
+    train_toy(tmp_path, max_steps=3)
+    assert (tmp_path / "metrics.csv").read_text() == before
+
+
+def test_provenance_keeps_what_earlier_parts_of_the_run_wrote(tmp_path):
+    path = tmp_path / "provenance.json"
+    record_provenance(path, tmp_path, num_threads=1)
+    first = json.loads(path.read_text())
+    assert first["versions"]["torch"] == torch.__version__
+    assert first["earlier"] == []
+    record_provenance(path, tmp_path, num_threads=1)
+    assert json.loads(path.read_text()) == first
+    record_provenance(path, tmp_path, num_threads=2)
+    second = json.loads(path.read_text())
+    assert (second["threads"], [entry["threads"] for entry in second["earlier"]]) == (2, [1])
+    path.write_text("{")
+    record_provenance(path, tmp_path)
+    assert json.loads(path.read_text())["earlier"] == []

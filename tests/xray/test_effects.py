@@ -1,0 +1,178 @@
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from diffux2ct.errors import UserError
+from diffux2ct.xray.effects import XrayEffects, XrayRandomization, add_scatter
+
+CONFIG = Path(__file__).parents[2] / "configs" / "dataset" / "randomize" / "exposure.yaml"
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def torso(size=48):
+    """Line integrals of a water ellipse with a denser rod in air, [1, 1, size, size], up to about 6."""
+    line = (torch.arange(size) - (size - 1) / 2) / (size / 2)
+    v, u = torch.meshgrid(line, line, indexing="ij")
+    depth = (1 - (u / 0.7) ** 2 - (v / 0.9) ** 2).clamp(min=0).sqrt()
+    return (4.5 * depth + 1.5 * ((u.abs() < 0.1) & (v.abs() < 0.6)))[None, None]
+
+
+def test_no_effects_change_nothing():
+    assert torch.equal(XrayEffects()(torso()), torso())
+
+
+@pytest.mark.parametrize(("photons", "electronic"), [(1e5, 0.0), (1e5, 60.0), (2e6, 0.0)])
+def test_noise_has_the_variance_of_counting(photons, electronic):
+    """Of -log(n / N0), n Poisson with mean m = N0 exp(-p): 1 / m + (electronic / m)^2."""
+    p = torch.full((1, 1, 200, 200), 3.0)
+    noisy = XrayEffects(photons=photons, electronic_noise=electronic)(p, seeded())
+    arriving = photons * math.exp(-3)
+    assert float(noisy.mean()) == pytest.approx(3, abs=2e-3)
+    assert float(noisy.var()) == pytest.approx(1 / arriving + (electronic / arriving) ** 2, rel=0.04)
+
+
+def test_noise_is_fixed_by_its_generator_and_leaves_the_global_one_alone():
+    effects = XrayEffects(photons=1e4, electronic_noise=5.0)
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    one, same, other = (effects(torso(), seeded(seed)) for seed in (1, 1, 2))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    assert torch.equal(torch.get_rng_state(), state)
+    with pytest.raises(ValueError, match="needs a generator"):
+        effects(torso())
+
+
+def test_where_no_photon_comes_through_the_image_stays_finite():
+    image = XrayEffects(photons=100.0)(torch.full((1, 1, 8, 8), 50.0), seeded())
+    torch.testing.assert_close(image, torch.full((1, 1, 8, 8), math.log(100)))
+
+
+@pytest.mark.parametrize("ratio", [0.3, 2.0])
+@pytest.mark.parametrize("width", [0.05, 0.5])
+def test_scatter_has_the_asked_ratio_over_the_shadow(ratio, width):
+    primary = torch.exp(-torch.cat((torso(), torso() / 3)))
+    scatter = add_scatter(primary, ratio, width) - primary
+    assert scatter.min() >= 0
+    shadow = 1 - primary
+    got = (shadow * scatter).sum(dim=(1, 2, 3)) / (shadow * primary).sum(dim=(1, 2, 3))
+    torch.testing.assert_close(got, torch.full((2,), ratio))
+    # It is wide: smoother than what it comes from.
+    assert scatter[0, 0].diff(dim=1).abs().max() < 0.5 * primary[0, 0].diff(dim=1).abs().max()
+
+
+def test_scatter_over_a_uniform_slab_is_known():
+    slab = torch.full((1, 1, 20, 30), 2.0)
+    expected = torch.full_like(slab, 2.0 - math.log(1 + 0.7))
+    torch.testing.assert_close(XrayEffects(scatter_to_primary=0.7)(slab), expected)
+
+
+def test_nothing_in_the_beam_scatters_nothing():
+    empty = torch.zeros(1, 1, 16, 16)
+    assert torch.equal(XrayEffects(scatter_to_primary=3.0)(empty), empty)
+
+
+def test_scatter_takes_contrast_from_the_spine():
+    seen = XrayEffects(scatter_to_primary=1.0)(torso())[0, 0]
+    contrast = float(seen[24, 24] - seen[24, 30])
+    clean = float(torso()[0, 0, 24, 24] - torso()[0, 0, 24, 30])
+    assert 0.2 * clean < contrast < 0.8 * clean
+
+
+def test_metal_saturates_and_the_rest_does_not():
+    image = torso()
+    image[..., 10:14, 10:14] += 30.0
+    seen = XrayEffects(saturation=8.0)(image)
+    torch.testing.assert_close(seen, image.clamp(max=8.0), rtol=1e-4, atol=1e-5)
+
+
+def test_contrast_scales_and_gamma_keeps_the_ends():
+    torch.testing.assert_close(XrayEffects(contrast=0.8)(torso()), torso() * 0.8)
+    bent = XrayEffects(gamma=2.0)(torso())
+    peak = torso().max()
+    torch.testing.assert_close(bent, torso() ** 2 / peak)
+    torch.testing.assert_close(bent.max(), peak)
+    assert bent.min() == 0
+
+
+def test_all_but_noise_has_a_gradient():
+    image = torso(16).requires_grad_()
+    XrayEffects(scatter_to_primary=0.5, contrast=0.9, gamma=1.3, saturation=9.0)(
+        image
+    ).square().sum().backward()
+    assert torch.isfinite(image.grad).all()
+    assert (image.grad[torso(16) > 1] > 0).float().mean() > 0.9
+
+
+def test_drawn_exposures_lie_in_their_ranges_and_come_as_often_as_asked():
+    ranges = XrayRandomization(probability=0.75)
+    generator = seeded()
+    drawn = [ranges.draw(generator) for _ in range(800)]
+    for name, low, high in (("photons", 5e4, 5e6), ("gamma", 0.7, 1.4), ("saturation", 7.0, 9.7)):
+        values = [getattr(effects, name) for effects in drawn if getattr(effects, name) not in (None, 1.0)]
+        assert len(values) / len(drawn) == pytest.approx(0.75, abs=0.06)
+        assert low <= min(values) < low + 0.05 * (high - low)
+        assert high >= max(values) > high - 0.05 * (high - low)
+    photons = sorted(effects.photons for effects in drawn if effects.photons)
+    assert photons[len(photons) // 2] == pytest.approx(5e5, rel=0.3)  # the middle of the logarithm
+    assert ranges.draw(seeded(3)) == ranges.draw(seeded(3)) != ranges.draw(seeded(4))
+
+
+def test_no_probability_and_no_ranges_draw_nothing():
+    assert XrayRandomization(probability=0.0).draw(seeded()) == XrayEffects()
+    nothing = dict.fromkeys(
+        (
+            "photons",
+            "electronic_noise",
+            "scatter_to_primary",
+            "scatter_width",
+            "contrast",
+            "gamma",
+            "saturation",
+        )
+    )
+    assert XrayRandomization.from_dict(nothing).draw(seeded()) == XrayEffects()
+
+
+def test_the_config_s_ranges_are_the_documented_defaults():
+    assert XrayRandomization.from_dict(OmegaConf.to_container(OmegaConf.load(CONFIG))) == XrayRandomization()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"sharpness": [0, 1]}, r"randomize\.sharpness: no such effect; choose from photons"),
+        ({"gamma": [1.4, 0.7]}, r"randomize\.gamma=\[1\.4, 0\.7\]: give \[lowest, highest\]"),
+        ({"gamma": [0.0, 1.0]}, r"gamma=0\.0: must be positive"),
+        ({"gamma": 1.0}, r"give \[lowest, highest\], or null"),
+        ({"gamma": ["low", "high"]}, r"give \[lowest, highest\], or null"),
+        ({"photons": [-5, 10]}, "must be positive"),
+        ({"probability": 1.5}, r"probability=1\.5: must lie in \[0, 1\]"),
+        ({"probability": None}, r"give \[lowest, highest\], or null"),
+    ],
+)
+def test_impossible_ranges_are_refused_in_one_line(values, message):
+    with pytest.raises(UserError, match=message) as error:
+        XrayRandomization.from_dict(values)
+    assert "\n" not in str(error.value)
+
+
+def test_readout_noise_without_photons_is_refused():
+    with pytest.raises(UserError, match="give photons too"):
+        XrayEffects(electronic_noise=2.0)
+
+
+@pytest.mark.gpu
+def test_gpu_equals_cpu():
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    effects = XrayEffects(scatter_to_primary=0.8, contrast=0.9, gamma=1.2, saturation=5.0)
+    torch.testing.assert_close(effects(torso().cuda()).cpu(), effects(torso()), rtol=1e-4, atol=1e-5)
+    noisy = XrayEffects(photons=1e5)(torso().cuda(), torch.Generator("cuda").manual_seed(0))
+    assert float((noisy.cpu() - torso()).abs().mean()) == pytest.approx(0.02, abs=0.02)
