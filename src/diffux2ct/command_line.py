@@ -1,21 +1,40 @@
-"""Commands as a user types them, for the hints that messages end with."""
+"""Commands as a user types them, for the hints at the end of messages."""
 
 import re
 import shlex
+import sys
+from pathlib import Path
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+SCRIPTS = {
+    "train": "train.py",
+    "evaluate": "evaluate.py",
+    "compare": "scripts/compare.py",
+    "drr": "scripts/synthesize_drr.py",
+    "export_x2ct": "scripts/export_x2ct.py",
+    "fetch_weights": "scripts/fetch_weights.py",
+    "plot_losses": "scripts/plot_losses.py",
+    "prepare": "scripts/prepare_dataset.py",
+    "reconstruct": "scripts/reconstruct.py",
+    "segment": "scripts/segment.py",
+    "summarize": "scripts/summarize_model.py",
+}
+"""Each command's script in the checkout; the installed one is ``diffux2ct-<command>``."""
+
+# Text that Hydra reads as itself: it starts with a letter or as a path, and is none of YAML's words.
+_PLAIN = re.compile(r"(?!(?:null|true|false|nan|inf)$)(?:[a-z]|\.{0,2}/)[\w./-]*", re.ASCII | re.IGNORECASE)
+
+
+def command(name: str) -> str:
+    """A command in the form in which this process was started: ``diffux2ct-evaluate`` or ``python evaluate.py``."""
+    if Path(sys.argv[0]).name.startswith("diffux2ct-"):
+        return f"diffux2ct-{name.replace('_', '-')}"
+    return f"python {SCRIPTS[name]}"
 
 
 def as_typed(key: str, value: str) -> str:
     """``key=value`` as it is typed into a shell so that Hydra takes the value as the text that it is."""
-    override = f"{key}={value}"
-    try:
-        plain = OverridesParser.create().parse_override(override).value() == value
-    except HydraException:
-        plain = False
-    if not plain:
-        # Hydra's own quotes: a backslash counts only before a quote.
-        escaped = re.sub(r'(\\*)("|$)', lambda m: 2 * m[1] + ("\\" + m[2] if m[2] else ""), value)
-        override = f'{key}="{escaped}"'
-    return shlex.quote(override)
+    if _PLAIN.fullmatch(value):
+        return f"{key}={value}"
+    # Hydra's own quotes: a backslash counts only before a quote.
+    escaped = re.sub(r'(\\*)("|$)', lambda m: 2 * m[1] + ("\\" + m[2] if m[2] else ""), value)
+    return shlex.quote(f'{key}="{escaped}"')

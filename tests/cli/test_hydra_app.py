@@ -1,11 +1,9 @@
 """What a user mistypes ends in one line that says the way out; what we print can be pasted."""
 
-import shlex
 import sys
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_module
 
 from diffux2ct.cli.hydra_app import WIDTHS, check_choices, hydra_app
 from diffux2ct.cli.train import sweep_suffix
@@ -67,37 +65,6 @@ def test_keys_of_the_chosen_options_are_known(call):
     with pytest.raises(SystemExit) as end:
         call("train", "experiment=demo", "dataset.generate.num_trian=3")
     assert "did you mean dataset.generate.num_train?" in str(end.value.code)
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        "runs/demo",
-        "a,b",
-        "a=b",
-        "x (1)",
-        "[1]",
-        "it's",
-        'say "x"',
-        'back\\" slash',
-        "ends\\",
-        "a b",
-        "1",
-        "null",
-        "~/x",
-    ],
-)
-def test_what_is_printed_to_be_typed_is_read_back_as_it_was(value):
-    (word,) = shlex.split(as_typed("ckpt", value))
-    with initialize_config_module("diffux2ct.configs", version_base="1.3"):
-        assert compose("evaluate", [word]).ckpt == value
-
-
-def test_plain_names_are_not_quoted():
-    assert (
-        as_typed("ckpt", "runs/demo-loss-paper_trainer.max_steps-4")
-        == "ckpt=runs/demo-loss-paper_trainer.max_steps-4"
-    )
 
 
 def test_runs_of_a_sweep_have_names_that_can_be_typed_and_litter_nothing(call, tmp_path):
