@@ -67,7 +67,7 @@ def test_full_disk_ends_in_one_line_and_keeps_the_former_checkpoint(tmp_path):
 
     code = (
         "import resource, signal, sys, torch; from pathlib import Path\n"
-        "from diffux2ct.training import checkpoint; from diffux2ct.cli import run_main\n"
+        "from diffux2ct.training.checkpoints import file as checkpoint; from diffux2ct.cli import run_main\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         f"p = Path({str(tmp_path / 'c.pt')!r})\n"
         "checkpoint.save(p, {'model': {}, 'step': 1})\n"
