@@ -77,6 +77,25 @@ def test_an_interrupt_ends_jobs_in_their_middle_and_begins_no_others(busy, tmp_p
     assert sorted(path.name for path in tmp_path.glob("[0-9]")) == ["0", "1"]
 
 
+UNGUARDED = """
+import sys
+from diffux2ct.data.phantom.generate import generate_dataset
+print("begin")
+generate_dataset(sys.argv[1], 2, 0, 1, size=16, extent_mm=256, seed=0, workers=2)
+"""
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("as_module", [False, True], ids=["script", "module"])
+def test_a_script_without_a_main_guard_may_generate_phantoms(tmp_path: Path, as_module: bool):
+    (tmp_path / "plain.py").write_text(UNGUARDED)
+    command = [sys.executable, *(["-m", "plain"] if as_module else ["plain.py"]), "out"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8", check=False)
+    assert (done.returncode, done.stdout) == (0, "begin\n"), done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(list((tmp_path / "out/cases").glob("*/case.json"))) == 3
+
+
 def wait_until(reached: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 120
     while not reached():

@@ -3,10 +3,12 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
+from types import ModuleType
 from typing import TypeVar
 
 Job = TypeVar("Job")
@@ -26,6 +28,8 @@ def run_in_workers(
 ) -> Iterator[tuple[Job, Result]]:
     """(job, result) as jobs finish, in any order; in this process where ``workers`` is 1.
 
+    work: a function of an importable module: workers do not import the caller's script, so that a script without an
+    ``if __name__ == "__main__"`` guard, or a notebook, may call this.
     prepare: called once in each new process. Raises what ``work`` raises, and BrokenProcessPool for a killed worker.
     Whatever ends the iteration early (Ctrl-C, a job's error) or this process (SIGKILL) ends jobs in their middle:
     ``work`` must not leave anything half-done that a later run would take for done.
@@ -39,7 +43,7 @@ def run_in_workers(
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(prepare,))
     others, started = set(multiprocessing.active_children()), set()
     try:
-        with _interrupts_held():
+        with _interrupts_held(), _main_hidden():
             futures = {pool.submit(work, job): job for job in jobs}
             started = set(multiprocessing.active_children()) - others
         for future in as_completed(futures):
@@ -63,6 +67,17 @@ def _interrupts_held() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _main_hidden() -> Iterator[None]:
+    """An empty ``__main__``: a spawned process imports its parent's, and an unguarded script would run again in it."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _start(prepare: Callable[[], None] | None) -> None:
