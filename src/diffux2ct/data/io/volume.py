@@ -1,4 +1,4 @@
-"""CT volumes in and out: the door to the only files that know orientation, direction cosines and DICOM.
+"""Read and write CT volumes; the one module that turns orientations and direction cosines into LPS axes.
 
 Whatever a scanner or a converter wrote, a volume leaves here as an array [D, H, W] (z to Superior, y to Posterior,
 x to Left) in HU with an identity direction. ``spacing`` and ``origin`` are (x, y, z) in mm, LPS, SimpleITK's order.
@@ -14,62 +14,41 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
-from jaxtyping import Num
+from jaxtyping import Num, UInt8
 
-from diffux2ct.data.io.ct_image import CtImage, LabelImage, content_hash, triple
+from diffux2ct.data.io.ct_image import CtImage, LabelImage, triple
 from diffux2ct.data.io.dicom.kind import is_dicom
-from diffux2ct.data.io.dicom.series import SeriesInfo, list_series, read_series
-from diffux2ct.data.io.grid import (
-    Spacing,
-    array_to_sitk,
-    blur_for,
-    crop_or_pad,
-    from_sitk,
-    resample,
-    sample_grid,
-    sample_image,
-    sample_labels,
-)
+from diffux2ct.data.io.dicom.series import read_series
 from diffux2ct.data.io.image_file import AIR, as_volume, clip_to_hu, read_image
 from diffux2ct.errors import UserError
 
-__all__ = [
-    "CtImage",
-    "LabelImage",
-    "SeriesInfo",
-    "Spacing",
-    "blur_for",
-    "content_hash",
-    "crop_or_pad",
-    "list_series",
-    "read_ct",
-    "read_labels",
-    "resample",
-    "sample_grid",
-    "sample_labels",
-    "use_threads",
-    "write_nifti",
-]
-
-_OBLIQUE = 1e-4  # largest direction cosine error that is taken for rounding; below 0.03 mm over half a metre
-_MAX_GROWTH = (
-    16  # times the voxels of an oblique scan that its upright box may hold; a chest at 45 degrees takes 3
-)
+_OBLIQUE = 1e-4  # largest direction cosine error that counts as rounding; below 0.03 mm over half a metre
+# An oblique scan's upright box may hold this many times its voxels; a chest at 45 degrees takes 3.
+_MAX_GROWTH = 16
 
 
-def read_ct(path: str | Path, series_uid: str | None = None) -> CtImage:
+def read_ct(
+    path: str | Path,
+    series_uid: str | None = None,
+    rescale: tuple[float | int, float | int] | None = None,
+) -> CtImage:
     """Read a CT in HU, in any orientation, as an LPS volume with an identity direction.
 
     path: NIfTI, MHA/MHD or NRRD file; a folder with a DICOM series (of several, the CT series with most slices is
     taken and the others are named in ``meta["notes"]``); or one file of a DICOM series.
-    series_uid: which series of the folder, a SeriesInstanceUID as ``list_series`` tells it.
+    series_uid: which series of the folder, a SeriesInstanceUID as ``list_series`` gives it.
+    rescale: (slope, intercept) of a file of grey levels, HU = slope * grey + intercept; None: its values are HU.
     An oblique scan is resampled (linear, border -1024 HU) onto the LPS axes. Values below -1024 HU (padding) become
-    -1024. Raises UserError, one line, for whatever is not a CT volume in HU.
+    -1024. Raises UserError, one line, for whatever is not a CT volume in HU, and for a DICOM series with ``rescale``.
     """
     path = Path(path)
     with _one_line(path):
         _check_exists(path, "give a CT file or a folder with a DICOM series")
         if path.is_dir() or is_dicom(path):
+            if rescale is not None:
+                raise UserError(
+                    f"{path}: DICOM carries its own rescale; leave it out of dataset.prepare.rescale"
+                )
             image, notes = read_series(path, series_uid)
             kind = "dicom"
         else:
@@ -85,9 +64,14 @@ def read_ct(path: str | Path, series_uid: str | None = None) -> CtImage:
             "size": list(image.GetSize()),
             "notes": notes,
         }
-        image = clip_to_hu(image, path)
-        image = _to_lps(image, path, sitk.sitkLinear, AIR)
-        return from_sitk(image, meta)
+        if rescale is not None:
+            slope, intercept = rescale
+            image = sitk.Cast(image, sitk.sitkFloat32) * slope + intercept
+            notes.append(f"{path}: grey levels taken as HU = {slope:g} * grey {intercept:+g}")
+        image = _to_lps(clip_to_hu(image, path), path, sitk.sitkLinear, AIR)
+        return CtImage(
+            sitk.GetArrayFromImage(image), triple(image.GetSpacing()), triple(image.GetOrigin()), meta
+        )
 
 
 def read_labels(path: str | Path) -> LabelImage:
@@ -125,12 +109,21 @@ def write_nifti(
     # The suffix chooses the format, so the temporary name keeps it.
     partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
     try:
-        sitk.WriteImage(array_to_sitk(volume, spacing, origin), str(partial))
+        sitk.WriteImage(_to_sitk(volume, spacing, origin), str(partial))
         os.replace(partial, path)
     except RuntimeError as error:
         raise UserError(f"{path}: could not be written ({_last_line(error)}); is the disk full?") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def sample_labels(
+    labels: LabelImage, spacing: float | int, size: Sequence[int], origin: Sequence[float]
+) -> UInt8[np.ndarray, "D H W"]:
+    """Nearest labels, uint8 [D, H, W], on an LPS grid of ``size`` voxels (x, y, z) of ``spacing`` mm; 0 outside."""
+    image = _to_sitk(labels.labels, labels.spacing, labels.origin)
+    image = _sample(image, (spacing,) * 3, size, origin, sitk.sitkNearestNeighbor, 0)
+    return sitk.GetArrayFromImage(image)
 
 
 def use_threads(count: int) -> None:
@@ -155,9 +148,35 @@ def _to_lps(image: sitk.Image, path: Path, interpolator: int, outside: int) -> s
         raise UserError(
             f"{path}: so oblique and thin that upright it would fill {size.tolist()} voxels; resample it first"
         )
-    return sample_image(
-        image, spacing.tolist(), size.tolist(), points.min(axis=0).tolist(), interpolator, outside
-    )
+    return _sample(image, spacing.tolist(), size.tolist(), points.min(axis=0).tolist(), interpolator, outside)
+
+
+def _sample(
+    image: sitk.Image,
+    spacing: Sequence[float | int],
+    size: Sequence[int],
+    origin: Sequence[float | int],
+    interpolator: int,
+    outside: int,
+) -> sitk.Image:
+    """An image's samples on an LPS grid of ``size`` voxels (x, y, z); ``outside`` where there is none."""
+    resampler = sitk.ResampleImageFilter()
+    resampler.SetSize([int(s) for s in size])
+    resampler.SetOutputSpacing([float(s) for s in spacing])
+    resampler.SetOutputOrigin([float(o) for o in origin])
+    resampler.SetInterpolator(interpolator)
+    resampler.SetDefaultPixelValue(outside)
+    return resampler.Execute(image)
+
+
+def _to_sitk(
+    array: Num[np.ndarray, "D H W"], spacing: Sequence[float | int], origin: Sequence[float | int]
+) -> sitk.Image:
+    """An array in LPS as a SimpleITK image with an identity direction."""
+    image = sitk.GetImageFromArray(np.ascontiguousarray(array))
+    image.SetSpacing([float(s) for s in spacing])
+    image.SetOrigin([float(o) for o in origin])
+    return image
 
 
 def _check_exists(path: Path, remedy: str) -> None:
@@ -172,7 +191,7 @@ def _check_exists(path: Path, remedy: str) -> None:
 
 @contextlib.contextmanager
 def _one_line(path: Path) -> Iterator[None]:
-    """What the system or ITK refuse, as a UserError."""
+    """Turn an error of the system or of ITK into a UserError."""
     try:
         yield
     except OSError as error:
@@ -184,9 +203,9 @@ def _one_line(path: Path) -> Iterator[None]:
             raise UserError(
                 f"{path}: {tempfile.gettempdir()} is full; free space there, or set TMPDIR"
             ) from error
-        told = error.strerror or type(error).__name__
+        reason = error.strerror or type(error).__name__
         raise UserError(
-            f"{error.filename or path}: {told}; check the file and your permission to read it"
+            f"{error.filename or path}: {reason}; check the file and your permission to read it"
         ) from error
     except MemoryError as error:
         raise UserError(f"{path}: too large for this machine's memory; crop the scan first") from error

@@ -1,8 +1,9 @@
 """Cut a cube out of a scan: low-pass and linear samples in one step, because only the samples are wanted.
 
-``resampling.blur_for`` filters every voxel of a scan, of which a cube of coarser voxels then uses few. A Gaussian and a
-linear interpolation are both separable, so that together they are one small matrix an axis, and a slice of 512 x 512
-becomes 128 x 128 by two matrix products.
+A filter over the whole scan computes voxels of which a cube of coarser voxels uses few. A Gaussian and a linear
+interpolation are both separable, so that together they are one small matrix an axis, and a slice of 512 x 512 becomes
+128 x 128 by two matrix products. The Gaussian turns a voxel's point spread (FWHM = one voxel) into that of the coarser
+voxel: sigma = sqrt(new^2 - old^2) / 2.355 mm (Cardoso et al. 2015, as in TorchIO).
 """
 
 import zlib
@@ -27,8 +28,7 @@ def cut_cube(
 ) -> Float[np.ndarray, "size size size"]:
     """A cube [D, H, W] of ``size`` voxels of ``spacing`` mm around ``centre`` (mm LPS, x, y, z), float32 HU.
 
-    The same as ``sample_grid(blur_for(ct, spacing), ...)``: along axes that become coarser, a Gaussian turns a voxel's
-    point spread into the coarser voxel's; then linear samples; -1024 HU outside the scan.
+    A Gaussian low-pass along the axes that become coarser, then linear samples; -1024 HU outside the scan.
     """
     start = np.asarray(centre, np.float64) - (size - 1) / 2 * spacing
     weights = []
@@ -59,7 +59,7 @@ def _weights(positions: np.ndarray, count: int, old: float, new: float) -> np.nd
     voxel = np.arange(count)
     linear = (1.0 - np.abs(clamped[:, None] - voxel)).clip(0) * inside[:, None]
     sigma = np.sqrt(max(new * new - old * old, 0.0)) / _FWHM / old  # voxels
-    if sigma <= 0.1 or count < 4:  # as blur_for, which filters neither
+    if sigma <= 0.1 or count < 4:  # a kernel far below one voxel, or a slab too thin to filter
         return linear
     distance = np.abs(voxel[:, None] - voxel)
     gaussian = np.exp(-0.5 * (distance / sigma) ** 2) * (distance <= np.ceil(_REACH * sigma))

@@ -103,7 +103,8 @@ def guarded(job: ScanJob, work: Callable[[ScanJob, ScanResult], None]) -> ScanRe
 def _read(job: ScanJob) -> "tuple[CtImage, LabelImage | None, dict[str, Any]]":
     """The CT, its labels in our numbers, and what case.json shall tell of both."""
     # Imported here so that phantoms, which use the same writer, need no SimpleITK.
-    from diffux2ct.data.io.volume import content_hash, read_labels
+    from diffux2ct.data.io.ct_image import content_hash
+    from diffux2ct.data.io.volume import read_labels
     from diffux2ct.data.labels import REMAP, hips_by_position, remap
     from diffux2ct.data.preparation.scan_reader import read_scan
 

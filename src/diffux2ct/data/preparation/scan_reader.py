@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
 
 from diffux2ct.data.body import label_parts
-from diffux2ct.data.io.dicom.kind import is_dicom
-from diffux2ct.data.io.grid import from_sitk
-from diffux2ct.data.io.image_file import AIR, as_volume, clip_to_hu, read_image
-from diffux2ct.data.io.volume import CtImage, read_ct
+from diffux2ct.data.io.ct_image import CtImage
+from diffux2ct.data.io.image_file import AIR
+from diffux2ct.data.io.volume import read_ct
 from diffux2ct.data.io.x2ct.file import read_x2ct_ct
 from diffux2ct.data.sources import RawCase
 from diffux2ct.errors import UserError
@@ -81,7 +79,6 @@ def _line(slope: Any, intercept: Any, where: str) -> Line:
 
 
 _FLAT = 0.05  # of a scan: that many voxels of one value, corners included, were never measured
-_OBLIQUE = 1e-4
 
 
 def read_scan(raw: RawCase, line: Line | None) -> CtImage:
@@ -92,7 +89,7 @@ def read_scan(raw: RawCase, line: Line | None) -> CtImage:
     """
     if raw.path.suffix.lower() in (".h5", ".hdf5"):
         return read_x2ct_ct(raw.path)
-    ct = read_ct(raw.path, raw.series_uid) if line is None else _read_mapped(raw.path, line)
+    ct = read_ct(raw.path, raw.series_uid, line)
     value = _padding_value(ct.hu)
     if value is None:
         return ct
@@ -100,25 +97,6 @@ def read_scan(raw: RawCase, line: Line | None) -> CtImage:
     note = f"{raw.path}: {100 * pad.mean():.0f}% are padding of exactly {value:g} HU; taken for air"
     ct.hu[pad] = AIR
     return replace(ct, meta={**ct.meta, "notes": [*ct.meta["notes"], note]})
-
-
-def _read_mapped(path: Path, line: Line) -> CtImage:
-    if path.is_dir() or is_dicom(path):
-        raise UserError(f"{path}: DICOM carries its own rescale; leave it out of dataset.prepare.rescale")
-    image, kind, notes = read_image(path)
-    image = as_volume(image, path)
-    meta = {
-        "path": str(path),
-        "format": kind,
-        "orientation": sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(image.GetDirection()),
-        "spacing": [float(s) for s in image.GetSpacing()],
-        "size": list(image.GetSize()),
-        "notes": [*notes, f"{path}: grey levels taken as HU = {line[0]:g} * grey {line[1]:+g}"],
-    }
-    image = sitk.DICOMOrient(sitk.Cast(image, sitk.sitkFloat32) * line[0] + line[1], "LPS")
-    if np.abs(np.array(image.GetDirection()).reshape(3, 3) - np.eye(3)).max() > _OBLIQUE:
-        raise UserError(f"{path}: an oblique scan of grey levels; resample it to its axes first")
-    return from_sitk(clip_to_hu(image, path), meta)
 
 
 def _padding_value(hu: np.ndarray) -> float | None:

@@ -5,8 +5,9 @@ import pytest
 import SimpleITK as sitk
 from tests.data.io.dicom.dicom_files import UPRIGHT, hu_volume, refused, slice_dataset, write_series
 
+from diffux2ct.data.io.ct_image import CtImage, content_hash
 from diffux2ct.data.io.dicom.series import list_series
-from diffux2ct.data.io.volume import CtImage, content_hash, read_ct, write_nifti
+from diffux2ct.data.io.volume import read_ct, write_nifti
 from diffux2ct.errors import UserError
 
 ALONG = [2.5 * i for i in range(6)]
