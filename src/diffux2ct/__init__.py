@@ -1,22 +1,18 @@
 """diffux2ct: train, compare and use models that reconstruct a CT from two X-rays."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from diffux2ct.reconstructors.base import Reconstructor
+    from diffux2ct.inference import Reconstruction, load_model, reconstruct
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load"]
+__all__ = ["Reconstruction", "__version__", "load_model", "reconstruct"]
 
 
-def load(ckpt: "str | Path", device: str = "auto") -> "Reconstructor":
-    """The trained model of a run folder or checkpoint file, ready for ``reconstruct``.
+def __getattr__(name: str) -> Any:
+    """Import `inference` when it is first used: reading the version must not load torch."""
+    if name not in __all__:
+        raise AttributeError(f"module 'diffux2ct' has no attribute '{name}'")
+    from diffux2ct import inference
 
-    Nothing that the file contains is executed. Raises ``diffux2ct.errors.UserError`` for a missing, truncated or
-    foreign file.
-    """
-    from diffux2ct.build import load_reconstructor  # imported late: reading the version must not load torch
-
-    return load_reconstructor(ckpt, device)[0]
+    return getattr(inference, name)

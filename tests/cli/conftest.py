@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from PIL import Image
 from tests.cli.tiny_run import SIZE, composed
 
 from diffux2ct import build
+from diffux2ct.cli.drr import run as synthesize
 from diffux2ct.training.checkpoints import file as checkpoint
 from diffux2ct.types import VIEWS
 
@@ -43,4 +45,23 @@ def xrays(tmp_path_factory):
         Image.fromarray(np.round(values[::-1] / values.max() * 65535).astype(np.uint16)).save(
             folder / f"{view}.png"
         )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory):
+    """A CT that is not centred at 0, with a bright ball off its middle, and X-rays of it."""
+    folder = tmp_path_factory.mktemp("scan")
+    z, y, x = (np.indices((32, 32, 32)) - 15.5) * 8.0
+    hu = np.where((z - 40) ** 2 + (y + 30) ** 2 + (x - 50) ** 2 < 30**2, 1000, -1000).astype(np.int16)
+    image = sitk.GetImageFromArray(hu)
+    image.SetSpacing((8.0, 8.0, 8.0))
+    image.SetOrigin((-24.0, 76.0, 1000.0))
+    sitk.WriteImage(image, str(folder / "ct.nii.gz"))
+    for name, overrides in {
+        "drr": ["size=32", "spacing=8"],
+        "small": ["size=32", "spacing=2"],
+        "x2ct": ["size=32", "spacing=8", "camera=x2ct", "output=max", "shift=[0,0,9]"],
+    }.items():
+        synthesize(composed("drr", f"ct={folder / 'ct.nii.gz'}", f"out={folder / name}", *overrides))
     return folder

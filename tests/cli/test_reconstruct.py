@@ -8,16 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-import torch
-from omegaconf import OmegaConf
 from PIL import Image
 from tests.cli.tiny_run import SIZE, reconstruct
 
-from diffux2ct.cli.reconstruct import model_grid, prepare_xrays
-from diffux2ct.data.io.xray_file import read_xray
-from diffux2ct.data.prepared.dataset import normalize_xray
 from diffux2ct.errors import UserError
-from diffux2ct.types import VIEWS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -65,45 +59,6 @@ def test_a_seed_gives_one_ct_and_xrays_steps_and_seed_each_change_it(run_folder,
     assert (volume("c", "seed=1") != first).mean() > 0.5
     assert (volume("d", "sampler.num_inference_steps=1") != first).mean() > 0.5
     assert (volume("e", "head_up=true") != first).mean() > 0.5
-
-
-def test_pictures_of_line_integrals_meet_the_model_like_the_line_integrals(xrays):
-    arrays, pictures = (
-        prepare_xrays({view: read_xray(xrays / f"{view}.{suffix}") for view in VIEWS}, SIZE, "max")
-        for suffix in ("npy", "png")
-    )
-    for view in VIEWS:
-        # 16 bits over a range of 2.
-        torch.testing.assert_close(pictures[view], arrays[view], rtol=0, atol=2 / 65535)
-
-
-def test_xrays_meet_the_model_as_in_training(xrays):
-    images = {view: read_xray(xrays / f"{view}.npy") for view in VIEWS}
-    prepared = prepare_xrays(images, SIZE, "fixed")
-    blocks = torch.from_numpy(images["lateral"].values.reshape(SIZE, 2, SIZE, 2).mean((1, 3)))
-    torch.testing.assert_close(prepared["lateral"], normalize_xray(blocks, "fixed")[None, None])
-    with pytest.raises(UserError, match="frontal.png: grey levels"):
-        prepare_xrays({"frontal": read_xray(xrays / "frontal.png")}, SIZE, "fixed")
-
-
-@pytest.mark.parametrize(
-    ("dataset", "grid"),
-    [
-        ({"size": 32, "generate": {"extent_mm": 256.0}}, (32, [8.0] * 3)),
-        ({"size": 64, "prepare": {"size": 128, "spacing": 2.5}}, (64, [5.0] * 3)),
-        ({"size": None, "prepare": {"size": 128, "spacing": [1, 2, 3]}}, (128, [1.0, 2.0, 3.0])),
-        ({"size": 32, "spacing": 3.0, "prepare": {"size": 128, "spacing": 2.5}}, (32, [3.0] * 3)),
-    ],
-)
-def test_spacing_follows_the_training_data(tmp_path, dataset, grid):
-    assert model_grid(OmegaConf.create({"root": str(tmp_path), **dataset})) == grid
-
-
-def test_a_prepared_folder_knows_its_spacing_best(tmp_path):
-    (tmp_path / "manifest.csv").touch()
-    (tmp_path / "dataset.json").write_text(json.dumps({"format": 1, "size": 64, "spacing": [4.0, 4.0, 4.0]}))
-    cfg = OmegaConf.create({"root": str(tmp_path), "size": 32, "prepare": {"size": 128, "spacing": 2.0}})
-    assert model_grid(cfg) == (32, [8.0, 8.0, 8.0])
 
 
 @pytest.mark.parametrize(

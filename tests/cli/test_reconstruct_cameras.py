@@ -3,34 +3,9 @@ import json
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from omegaconf import OmegaConf
-from tests.cli.tiny_run import composed, reconstruct
+from tests.cli.tiny_run import reconstruct
 
-from diffux2ct.cli.drr import run as synthesize
-from diffux2ct.cli.reconstruct import check_cameras
-from diffux2ct.data.io.camera_file import read_camera_files
 from diffux2ct.errors import UserError
-from diffux2ct.types import VIEWS
-from diffux2ct.xray.camera import camera_preset
-
-
-@pytest.fixture(scope="module")
-def scan(tmp_path_factory):
-    """A CT that is not centred at 0, with a bright ball off its middle, and X-rays of it."""
-    folder = tmp_path_factory.mktemp("scan")
-    z, y, x = (np.indices((32, 32, 32)) - 15.5) * 8.0
-    hu = np.where((z - 40) ** 2 + (y + 30) ** 2 + (x - 50) ** 2 < 30**2, 1000, -1000).astype(np.int16)
-    image = sitk.GetImageFromArray(hu)
-    image.SetSpacing((8.0, 8.0, 8.0))
-    image.SetOrigin((-24.0, 76.0, 1000.0))
-    sitk.WriteImage(image, str(folder / "ct.nii.gz"))
-    for name, overrides in {
-        "drr": ["size=32", "spacing=8"],
-        "small": ["size=32", "spacing=2"],
-        "x2ct": ["size=32", "spacing=8", "camera=x2ct", "output=max", "shift=[0,0,9]"],
-    }.items():
-        synthesize(composed("drr", f"ct={folder / 'ct.nii.gz'}", f"out={folder / name}", *overrides))
-    return folder
 
 
 def test_the_ct_lies_where_camera_json_says_that_the_scan_lay(run_folder, scan, tmp_path, capsys):
@@ -83,38 +58,3 @@ def test_another_camera_and_a_moved_patient_are_warned_of(run_folder, scan, tmp_
     assert [f"warning: {note}" for note in notes] == capsys.readouterr().out.splitlines()[-4:-2]
     assert "camera x2ct, but the model was trained on lumbar" in notes[0]
     assert "turned or shifted" in notes[1]
-
-
-def test_a_camera_that_changed_behind_its_name_is_warned_of(scan, tmp_path):
-    def notes(name, trained):
-        described = {"format": 1, "size": 16, "preset": name, "camera": trained}
-        (tmp_path / "dataset.json").write_text(json.dumps(described))
-        (tmp_path / "manifest.csv").touch()
-        dataset = OmegaConf.create({"root": str(tmp_path), "xray_normalization": "max"})
-        folder = scan / ("drr" if name == "lumbar" else name)
-        views = read_camera_files({view: folder / f"{view}.npy" for view in VIEWS})
-        return [
-            note
-            for note in check_cameras(views, 16, [16.0] * 3, dataset)
-            if "camera x2ct" in note or "lumbar" in note
-        ]
-
-    # Pixels of another size on the same panel are no other camera.
-    assert notes("lumbar", camera_preset("lumbar", 16, 16.0).to_dict()) == []
-    x2ct = camera_preset("x2ct", 16, 16.0).to_dict()
-    assert notes("x2ct", x2ct) == []
-    old = {key: value for key, value in x2ct.items() if key != "reverse"}
-    (note,) = notes("x2ct", old)
-    assert note.endswith("camera x2ct, but the model was trained on reverse=False (these: True)")
-    (note,) = notes("x2ct", x2ct | {"sad": 600.0})
-    assert note.endswith("sad=600.0 (these: 541.0)")
-    assert notes("x2ct", None) == []
-
-
-def test_relative_values_are_refused_where_absolute_ones_are_needed(scan):
-    dataset = OmegaConf.create(
-        {"root": "none", "xray_normalization": "fixed", "generate": {"camera": "x2ct"}}
-    )
-    views = read_camera_files({view: scan / "x2ct" / f"{view}.npy" for view in VIEWS})
-    with pytest.raises(UserError, match="output=max"):
-        check_cameras(views, 16, [16.0] * 3, dataset)

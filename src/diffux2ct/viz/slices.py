@@ -8,6 +8,7 @@ sagittal slices and lateral X-rays, and the patient's left is on the right of th
 import base64
 import io
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,11 @@ def with_sides(image: UInt8[np.ndarray, "r c"], plane: str) -> UInt8[np.ndarray,
     ):
         draw.text((x, middle), text, fill=255, font=font, anchor=anchor)
     return np.concatenate([np.asarray(strip), image])
+
+
+def strip(pictures: Mapping[str, UInt8[np.ndarray, "..."]]) -> UInt8[np.ndarray, "..."]:
+    """Grey slices and X-rays of one shape side by side, each 256 pixels or larger, under its name and sides."""
+    return np.concatenate([with_sides(upscale(image, 256), name) for name, image in pictures.items()], axis=1)
 
 
 def png_bytes(image: UInt8[np.ndarray, "..."]) -> bytes:

@@ -122,11 +122,11 @@ def test_random_bytes_are_refused_whatever_they_are(tmp_path):
     ],
 )
 def test_a_config_that_names_foreign_code_is_refused_before_anything_is_built(tmp_path, node):
-    from diffux2ct import load
+    from diffux2ct import load_model
 
     checkpoint.save(tmp_path / "c.pt", {"model": {}, "config": {"model": node}})
     with pytest.raises(UserError, match=r"c\.pt"):
-        load(tmp_path / "c.pt")
+        load_model(tmp_path / "c.pt")
 
 
 def test_cosine_may_not_change_its_length_and_a_constant_rate_may(tmp_path):

@@ -10,6 +10,7 @@ import numpy as np
 
 from diffux2ct.data.io.ct_image import Triple, triple
 from diffux2ct.errors import UserError
+from diffux2ct.xray.camera import Camera
 
 _SAME_MM = 0.01  # far below a voxel, far above what JSON rounds away
 
@@ -112,6 +113,37 @@ def check_extent(known: CameraFile, extent: Triple) -> None:
             f"{known.path}: its X-rays show a cube of {made} mm, this model makes one of {wanted} mm; "
             f"synthesize_drr.py needs size * spacing = {extent[0]:g}"
         )
+
+
+def geometry_differs(known: CameraFile, trained: Mapping[str, Any] | None) -> str:
+    """Differences between the camera of the training and that of the X-rays, as text; empty where there are none.
+
+    A preset may have changed since. The panels may have other pixels, if they are of one size.
+    """
+    given = _geometry(known.geometry)
+    wanted = _geometry(trained)
+    return ", ".join(
+        f"{key}={value} (these: {given[key]})"
+        for key, value in wanted.items()
+        if key in given and (value != given[key] if isinstance(value, str) else not _near(value, given[key]))
+    )
+
+
+def _geometry(camera: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The part of a camera that does not depend on its pixels; empty where the description is not complete."""
+    try:
+        described = Camera.from_dict(camera or {})
+    except UserError:
+        return {}
+    panel = [
+        round(n * pitch, 3)
+        for n, pitch in zip((described.rows, described.cols), described.pitch, strict=True)
+    ]
+    return {name: getattr(described, name) for name in ("kind", "sad", "sid", "reverse")} | {"panel": panel}
+
+
+def _near(a: Any, b: Any) -> bool:
+    return np.allclose(a, b, rtol=0.01, atol=0)
 
 
 def _same_cube(a: CameraFile, b: CameraFile) -> bool:

@@ -28,7 +28,7 @@ _ASPECT_TOLERANCE = 0.02  # a stretch of 2% moves the edge of a 400 mm field by 
 class XrayImage:
     """A radiograph, float32 [rows, cols]: rows toward superior, columns toward left or posterior, bone bright.
 
-    ``pixel_pitch``: (row, col) mm on the panel, or None where the file does not tell. ``is_line_integral``: values are
+    ``pixel_pitch``: (row, col) mm on the panel, or None where it is unknown. ``is_line_integral``: values are
     integrals of linear attenuation (dimensionless), not grey levels of unknown scale. ``meta``: path, format, modality.
     """
 
@@ -57,9 +57,41 @@ def read_xray(path: str | Path, head_up: bool | None = None) -> XrayImage:
     else:
         values, pitch, meta = _read_picture(path, dicom=kind == "dicom")
         first_row_is_head = True
+    first_row_is_head = first_row_is_head if head_up is None else head_up
+    meta = {"path": str(path), "format": kind, **meta}
+    return _radiograph(values, pitch, kind == "npy", first_row_is_head, meta)
+
+
+def xray_from_array(
+    values: Shaped[np.ndarray, "..."],
+    name: str,
+    *,
+    line_integrals: bool = True,
+    pixel_pitch: tuple[float, float] | None = None,
+    head_up: bool = False,
+) -> XrayImage:
+    """A radiograph that is in memory already, checked as one of a file is.
+
+    values: [rows, cols], integers or floats, bone bright; row 0 is the most inferior one, with ``head_up`` the head's.
+    line_integrals: else they are grey levels. pixel_pitch: (row, col) mm. name: of the image, for messages.
+    Raises UserError, one line, for whatever is not one grey radiograph.
+    """
+    _check_numbers(values, name)
+    meta = {"path": name, "format": "array"}
+    return _radiograph(values, pixel_pitch, line_integrals, head_up, meta)
+
+
+def _radiograph(
+    values: np.ndarray,
+    pitch: tuple[float, float] | None,
+    is_line_integral: bool,
+    first_row_is_head: bool,
+    meta: dict[str, Any],
+) -> XrayImage:
+    """Pixels as an `XrayImage`, row 0 the most inferior one. Raises UserError for what is no radiograph."""
+    path = meta["path"]
     _check(values, path)
     values = values.astype(np.float32)
-    is_line_integral = kind == "npy"
     if is_line_integral and values.min() < -1e-3 * values.max():
         raise UserError(
             f"{path}: values down to {values.min():g}, but line integrals are never negative; is it normalised?"
@@ -71,9 +103,8 @@ def read_xray(path: str | Path, head_up: bool | None = None) -> XrayImage:
         )
     if not is_line_integral:
         values -= min(float(values.min()), 0.0)
-    if first_row_is_head if head_up is None else head_up:
+    if first_row_is_head:
         values = values[::-1]
-    meta = {"path": str(path), "format": kind, **meta}
     return XrayImage(np.ascontiguousarray(values), pitch, is_line_integral, meta)
 
 
@@ -120,8 +151,7 @@ def _read_npy(path: Path) -> tuple[np.ndarray, None, dict[str, Any]]:
         values = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path}: cannot be read, truncated or not a numpy array; write it again") from error
-    if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiu":
-        raise UserError(f"{path}: not an array of numbers; give line integrals [rows, cols]")
+    _check_numbers(values, path)
     while values.ndim > 2 and values.shape[0] == 1:
         values = values[0]
     return values, None, {}
@@ -192,7 +222,12 @@ def _to_array(image: Any, path: Path) -> np.ndarray:
     return sitk.GetArrayFromImage(image)
 
 
-def _check(values: Shaped[np.ndarray, "..."], path: Path) -> None:
+def _check_numbers(values: Any, path: str | Path) -> None:
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiu":
+        raise UserError(f"{path}: not an array of numbers; give line integrals [rows, cols]")
+
+
+def _check(values: Shaped[np.ndarray, "..."], path: str | Path) -> None:
     if values.ndim == 3 and values.shape[-1] in (3, 4):
         raise UserError(
             f"{path}: a colour image; a radiograph has one grey value a pixel, so convert it to grey"

@@ -1,0 +1,396 @@
+"""X-rays of a patient to a CT: the command ``reconstruct.py`` and ``diffux2ct.reconstruct`` both call this."""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int16
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from diffux2ct import __version__, build
+from diffux2ct.data.io.camera_file import CameraFile, check_extent, geometry_differs, read_camera_files
+from diffux2ct.data.io.ct_image import triple
+from diffux2ct.data.io.volume import write_nifti
+from diffux2ct.data.io.xray_file import XrayImage, fit_xray, read_xray, xray_from_array
+from diffux2ct.data.prepared.dataset import normalize_xray, read_description
+from diffux2ct.errors import UserError
+from diffux2ct.intensity import denormalize_hu
+from diffux2ct.reconstructors.base import Reconstructor
+from diffux2ct.types import VIEWS
+from diffux2ct.viz import slices
+from diffux2ct.xray.camera import spacing_xyz
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+XrayInput = str | Path | np.ndarray | Tensor
+FORMATS = (".nii.gz", ".nii", ".mha", ".nrrd")
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """A CT that a model made of two X-rays.
+
+    hu: int16 HU, [D, H, W] = (z toward superior, y toward posterior, x toward left). spacing: (x, y, z) mm.
+    origin: (x, y, z) mm LPS of the first voxel. xrays: the two images as the model saw them, [1, 1, rows, cols] in
+    [-1, 1], row 0 most inferior. record: what ``reconstruct.json`` holds: checkpoint, inputs, seed, sampler, notes.
+    """
+
+    hu: Int16[np.ndarray, "d h w"]
+    spacing: list[float]
+    origin: list[float]
+    xrays: dict[str, Tensor]
+    record: dict[str, Any]
+
+    @property
+    def affine(self) -> Float[np.ndarray, "4 4"]:
+        """Voxel (x, y, z) to mm in RAS, NIfTI's convention: ``nibabel.Nifti1Image(ct.hu.T, ct.affine)``."""
+        affine = np.diag([*self.spacing, 1.0])
+        affine[:3, 3] = self.origin
+        return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+
+    def save(self, path: str | Path) -> None:
+        """Write the CT as .nii.gz, .nii, .mha or .nrrd; the file appears whole. UserError where that cannot be."""
+        path = Path(path)
+        if not path.name.lower().endswith(FORMATS):
+            raise UserError(f"{path}: of an unknown format; end it in {', '.join(FORMATS)}")
+        try:
+            write_nifti(path, self.hu, self.spacing, self.origin)
+        except OSError as error:
+            raise UserError(
+                f"{path}: cannot be written ({error.strerror}); choose another file or folder"
+            ) from error
+
+    def show(self) -> "Image":
+        """One picture of both X-rays and of three planes through the bone; a notebook displays it."""
+        from PIL.Image import fromarray
+
+        planes = slices.orthoslices(self.hu, slices.bone_centre(self.hu))
+        tiles = {plane: slices.grey(image, slices.WINDOWS["bone"]) for plane, image in planes.items()}
+        return fromarray(slices.strip(_xray_tiles(self.xrays) | tiles))
+
+    def _repr_png_(self) -> bytes:
+        return slices.png_bytes(np.asarray(self.show()))
+
+    def write_folder(self, out: Path) -> None:
+        """Write reconstruction.nii.gz, xrays_used.png and reconstruct.json into the folder ``out``.
+
+        Each appears whole, and the record, which vouches for the others, last.
+        """
+        if out.exists() and not out.is_dir():
+            raise UserError(f"{out}: is a file; out= is a folder")
+        partial = out / f".partial-{os.getpid()}"
+        partial.mkdir(parents=True)
+        try:
+            self.save(partial / "reconstruction.nii.gz")
+            slices.save_png(partial / "xrays_used.png", slices.strip(_xray_tiles(self.xrays)))
+            text = json.dumps(self.record, indent=2) + "\n"
+            (partial / "reconstruct.json").write_text(text, encoding="utf-8")
+            # An older record must not vouch for a newer volume, should we be interrupted in between.
+            (out / "reconstruct.json").unlink(missing_ok=True)
+            for name in ("reconstruction.nii.gz", "xrays_used.png", "reconstruct.json"):
+                os.replace(partial / name, out / name)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def load_model(ckpt: str | Path, device: str = "auto", weights: str = "ema") -> Reconstructor:
+    """The trained model of a run or checkpoint, which `reconstruct` takes in place of the path."""
+    _check_choice("weights", weights, ("ema", "raw"))
+    run = build.load_run(ckpt, device, weights)
+    run.reconstructor.__dict__["loaded_from"] = (run, weights)
+    return run.reconstructor
+
+
+def reconstruct(
+    ckpt: str | Path | Reconstructor,
+    frontal: XrayInput,
+    lateral: XrayInput,
+    seed: int = 0,
+    *,
+    sampler: Mapping[str, Any] | None = None,
+    line_integrals: bool = True,
+    pixel_pitch: float | int | Sequence[float | int] | None = None,
+    head_up: bool | None = None,
+    spacing: float | int | Sequence[float | int] | None = None,
+    origin: Sequence[float | int] | int | float | None = None,
+    weights: str | None = None,
+    device: str | None = None,
+    precision: str = "bf16",
+) -> Reconstruction:
+    """Reconstruct a CT from a frontal and a lateral X-ray; the same seed gives the same CT.
+
+    ckpt: a run folder, a checkpoint file, or a model of ``load_model``, which saves loading it again.
+    frontal, lateral: files (.npy line integrals, PNG, TIFF, JPEG, NIfTI, MHA, NRRD, DICOM), or arrays or tensors
+    [rows, cols] with row 0 most inferior, columns toward the patient's left (frontal) or posterior (lateral), bone
+    bright. Both must show the field of view that the model was trained on.
+    line_integrals, pixel_pitch: of arrays: line integrals of attenuation (dimensionless), else grey levels; (row, col)
+    mm, which matters where pixels are not square.
+    head_up: whether row 0 shows the head; None: in pictures and DICOM it does, in arrays and .npy it does not.
+    sampler: settings that replace those of the checkpoint's run, such as ``{"num_inference_steps": 20}``.
+    spacing: mm a voxel, one number or (x, y, z); None: as the training data.
+    origin: (x, y, z) mm LPS of the first voxel; None: from the camera.json beside both files, else centred at 0.
+    weights: "ema" (default) or "raw". device: "auto" (default), "cpu", "cuda" or "cuda:N". precision: "bf16" or "fp32".
+
+    Raises UserError, one line, for a checkpoint or X-ray that cannot be used.
+    """
+    # Read everything that is cheap before the checkpoint is loaded, so that a wrong file name costs no time.
+    _check_choice("precision", precision, ("fp32", "bf16"))
+    if weights is not None:
+        _check_choice("weights", weights, ("ema", "raw"))
+    if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**64:
+        raise UserError(f"seed={seed}: give a whole number of at most 64 bits")
+    inputs = {"frontal": frontal, "lateral": lateral}
+    images, hashes = _read_views(inputs, line_integrals, _pitch(pixel_pitch), head_up)
+    given = None if origin is None else _three("origin", origin)
+    cameras = read_camera_files({view: Path(x) for view, x in inputs.items() if isinstance(x, str | Path)})
+
+    # Load the model and check that the X-rays are what it was trained on.
+    run, weights = _loaded(ckpt, device, weights)
+    dataset = run.cfg.dataset
+    size, grid_spacing = (
+        model_grid(dataset) if spacing is None else (int(dataset.size), list(spacing_xyz(spacing)))
+    )
+    notes = check_cameras(cameras, size, grid_spacing, dataset)
+    first_voxel, origin_source = place(cameras, size, grid_spacing, given)
+    xrays = prepare_xrays(images, size, dataset.xray_normalization)
+    sampling = run.sampling(OmegaConf.create(dict(sampler or {})))
+
+    start = time.perf_counter()
+    volume = _sample(run, xrays, seed, precision, sampling)
+    hu = np.round(np.asarray(denormalize_hu(volume.clamp(-1, 1), tuple(dataset.window)))).astype(np.int16)
+    record = {
+        "diffux2ct": __version__,
+        "checkpoint": {"path": str(run.path), "sha256": _sha256(run.path), "step": run.step},
+        "run": run.cfg.name,
+        "weights": weights,
+        "xrays": {view: _describe(image, hashes[view]) for view, image in images.items()},
+        "xray_normalization": dataset.xray_normalization,
+        "seed": seed,
+        "sampler": sampling,
+        "size": size,
+        "spacing": grid_spacing,
+        "origin": first_voxel,
+        "origin_source": origin_source,
+        "notes": notes,
+        "window": list(dataset.window),
+        "device": str(_device(run.reconstructor)),
+        "precision": precision,
+        "seconds": round(time.perf_counter() - start, 3),
+    }
+    return Reconstruction(hu, grid_spacing, first_voxel, xrays, record)
+
+
+def prepare_xrays(
+    images: Mapping[str, XrayImage], size: int, normalization: str
+) -> dict[str, Float[Tensor, "1 1 rows cols"]]:
+    """Radiographs as the model wants them: [1, 1, size, size] in [-1, 1].
+
+    Raises UserError where a model that was trained on absolute line integrals gets grey levels.
+    """
+    for image in images.values():
+        if normalization == "fixed" and not image.is_line_integral:
+            raise UserError(
+                f"{image.meta['path']}: grey levels, but this model was trained on absolute line integrals "
+                "(xray_normalization=fixed); give a .npy of line integrals, or a model trained with max"
+            )
+    fitted = {view: torch.from_numpy(fit_xray(image, size, size).values) for view, image in images.items()}
+    return {view: normalize_xray(values, normalization)[None, None] for view, values in fitted.items()}
+
+
+def check_cameras(
+    cameras: Mapping[str, CameraFile], size: int, spacing: list[float], dataset: DictConfig
+) -> list[str]:
+    """Notes on cameras that differ from training; UserError where the X-rays show another cube than the model makes."""
+    notes = []
+    trained, geometry = _trained_camera(dataset)
+    for known in cameras.values():
+        check_extent(known, triple([size * step for step in spacing]))
+        if known.output == "max" and dataset.xray_normalization == "fixed":
+            raise UserError(
+                f"{known.path}: output=max, but this model was trained on absolute line integrals; write the X-rays "
+                "again with output=line_integral"
+            )
+        if trained and known.camera != trained:
+            notes.append(f"{known.path}: camera {known.camera}, but the model was trained on {trained}")
+        elif differences := geometry_differs(known, geometry):
+            notes.append(f"{known.path}: camera {known.camera}, but the model was trained on {differences}")
+        if known.moved:
+            notes.append(
+                f"{known.path}: the patient was turned or shifted, so the CT will not lie on the scan"
+            )
+    return list(dict.fromkeys(notes))
+
+
+def place(
+    cameras: Mapping[str, CameraFile], size: int, spacing: list[float], given: list[float] | None
+) -> tuple[list[float], str]:
+    """Origin (x, y, z) in mm LPS of the CT's first voxel, and the source of that position.
+
+    With camera.json for both views the CT has the centre of the cube that was X-rayed, so that it overlays the scan.
+    """
+    if given is not None:
+        return given, "given"
+    # The isocentre, which both X-rays look at, is the middle of the volume.
+    centre, source = (0.0, 0.0, 0.0), "arbitrary: centred at 0"
+    if len(cameras) == len(VIEWS):
+        centre, source = next(iter(cameras.values())).centre, "camera.json"
+    return [c - (size - 1) / 2 * step for c, step in zip(centre, spacing, strict=True)], source
+
+
+def model_grid(dataset: DictConfig) -> tuple[int, list[float]]:
+    """Voxels a side and spacing (x, y, z) in mm of the CTs of a model that was trained on ``dataset``.
+
+    From the prepared folder where it is at hand, else from the settings that it was made with.
+    """
+    size = dataset.get("size")
+    if dataset.get("spacing") is not None and size is not None:
+        return int(size), list(spacing_xyz(dataset.spacing))
+    made: Any = dataset.get("prepare")
+    if (Path(dataset.root) / "dataset.json").is_file():
+        made = read_description(dataset.root)
+    elif dataset.get("generate") is not None and size is not None:
+        return int(size), list(spacing_xyz(dataset.generate.extent_mm / size))
+    if made is None:
+        raise UserError(f"{dataset.root}: not there, so the voxel spacing is unknown; add spacing=MM")
+    size = int(made["size"] if size is None else size)
+    return size, [s * made["size"] / size for s in spacing_xyz(made["spacing"])]
+
+
+def _read_views(
+    inputs: Mapping[str, XrayInput],
+    line_integrals: bool,
+    pitch: tuple[float, float] | None,
+    head_up: bool | None,
+) -> tuple[dict[str, XrayImage], dict[str, str]]:
+    """The X-rays and the SHA-256 of their files or arrays, by view. Raises UserError where both are one image."""
+    images, hashes = {}, {}
+    for view, given in inputs.items():
+        if isinstance(given, str | Path):
+            images[view], hashes[view] = read_xray(given, head_up), _sha256(Path(given))
+            continue
+        values = given.detach().cpu() if isinstance(given, Tensor) else given
+        values = np.asarray(
+            values.float() if isinstance(values, Tensor) and values.is_floating_point() else values
+        )
+        images[view] = xray_from_array(
+            values,
+            f"{view} X-ray",
+            line_integrals=line_integrals,
+            pixel_pitch=pitch,
+            head_up=bool(head_up),
+        )
+        hashes[view] = hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
+    if np.array_equal(images["frontal"].values, images["lateral"].values):
+        paths = {view: image.meta["path"] for view, image in images.items()}
+        raise UserError(
+            f"{paths['lateral']}: the same image as frontal={paths['frontal']}; give the other view"
+        )
+    return images, hashes
+
+
+def _loaded(
+    ckpt: str | Path | Reconstructor, device: str | None, weights: str | None
+) -> tuple[build.LoadedRun, str]:
+    """The run of a path or of a loaded model, and which weights it has."""
+    if isinstance(ckpt, str | Path):
+        weights = weights or "ema"
+        return build.load_run(ckpt, device or "auto", weights), weights
+    if "loaded_from" not in vars(ckpt):
+        raise UserError("ckpt: a model without its run; give a run folder or a model of load_model")
+    for name, value in (("device", device), ("weights", weights)):
+        if value is not None:
+            raise UserError(f"{name}={value}: no effect on a loaded model; give it to load_model")
+    return vars(ckpt)["loaded_from"]
+
+
+def _sample(
+    run: build.LoadedRun,
+    xrays: Mapping[str, Tensor],
+    seed: int,
+    precision: str,
+    sampling: Mapping[str, Any],
+) -> Float[Tensor, "d h w"]:
+    """The model's volume in its own range, float32 on the CPU. Raises UserError where it is not finite."""
+    # The generator stays on the CPU, so that a seed gives the same noise on every device.
+    generator = torch.Generator().manual_seed(seed)
+    device = _device(run.reconstructor)
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        on_device = {view: image.to(device) for view, image in xrays.items()}
+        volume = run.reconstructor.reconstruct(on_device, generator=generator, **sampling)
+    volume = volume[0, 0].float().cpu()
+    if not torch.isfinite(volume).all():
+        raise UserError(
+            f"{run.path}: the reconstruction holds NaN or infinite values; use another checkpoint"
+        )
+    return volume
+
+
+def _trained_camera(dataset: DictConfig) -> tuple[str | None, Mapping[str, Any] | None]:
+    """Preset and geometry of the camera that a model was trained on; without its prepared folder, the preset alone."""
+    if (Path(dataset.root) / "dataset.json").is_file():
+        description = read_description(dataset.root)
+        return description.get("preset"), description.get("camera")
+    made = dataset.get("generate") or dataset.get("prepare") or {}
+    return made.get("camera"), None
+
+
+def _device(model: Reconstructor) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise UserError(f"{name}={value}: choose {' or '.join(choices)}")
+
+
+def _three(name: str, value: Any) -> list[float]:
+    numbers = _numbers(value)
+    if len(numbers) != 3:
+        raise UserError(f"{name}={value}: give three numbers (x, y, z) in mm, for instance '{name}=[0,0,10]'")
+    return numbers
+
+
+def _pitch(value: Any) -> tuple[float, float] | None:
+    if value is None:
+        return None
+    numbers = _numbers([value, value] if isinstance(value, int | float) else value)
+    if len(numbers) != 2 or min(numbers) <= 0:
+        raise UserError(f"pixel_pitch={value}: give mm, one positive number or two (row, col)")
+    return numbers[0], numbers[1]
+
+
+def _numbers(value: Any) -> list[float]:
+    """The finite numbers of a sequence; empty where it holds anything else."""
+    try:
+        numbers = [float(number) for number in value]
+    except (TypeError, ValueError):
+        return []
+    return numbers if np.isfinite(numbers).all() else []
+
+
+def _describe(image: XrayImage, sha256: str) -> dict[str, Any]:
+    return image.meta | {
+        "sha256": sha256,
+        "shape": list(image.values.shape),
+        "pixel_pitch": list(image.pixel_pitch) if image.pixel_pitch else None,
+        "line_integrals": image.is_line_integral,
+    }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _xray_tiles(xrays: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    return {view: slices.grey(slices.display_xray(xrays[view][0, 0].numpy()), (-1.0, 1.0)) for view in VIEWS}
