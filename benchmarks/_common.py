@@ -1,12 +1,13 @@
 """What the benchmarks share: their tables, the machine's name, the real data, and how one that cannot run ends."""
 
 import csv
-import os
 import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
+
+from diffux2ct.atomic import replaced_file
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -15,15 +16,10 @@ SHARED = ROOT.parent / "shared" / "data"  # real scans that may lie beside the c
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Write the rows, whole or not at all; the first one's keys are the header."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replaced_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def machine() -> str:

@@ -1,60 +1,83 @@
+import hashlib
+import os
+
 import pytest
-import torch
-from tests.evaluation.blobs import SIZE, BackProjector, read, snapshot
 
-from diffux2ct.errors import UserError
-from diffux2ct.evaluation.runner import evaluate
+from diffux2ct.atomic import link, replaced_file, replaced_files, replaced_folder, sha256_of, write_text
 
 
-class Failing:
-    """Breaks on its second case in a chosen way."""
+def test_a_file_appears_whole_or_stays_as_it_was(tmp_path):
+    path = tmp_path / "new" / "a.txt"
+    write_text(path, "first")
 
-    def __init__(self, failure):
-        self.failure, self.count = failure, 0
+    def interrupted():
+        with replaced_file(path) as partial:
+            partial.write_text("half")
+            assert path.read_text() == "first"
+            raise KeyboardInterrupt
 
-    def reconstruct(self, xrays, *, generator=None):
-        self.count += 1
-        volume = torch.zeros(1, 1, SIZE, SIZE, SIZE)
-        return self.failure(volume) if self.count == 2 else volume
-
-
-def interrupt(volume):
-    raise KeyboardInterrupt
-
-
-@pytest.mark.parametrize(
-    ("failure", "error", "message"),
-    [
-        (interrupt, KeyboardInterrupt, None),
-        (
-            lambda volume: volume.index_fill(4, torch.tensor([3]), torch.nan),
-            UserError,
-            "case1: .*NaN or infinite",
-        ),
-        (lambda volume: volume + torch.inf, UserError, "case1: .*NaN or infinite"),
-        (lambda volume: volume[..., :8], UserError, r"case1: .*\(1, 16, 16, 8\).*\(1, 16, 16, 16\)"),
-    ],
-    ids=["interrupted", "nan", "infinite", "shape"],
-)
-def test_a_broken_evaluation_leaves_the_former_one(dataset, mean_volume, tmp_path, failure, error, message):
-    out = tmp_path / "out"
-    evaluate(BackProjector(), dataset, out, sampling={}, mean_volume=mean_volume)
-    before = snapshot(tmp_path)
-    with pytest.raises(error, match=message):
-        evaluate(Failing(failure), dataset, out, sampling={}, mean_volume=mean_volume)
-    assert snapshot(tmp_path) == before
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    # And a whole one takes its place.
-    evaluate(BackProjector(), dataset, out, sampling={}, seed=9, mean_volume=mean_volume)
-    assert read(out)[0]["seed"] == 9
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def test_an_evaluation_lost_between_two_renames_comes_back(dataset, mean_volume, tmp_path):
-    out = tmp_path / "out"
-    evaluate(BackProjector(), dataset, out, sampling={}, mean_volume=mean_volume)
-    before = snapshot(out)
-    out.rename(tmp_path / ".out.former")
     with pytest.raises(KeyboardInterrupt):
-        evaluate(Failing(interrupt), dataset, out, sampling={}, mean_volume=mean_volume)
-    assert snapshot(out) == before
+        interrupted()
+    assert path.read_text() == "first"
+    (path.parent / ".partial-a.txt").write_text("left by a kill")
+    with replaced_file(path, sync=True) as partial:
+        assert partial.suffix == ".txt"  # some writers choose the format by it
+        assert not partial.exists()
+        partial.write_text("second")
+    assert path.read_text() == "second"
+    assert [p.name for p in path.parent.iterdir()] == ["a.txt"]
+
+
+def test_a_linked_name_is_the_same_file(tmp_path, monkeypatch):
+    write_text(tmp_path / "a", "first")
+    link(tmp_path / "a", "last")
+    assert (tmp_path / "last").samefile(tmp_path / "a")
+
+    def refuse(*_):
+        raise OSError("no hard links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    write_text(tmp_path / "b", "second")
+    link(tmp_path / "b", "last")
+    assert (tmp_path / "last").read_text() == "second"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "last"]
+
+
+def test_a_folder_left_by_a_kill_is_replaced(tmp_path):
+    (tmp_path / ".partial-out").mkdir()
+    (tmp_path / ".partial-out" / "half").write_text("left by a kill")
+    with replaced_folder(tmp_path / "out") as partial:
+        (partial / "a").write_text("a")
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["a"]
+
+
+def test_a_record_never_stands_beside_files_of_another_run(tmp_path):
+    out = tmp_path / "out"
+
+    def write(text, fail=False):
+        with replaced_files(out, record="a.json") as partial:
+            (partial / "a.json").write_text(text)
+            if fail:
+                raise ZeroDivisionError
+            (partial / "b.txt").write_text(text)
+
+    write("1")
+    (out / "mine").write_text("kept")
+    with pytest.raises(ZeroDivisionError):
+        write("2", fail=True)
+    assert {p.name: p.read_text() for p in out.iterdir()} == {"a.json": "1", "b.txt": "1", "mine": "kept"}
+    (out / "b.txt").unlink()
+    (out / "b.txt").mkdir()  # so that moving stops halfway
+    with pytest.raises(OSError, match="b.txt"):
+        write("3")
+    assert not (out / "a.json").exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_hash_of_a_folder_is_that_of_its_files(tmp_path):
+    for name, text in (("b", "2"), ("a", "1"), (".hidden", "3")):
+        write_text(tmp_path / name, text)
+    one, two = (hashlib.sha256(text).hexdigest() for text in (b"1", b"2"))
+    assert sha256_of(tmp_path / "a") == one
+    assert sha256_of(tmp_path) == hashlib.sha256((one + two).encode()).hexdigest()

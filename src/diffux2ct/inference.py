@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from diffux2ct import __version__, build
+from diffux2ct.atomic import replaced_files, sha256_of, write_text
 from diffux2ct.data.io.camera_file import CameraFile, check_extent, geometry_differs, read_camera_files
 from diffux2ct.data.io.ct_image import triple
 from diffux2ct.data.io.volume import write_nifti
@@ -88,19 +87,10 @@ class Reconstruction:
         """
         if out.exists() and not out.is_dir():
             raise UserError(f"{out}: is a file; out= is a folder")
-        partial = out / f".partial-{os.getpid()}"
-        partial.mkdir(parents=True)
-        try:
+        with replaced_files(out, record="reconstruct.json") as partial:
             self.save(partial / "reconstruction.nii.gz")
             slices.save_png(partial / "xrays_used.png", slices.strip(_xray_tiles(self.xrays)))
-            text = json.dumps(self.record, indent=2) + "\n"
-            (partial / "reconstruct.json").write_text(text, encoding="utf-8")
-            # An older record must not vouch for a newer volume, should we be interrupted in between.
-            (out / "reconstruct.json").unlink(missing_ok=True)
-            for name in ("reconstruction.nii.gz", "xrays_used.png", "reconstruct.json"):
-                os.replace(partial / name, out / name)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            write_text(partial / "reconstruct.json", json.dumps(self.record, indent=2) + "\n")
 
 
 def load_model(ckpt: str | Path, device: str = "auto", weights: str = "ema") -> Reconstructor:
@@ -170,7 +160,7 @@ def reconstruct(
     hu = np.round(np.asarray(denormalize_hu(volume.clamp(-1, 1), tuple(dataset.window)))).astype(np.int16)
     record = {
         "diffux2ct": __version__,
-        "checkpoint": {"path": str(run.path), "sha256": _sha256(run.path), "step": run.step},
+        "checkpoint": {"path": str(run.path), "sha256": sha256_of(run.path), "step": run.step},
         "run": run.cfg.name,
         "weights": weights,
         "xrays": {view: _describe(image, hashes[view]) for view, image in images.items()},
@@ -276,7 +266,7 @@ def _read_views(
     images, hashes = {}, {}
     for view, given in inputs.items():
         if isinstance(given, str | Path):
-            images[view], hashes[view] = read_xray(given, head_up), _sha256(Path(given))
+            images[view], hashes[view] = read_xray(given, head_up), sha256_of(Path(given))
             continue
         values = given.detach().cpu() if isinstance(given, Tensor) else given
         values = np.asarray(
@@ -385,11 +375,6 @@ def _describe(image: XrayImage, sha256: str) -> dict[str, Any]:
         "pixel_pitch": list(image.pixel_pitch) if image.pixel_pitch else None,
         "line_integrals": image.is_line_integral,
     }
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _xray_tiles(xrays: Mapping[str, Tensor]) -> dict[str, np.ndarray]:

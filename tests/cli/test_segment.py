@@ -95,7 +95,7 @@ def test_a_segmentation_network_is_not_evaluated_as_a_reconstructor(vnet, compos
 
 
 def test_several_evaluations_are_told_apart(tmp_path):
-    for name in ("a", "b", ".c.partial"):
+    for name in ("a", "b", ".partial-c"):
         (tmp_path / "evaluation" / name).mkdir(parents=True)
         (tmp_path / "evaluation" / name / "metrics.json").write_text('{"split": "val"}')
     with pytest.raises(UserError, match=r"several evaluations \(a, b\)"):

@@ -1,8 +1,6 @@
 """``synthesize_drr.py``: one CT in, its frontal and lateral digitally reconstructed radiographs out."""
 
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from diffux2ct import __version__
+from diffux2ct.atomic import replaced_files, write_text
 from diffux2ct.cli.hydra_app import hydra_app
 from diffux2ct.errors import UserError
 from diffux2ct.xray.attenuation import ATTENUATIONS, AttenuationModel, attenuation_model
@@ -173,25 +172,13 @@ def _units(output: str) -> dict[str, str]:
 
 
 def _write(out: Path, images: Mapping[str, np.ndarray], record: Mapping[str, Any]) -> None:
-    """Write everything beside ``out``, then move it in file by file, camera.json last: it tells what the others are.
-
-    A failure while writing leaves ``out`` as it was; one while moving leaves it without camera.json.
-    """
-    partial = out.with_name(f".{out.name or 'drr'}.partial-{os.getpid()}")
-    try:
-        partial.mkdir(parents=True)
+    """Write the X-rays as .npy and .png, and camera.json, which describes them."""
+    with replaced_files(out, record="camera.json") as partial:
         for view, image in images.items():
             np.save(partial / f"{view}.npy", image)
             grey = np.round(image[::-1] / record["png_scale"][view]).astype(np.uint16)
             Image.fromarray(grey).save(partial / f"{view}.png")
-        (partial / "camera.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        out.mkdir(exist_ok=True)
-        # An older camera.json must not vouch for newer images, nor a newer one for older images.
-        (out / "camera.json").unlink(missing_ok=True)
-        for file in sorted(partial.iterdir(), key=lambda path: (path.name == "camera.json", path.name)):
-            os.replace(file, out / file.name)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        write_text(partial / "camera.json", json.dumps(record, indent=1) + "\n")
 
 
 def _png_scale(image: np.ndarray) -> float:

@@ -7,9 +7,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from diffux2ct import build
+from diffux2ct.atomic import write_text
 from diffux2ct.cli.hydra_app import hydra_app
 from diffux2ct.data.prepared.dataset import PreparedDataset
-from diffux2ct.data.prepared.writer import write_text
 from diffux2ct.errors import UserError
 from diffux2ct.evaluation.anatomy.segmentation import dice_table, evaluate_segmentation
 from diffux2ct.reconstructors.segmentation import SegmentationTrainable

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from diffux2ct.atomic import write_text
 from diffux2ct.errors import UserError
 from diffux2ct.training.processes import distributed
 
@@ -104,5 +105,5 @@ def write_bad_batch(
         "indices": indices,
         "losses": {name: value if math.isfinite(value) else str(value) for name, value in values.items()},
     }
-    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(record, indent=2) + "\n")
     return path

@@ -1,12 +1,13 @@
 """Where a run's numbers and pictures go: CSV always, TensorBoard and Weights & Biases on request."""
 
 import csv
-import os
 import secrets
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
+
+from diffux2ct.atomic import replaced_file
 
 
 @runtime_checkable
@@ -36,12 +37,10 @@ class CsvLogger:
                 kept = [
                     row for row in csv.DictReader(file) if row["value"] and int(row["step"]) <= resume_step
                 ]
-        partial = path.with_name(".metrics.csv.partial")
-        with open(partial, "w", newline="") as file:
+        with replaced_file(path) as partial, open(partial, "w", newline="") as file:
             writer = csv.DictWriter(file, ["step", "name", "value"])
             writer.writeheader()
             writer.writerows(kept)
-        os.replace(partial, path)
         self.file = open(path, "a", newline="")  # noqa: SIM115 - closed in close()
         self.writer = csv.writer(self.file)
 

@@ -15,6 +15,8 @@ import numpy as np
 from jaxtyping import Num, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from diffux2ct.atomic import replaced_file
+
 PLANES = ("axial", "coronal", "sagittal")
 
 EDGES = {
@@ -159,9 +161,8 @@ def comparison_grid(
 
 def save_png(path: Path, image: UInt8[np.ndarray, "..."]) -> None:
     """Write a picture; the file appears whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(png_bytes(image))
-    partial.replace(path)
+    with replaced_file(path) as partial:
+        partial.write_bytes(png_bytes(image))
 
 
 def _framed(panel: np.ndarray, side: int) -> np.ndarray:

@@ -92,8 +92,8 @@ def test_same_folder_from_many_workers_and_resumed(raw: Path, tmp_path: Path) ->
     for name in ("volume.npy", "frontal.npy", "lateral.npy", "case.json"):
         (one / "cases" / "p2_c01" / name).unlink()
     (one / "cases" / "p2_c01").rmdir()
-    (one / "cases" / ".p2_c01.partial").mkdir()
-    (one / "cases" / ".p2_c01.partial" / "volume.npy").write_bytes(b"half")
+    (one / "cases" / ".partial-p2_c01").mkdir()
+    (one / "cases" / ".partial-p2_c01" / "volume.npy").write_bytes(b"half")
     report = prepare("folder", raw, one, workers=1, **arguments)
     assert (report.written, report.found) == (1, 9)
     after = snapshot(one)

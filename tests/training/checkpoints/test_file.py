@@ -1,3 +1,4 @@
+import os
 import pickle
 
 import pytest
@@ -246,11 +247,11 @@ def test_last_and_best_are_the_same_file_and_outlive_pruning(tmp_path):
     assert checkpoint.load(tmp_path / "best.pt")["step"] == 2
     assert checkpoint.load(tmp_path / "last.pt")["step"] == 4
     assert sorted(p.name for p in tmp_path.iterdir()) == ["best.pt", "last.pt", "step_00000004.pt"]
-    (tmp_path / ".step_00000006.pt.partial").write_bytes(b"half")
+    (tmp_path / ".partial-step_00000006.pt").write_bytes(b"half")
     checkpoint.forget_later(tmp_path, 2)
     assert checkpoint.forget_later_best(tmp_path, 2)
     assert [p.name for p in tmp_path.glob("*.pt")] != []
-    assert not (tmp_path / ".step_00000006.pt.partial").exists()
+    assert not (tmp_path / ".partial-step_00000006.pt").exists()
     assert (tmp_path / "best.pt").exists()
     assert not checkpoint.forget_later_best(tmp_path, 1)
     assert not (tmp_path / "best.pt").exists()
@@ -267,7 +268,7 @@ def test_without_hard_links_last_pt_is_a_copy(tmp_path, monkeypatch):
     def no_links(*_):
         raise OSError("no hard links")
 
-    monkeypatch.setattr(checkpoint.os, "link", no_links)
+    monkeypatch.setattr(os, "link", no_links)
     checkpoint.save(tmp_path / "step_00000002.pt", resumable(2))
     checkpoint.link(tmp_path / "step_00000002.pt", "last.pt")
     assert checkpoint.load(tmp_path / "last.pt")["step"] == 2

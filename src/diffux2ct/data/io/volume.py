@@ -7,7 +7,6 @@ x to Left) in HU with an identity direction. ``spacing`` and ``origin`` are (x, 
 import contextlib
 import errno
 import math
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import SimpleITK as sitk
 from jaxtyping import Num, UInt8
 
+from diffux2ct.atomic import replaced_file
 from diffux2ct.data.io.ct_image import CtImage, LabelImage, triple
 from diffux2ct.data.io.dicom.kind import is_dicom
 from diffux2ct.data.io.dicom.series import read_series
@@ -105,16 +105,11 @@ def write_nifti(
 ) -> None:
     """Write an array [D, H, W] as NIfTI with its true affine (spacing, origin: x, y, z in mm, LPS), atomically."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix chooses the format, so the temporary name keeps it.
-    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
     try:
-        sitk.WriteImage(_to_sitk(volume, spacing, origin), str(partial))
-        os.replace(partial, path)
+        with replaced_file(path) as partial:
+            sitk.WriteImage(_to_sitk(volume, spacing, origin), str(partial))
     except RuntimeError as error:
         raise UserError(f"{path}: could not be written ({_last_line(error)}); is the disk full?") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def sample_labels(

@@ -13,6 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from diffux2ct.atomic import PARTIALS
 from diffux2ct.data.preparation.plan import Plan
 from diffux2ct.data.preparation.report import PrepareReport, summarize, write_summary
 from diffux2ct.data.preparation.same_scan import find_same, holds, made_of_another, same_scan_note
@@ -125,7 +126,7 @@ def _finish(
     for base, known in repeated.items():
         report.not_used.append((by_base[base].source, same_scan_note(by_base[known["same_as"]])))
     kept = [job for job in done if job.base not in repeats]
-    for partial in (out / "cases").glob(".*.partial"):  # of a killed run
+    for partial in (out / "cases").glob(PARTIALS):  # of a killed run
         shutil.rmtree(partial, ignore_errors=True)
     report.bad.sort()
     report.not_used.sort()

@@ -1,7 +1,6 @@
 """One raw scan -> its cases: read, clear, instrument, cut, clip, project. The unit of work of ``prepare``."""
 
 import errno
-import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from diffux2ct.atomic import sha256_of
 from diffux2ct.data.preparation.settings import PrepareSettings
 from diffux2ct.data.prepared.writer import read_case, write_case
 from diffux2ct.data.sources import RawCase
@@ -245,12 +245,3 @@ def _labels_sha256(path: Path | None) -> str | None:
         return None if path is None else sha256_of(path)
     except OSError:
         return ""
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, or of a folder's file hashes in the order of their names."""
-    if path.is_dir():
-        hashes = [sha256_of(p) for p in sorted(path.iterdir()) if p.is_file() and not p.name.startswith(".")]
-        return hashlib.sha256("".join(hashes).encode()).hexdigest()
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

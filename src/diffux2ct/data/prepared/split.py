@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from diffux2ct.data.prepared.writer import SPLITS, write_text
+from diffux2ct.atomic import write_text
+from diffux2ct.data.prepared.writer import SPLITS
 from diffux2ct.errors import UserError
 
 _KEYS = {"val", "test", "of", "file"}

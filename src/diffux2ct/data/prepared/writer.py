@@ -7,14 +7,13 @@ temporary sibling and replaced. docs/data.md describes every file.
 import csv
 import io
 import json
-import os
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from diffux2ct.atomic import replaced_folder, write_text
 from diffux2ct.data.labels import label_name
 from diffux2ct.errors import UserError
 from diffux2ct.intensity import HU_WINDOW
@@ -170,17 +169,6 @@ def read_case(root: str | Path, case_id: str) -> dict[str, Any] | None:
         raise UserError(f"{path}: damaged; delete the folder {path.parent} and prepare it again") from error
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def _check_cube(
     case_id: str, hu: np.ndarray, spacing: Sequence[float | int], labels: np.ndarray | None
 ) -> None:
@@ -214,21 +202,13 @@ def _measured(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _write_folder(folder: Path, arrays: Mapping[str, np.ndarray], record: Mapping[str, Any]) -> Path:
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
-    partial.mkdir(parents=True)
-    try:
+    with replaced_folder(folder) as partial:
         for stem, array in arrays.items():
             with (partial / f"{stem}.npy").open("wb") as file:
                 # write() and not numpy's tofile(): a full disk must be an OSError with its number, not a short count
                 np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
                 file.write(np.ascontiguousarray(array).data)
-        (partial / "case.json").write_text(_json(record), encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        write_text(partial / "case.json", _json(record))
     return folder
 
 

@@ -1,15 +1,15 @@
 """Checkpoints: one file, written atomically with its checksum, read without running anything it contains."""
 
 import hashlib
-import os
 import re
-import shutil
 import warnings
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
+from diffux2ct import atomic
+from diffux2ct.atomic import PARTIALS, replaced_file
 from diffux2ct.errors import UserError, remedy
 from diffux2ct.training.checkpoints.checks import check_types
 
@@ -44,54 +44,26 @@ def save(path: Path, state: dict[str, Any]) -> None:
     The file ends with the SHA-256 of all before. It and its folder are on the disk when this returns. UserError where
     it cannot be written; the former file is then as it was.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
     hashed = None
     try:
-        with open(partial, "wb") as file:
+        with replaced_file(path, sync=True) as partial, open(partial, "wb") as file:
             hashed = _Hashed(file)
             torch.save({"format": FORMAT, "sealed": True, **state}, hashed)  # type: ignore[arg-type]
             file.write(f"\ndiffux2ct sha256 {hashed.sha.hexdigest()}\n".encode())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        _sync(path.parent)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        partial.unlink(missing_ok=True)
         cause = (hashed and hashed.error) or error
         reason = getattr(cause, "strerror", None) or str(cause).splitlines()[0]
         raise UserError(
             f"{path}: could not write the checkpoint ({reason}); the last one is intact; {remedy(cause)}"
         ) from error
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def link(path: Path, name: str) -> None:
     """Make ``name``, beside ``path``, the same file: ``last.pt`` and ``best.pt`` take no space of their own."""
-    partial = path.with_name(f".{name}.partial")
-    partial.unlink(missing_ok=True)
     try:
-        try:
-            os.link(path, partial)
-        except OSError:  # no hard links on this file system
-            shutil.copyfile(path, partial)
-            _sync(partial)
-        os.replace(partial, path.with_name(name))
-        _sync(path.parent)
+        atomic.link(path, name)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise UserError(f"{path.with_name(name)}: could not write it ({error}); {path} is intact") from error
-
-
-def _sync(path: Path) -> None:
-    """Put a file, or a folder's renames, on the disk: without it a power failure could undo them."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -168,7 +140,7 @@ def is_last(folder: Path, path: Path) -> bool:
 
 def forget_later(folder: Path, step: int) -> None:
     """Remove checkpoints past ``step``, for a run started over or from an earlier one makes its own, and half ones."""
-    for path in folder.glob(".*.partial"):  # left by a kill while it was written
+    for path in folder.glob(PARTIALS):  # left by a kill while it was written
         path.unlink(missing_ok=True)
     for path in folder.glob("step_*.pt"):
         if int(path.stem.removeprefix("step_")) > step:

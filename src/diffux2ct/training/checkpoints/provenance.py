@@ -1,6 +1,5 @@
 """What it takes to repeat a run beside its config: versions, commit, hardware, manifest hash."""
 
-import hashlib
 import json
 import os
 import platform
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from diffux2ct.atomic import sha256_of, write_text
 
 
 def provenance(dataset_root: str | Path, num_threads: int | None = None) -> dict[str, Any]:
@@ -30,7 +31,7 @@ def provenance(dataset_root: str | Path, num_threads: int | None = None) -> dict
         "gpus": torch.cuda.device_count(),
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "threads": num_threads or torch.get_num_threads(),
-        "manifest_sha256": hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else None,
+        "manifest_sha256": sha256_of(manifest) if manifest.is_file() else None,
     }
 
 
@@ -44,9 +45,7 @@ def record_provenance(path: Path, dataset_root: str | Path, num_threads: int | N
         except (ValueError, AttributeError):
             pass  # cut short by a kill
     earlier = [entry for entry in earlier if entry != facts]
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(facts | {"earlier": earlier}, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, json.dumps(facts | {"earlier": earlier}, indent=2) + "\n")
 
 
 def _commit() -> str | None:

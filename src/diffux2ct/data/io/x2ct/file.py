@@ -14,7 +14,6 @@ same rays' directions, but what is near the source, and so larger, differs. ``x2
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Num, UInt8
 
+from diffux2ct.atomic import replaced_file
 from diffux2ct.data.io.ct_image import CtImage, Triple
 from diffux2ct.data.io.x2ct.header import XRAY_KEYS, X2ctHeader, dataset, header_of, need_h5py, opened
 from diffux2ct.errors import UserError
@@ -133,10 +133,8 @@ def write_x2ct(
     path = Path(path)
     h5py = need_h5py(path)
     side = float(spacing[0]) * hu.shape[0]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        with h5py.File(partial, "w") as file:
+        with replaced_file(path) as partial, h5py.File(partial, "w") as file:
             ct = np.round(np.clip(hu, *STORABLE).astype(np.float32) + OFFSET).astype(np.int16)
             file["ct"] = np.ascontiguousarray(ct[::-1])
             ori_size = max(1, round(side))
@@ -153,11 +151,8 @@ def write_x2ct(
                 file.attrs["origin"] = [float(value) for value in origin]
             for name, value in (attrs or {}).items():
                 file.attrs[name] = value if isinstance(value, str | int | float) else json.dumps(value)
-        os.replace(partial, path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error}); is the disk full?") from error
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 

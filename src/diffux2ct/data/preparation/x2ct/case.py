@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from diffux2ct.atomic import sha256_of
 from diffux2ct.data.io.ct_image import content_hash
 from diffux2ct.data.io.x2ct.file import X2ctScan, averaged, ct_of, read_x2ct, x2ct_views
 from diffux2ct.data.io.x2ct.header import X2ctHeader
-from diffux2ct.data.preparation.scan_job import ScanJob, ScanResult, guarded, sha256_of
+from diffux2ct.data.preparation.scan_job import ScanJob, ScanResult, guarded
 from diffux2ct.data.preparation.settings import PrepareSettings
 from diffux2ct.data.prepared.writer import write_case
 from diffux2ct.errors import UserError
