@@ -35,6 +35,10 @@ def as_typed(key: str, value: str) -> str:
     """``key=value`` as it is typed into a shell so that Hydra takes the value as the text that it is."""
     if _PLAIN.fullmatch(value):
         return f"{key}={value}"
-    # Hydra's own quotes: a backslash counts only before a quote.
+    return shlex.quote(f"{key}={quoted(value)}")
+
+
+def quoted(value: str) -> str:
+    """Text within Hydra's own quotes, where a backslash counts only before a quote."""
     escaped = re.sub(r'(\\*)("|$)', lambda m: 2 * m[1] + ("\\" + m[2] if m[2] else ""), value)
-    return shlex.quote(f'{key}="{escaped}"')
+    return f'"{escaped}"'

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from diffux2ct.cli.hydra_app import WIDTHS, check_choices, hydra_app
+from diffux2ct.arguments import read
+from diffux2ct.cli.evaluate import Evaluation
+from diffux2ct.cli.hydra_app import WIDTHS, check_choices, hydra_app, keep_text
 from diffux2ct.cli.train import sweep_suffix
 from diffux2ct.command_line import as_typed
 from diffux2ct.errors import UserError
@@ -65,6 +67,40 @@ def test_keys_of_the_chosen_options_are_known(call):
     with pytest.raises(SystemExit) as end:
         call("train", "experiment=demo", "dataset.generate.num_trian=3")
     assert "did you mean dataset.generate.num_train?" in str(end.value.code)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1_2",
+        "2024",
+        "1e3",
+        "true",
+        "a,b.nii.gz",
+        "../my scans/patient 7 (b=2)",
+        "[1]",
+        "ends\\",
+        "nan",
+        "a:b",
+    ],
+)
+def test_a_path_reaches_the_command_as_typed(monkeypatch, tmp_path, text):
+    got = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        sys, "argv", ["evaluate", "ckpt=runs/a", f"out={text}", "root='quoted'", "max_cases=1_2"]
+    )
+    hydra_app("evaluate", lambda cfg: got.append(read(Evaluation, cfg)), Evaluation)
+    (settings,) = got
+    assert settings.out == Path(text)
+    assert settings.root == Path("quoted")
+    assert settings.max_cases == 12
+
+
+def test_lists_of_a_sweep_and_null_are_kept_for_hydra():
+    assert keep_text(["out=null", "out="], {"out"}) == ["out=null", "out="]
+    assert keep_text(["-m", "out=a,b", "out=1_2"], {"out"}) == ["-m", "out=a,b", 'out="1_2"']
+    assert keep_text(["out=a,b", "seed=1_2", "+out=3"], {"out"}) == ['out="a,b"', "seed=1_2", '+out="3"']
 
 
 def test_runs_of_a_sweep_have_names_that_can_be_typed_and_litter_nothing(call, tmp_path):

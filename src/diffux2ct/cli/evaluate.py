@@ -1,15 +1,16 @@
 """``python evaluate.py ckpt=PATH``: reconstruct a split's cases from their X-rays and score them."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from omegaconf import DictConfig
 
 from diffux2ct import build
+from diffux2ct.arguments import Count, Device, Precision, Seed, Split, Weights, Whole, read
 from diffux2ct.cli.hydra_app import hydra_app
-from diffux2ct.errors import UserError
 from diffux2ct.evaluation.metric_info import metric_info
 from diffux2ct.evaluation.metric_set import DEFAULT_FAMILIES
 from diffux2ct.evaluation.runner import evaluate
@@ -17,15 +18,41 @@ from diffux2ct.training.checkpoints.provenance import processor
 from diffux2ct.training.settings import resolve_device
 
 
-def run(cfg: DictConfig) -> None:
-    """Evaluate as ``cfg`` says; writes the ``evaluation/`` folder of the run."""
-    for key, choices in (("weights", ("ema", "raw")), ("precision", ("bf16", "fp32"))):
-        if cfg[key] not in choices:
-            raise UserError(f"{key}={cfg[key]}: choose {' or '.join(choices)}")
-    for key, least in (("seed", 0), ("batch_size", 1), ("num_report_cases", 0), ("max_cases", 1)):
-        value = cfg[key]
-        if not (isinstance(value, int) and value >= least) and not (value is None and key == "max_cases"):
-            raise UserError(f"{key}={value}: must be a whole number of at least {least}")
+@dataclass(frozen=True)
+class MetricSettings:
+    """Keys of the group ``metrics``."""
+
+    protocol: Literal["paper", "x2ct", "psct", "strict"]
+    names: list[str]
+    families: list[str]
+    segmenter: Path | None
+    weights: Path | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Keys of ``configs/evaluate.yaml``."""
+
+    ckpt: Path
+    root: Path | None
+    split: Split
+    sampler: Any
+    metrics: Annotated[Any, MetricSettings]
+    weights: Weights
+    xray_source: Literal["paired", "shuffled", "swapped"]
+    seed: Seed
+    device: Device
+    precision: Precision
+    batch_size: Count
+    num_report_cases: Whole
+    max_cases: Count | None
+    out: Path | None
+    perturbation: Literal["random", "zero"] | None = None
+
+
+def run(config: DictConfig) -> None:
+    """Evaluate as ``config`` says; writes the ``evaluation/`` folder of the run."""
+    cfg = read(Evaluation, config)
     loaded = build.load_run(cfg.ckpt, cfg.device, cfg.weights)
     trained = loaded.cfg
     sampling = loaded.sampling(cfg.sampler)
@@ -102,7 +129,7 @@ def better(key: str, summary: Mapping[str, Any]) -> bool:
     return difference > 0 if info is None or info.larger_is_better else difference < 0
 
 
-def default_folder(path: Path, dataset: str, cfg: DictConfig, sampling: dict) -> Path:
+def default_folder(path: Path, dataset: str, cfg: Evaluation, sampling: dict) -> Path:
     """``<run>/evaluation/<dataset>-<split>-<sampler>``; whatever else departs from the default is marked too."""
     sampler = f"{sampling.get('name', 'direct')}{sampling.get('num_inference_steps', '')}"
     marks = [dataset, cfg.split, sampler]
@@ -124,4 +151,4 @@ def default_folder(path: Path, dataset: str, cfg: DictConfig, sampling: dict) ->
 
 def main() -> None:
     """Console entry."""
-    hydra_app("evaluate", run)
+    hydra_app("evaluate", run, Evaluation)

@@ -4,7 +4,7 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -13,8 +13,9 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from diffux2ct.arguments import text_keys
 from diffux2ct.cli import run_main
-from diffux2ct.command_line import as_typed
+from diffux2ct.command_line import as_typed, quoted
 from diffux2ct.errors import UserError
 
 CONFIGS = "diffux2ct.configs"
@@ -23,11 +24,13 @@ WIDTHS = ("tiny", "small", "paper")
 """Options of ``model`` that are nothing but DiffuX2CT with the ``widths`` of this name."""
 
 
-def hydra_app(config_name: str, command: Callable[[DictConfig], object]) -> None:
+def hydra_app(config_name: str, command: Callable[[DictConfig], object], schema: type | None = None) -> None:
     """Compose ``configs/<config_name>.yaml`` with the command line's overrides and run ``command`` on it.
 
-    A wrong override, a wrong group choice and a ``UserError`` each print one line and exit with status 1.
+    ``schema``: the dataclass of the command's settings; its paths and names reach the command as typed. A wrong
+    override, a wrong group choice and a ``UserError`` each print one line and exit with status 1.
     """
+    sys.argv[1:] = keep_text(sys.argv[1:], set(text_keys(schema)) if schema else set())
     # Hydra would print several lines and hide the exception; with this it raises, and we print one.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
 
@@ -43,6 +46,21 @@ def hydra_app(config_name: str, command: Callable[[DictConfig], object]) -> None
         _in_one_line(checked, config_name)
 
     _in_one_line(task, config_name)
+
+
+def keep_text(arguments: Sequence[str], keys: Set[str]) -> list[str]:
+    """The words of a command line, with the values of ``keys`` in quotes, so that Hydra reads them as plain text.
+
+    Null and what has quotes stay as they are, and so do the lists of a sweep.
+    """
+    sweep = bool({"-m", "--multirun"} & set(arguments))
+
+    def kept(word: str) -> str:
+        key, equals, value = word.partition("=")
+        special = value.lower() in ("", "null") or value[0] in "\"'" or (sweep and re.search(r"[,(]", value))
+        return word if key.lstrip("+") not in keys or special else f"{key}{equals}{quoted(value)}"
+
+    return [kept(word) for word in arguments]
 
 
 def check_choices(choices: Mapping[str, str]) -> None:

@@ -1,12 +1,14 @@
 """``python scripts/segment.py ckpt=VNET_RUN run=EVALUATED_RUN``: Dice per structure, as in Table 2."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from diffux2ct import build
+from diffux2ct.arguments import Count, Device, Split, Weights, read
 from diffux2ct.atomic import write_text
 from diffux2ct.cli.hydra_app import hydra_app
 from diffux2ct.data.prepared.dataset import PreparedDataset
@@ -16,11 +18,24 @@ from diffux2ct.reconstructors.segmentation import SegmentationTrainable
 from diffux2ct.training.settings import resolve_device
 
 
-def run(cfg: DictConfig) -> None:
-    """Score as ``cfg`` says; prints a table and writes dice.json."""
-    if cfg.weights not in ("ema", "raw"):
-        raise UserError(f"weights={cfg.weights}: choose ema or raw")
-    evaluation = None if cfg.run is None else find_evaluation(Path(cfg.run))
+@dataclass(frozen=True)
+class Segmentation:
+    """Keys of ``configs/segment.yaml``."""
+
+    ckpt: Path
+    run: Path | None
+    root: Path | None
+    split: Split | None
+    weights: Weights
+    device: Device
+    max_cases: Count | None
+    out: Path | None
+
+
+def run(config: DictConfig) -> None:
+    """Score as ``config`` says; prints a table and writes dice.json."""
+    cfg = read(Segmentation, config)
+    evaluation = None if cfg.run is None else find_evaluation(cfg.run)
     evaluated = {} if evaluation is None else read_metrics(evaluation)
     loaded = build.load_run(cfg.ckpt, cfg.device, cfg.weights)
     segmenter, trained = loaded.model, loaded.cfg
@@ -99,4 +114,4 @@ def default_folder(ckpt: Path, root: Path, split: str) -> Path:
 
 def main() -> None:
     """Console entry."""
-    hydra_app("segment", run)
+    hydra_app("segment", run, Segmentation)
