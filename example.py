@@ -1,7 +1,7 @@
 """Two X-rays in, a CT out: ``python example.py [RUN]``, after ``make demo`` has trained runs/demo.
 
-The patient is a procedural phantom that the model was not trained on. Replace the two arrays by X-rays of your own (files
-of radiographs, or arrays) and RUN by a run of your own.
+The patient is a procedural phantom that the model was not trained on. Replace the two arrays by X-rays of your own
+(files or arrays) and RUN by a run of your own.
 """
 
 import sys
