@@ -1,42 +1,42 @@
 """Find the CT scans in a raw folder: any folder, and the public data sets as they are downloaded.
 
-One file a data set. A source says which files are scans, of which patients and with which labels, and what else is
-there and why it is not used; docs/data.md shows the layouts. What is in the files is settled by ``volume_io``.
+One file a data set, with a function ``find_<name>`` that lists the scans, their patients and labels, and the files that
+are not used, with the reason (docs/data.md shows the layouts). ``data/io`` reads the files themselves.
 """
 
+import inspect
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 
-from diffux2ct.data.sources import ctpelvic1k, ctspine1k
 from diffux2ct.data.sources.common import Discovery, RawCase, Tree, walk
-from diffux2ct.data.sources.ctpelvic1k import find_ctpelvic1k
-from diffux2ct.data.sources.ctspine1k import find_ctspine1k
-from diffux2ct.data.sources.folder import find_folder
-from diffux2ct.data.sources.lidc_idri import find_lidc_idri
-from diffux2ct.data.sources.lumbarv import find_lumbarv
-from diffux2ct.data.sources.x2ct import find_x2ct
 from diffux2ct.errors import UserError
 
-__all__ = ["ORIGINS", "SOURCES", "Discovery", "RawCase", "discover"]
+__all__ = ["SOURCES", "Discovery", "RawCase", "discover"]
 
-SOURCES: dict[str, Callable[..., Discovery]] = {
-    "folder": find_folder,
-    "lidc_idri": find_lidc_idri,
-    "ctspine1k": find_ctspine1k,
-    "ctpelvic1k": find_ctpelvic1k,
-    "lumbarv": find_lumbarv,
-    "x2ct": find_x2ct,
-}
-ORIGINS: dict[str, tuple[str, ...]] = {"ctspine1k": ctspine1k.ORIGINS, "ctpelvic1k": ctpelvic1k.ORIGINS}
-"""The parts of the collections that have any."""
+
+def _functions() -> dict[str, Callable[..., Discovery]]:
+    """Every ``find_<name>`` of the files in this folder, by name: a new file is a new source."""
+    modules = [import_module(f"{__name__}.{file.name}") for file in iter_modules(__path__)]
+    return {
+        name.removeprefix("find_"): value
+        for module in modules
+        for name, value in vars(module).items()
+        if name.startswith("find_") and value.__module__ == module.__name__
+    }
+
+
+SOURCES = _functions()
 
 
 def discover(name: str, raw: str | Path, *, origins: Sequence[str] | None = None) -> Discovery:
-    """The scans under ``raw`` by the layout ``name``, and what there is not used.
+    """The scans under ``raw`` by the layout ``name`` (of ``SOURCES``), and the files that are not used.
 
-    name: folder, lidc_idri, ctspine1k, ctpelvic1k, lumbarv or x2ct. origins: which parts of a collection to use
-    (``ORIGINS``); None = all of CTSpine1K, and all of CTPelvic1K but COLONOG, whose scans CTSpine1K has too.
+    origins: which parts of a collection to use (``ORIGINS`` of its file); None = all of CTSpine1K, and all of
+    CTPelvic1K but COLONOG, whose scans CTSpine1K has too.
     Raises UserError for an unknown layout or part, a missing folder, or one that holds no scan.
     """
     if name not in SOURCES:
@@ -45,16 +45,18 @@ def discover(name: str, raw: str | Path, *, origins: Sequence[str] | None = None
     if not raw.is_dir():
         raise UserError(f"{raw}: no such folder; raw= is the folder that holds the CT scans")
     tree = walk(raw)
+    find = SOURCES[name]
+    parts = vars(sys.modules[find.__module__]).get("ORIGINS", ())
     origins = [origins] if isinstance(origins, str) else origins
-    if origins is None:
-        found = SOURCES[name](tree)
-    elif unknown := set(origins) - set(ORIGINS.get(name, ())):
-        known = ", ".join(ORIGINS.get(name, ())) or "none"
+    if unknown := set(origins or ()) - set(parts):
+        known = ", ".join(parts) or "none"
         raise UserError(f"dataset.prepare.origins={sorted(unknown)}: source {name} has the parts {known}")
-    elif name == "ctpelvic1k":
-        found = find_ctpelvic1k(tree, tuple(origins))
+    if origins is None:
+        found = find(tree)
+    elif "origins" in inspect.signature(find).parameters:
+        found = find(tree, tuple(origins))
     else:
-        found = _only(SOURCES[name](tree), origins, tree)
+        found = _only(find(tree), origins, tree)
     found = replace(found, left_out=sorted([*found.left_out, *tree.others]))
     if not found.cases:
         kinds = (
