@@ -28,7 +28,7 @@ from _common import HERE, skip, write_csv
 from diffux2ct.data.phantom import generate_dataset
 from diffux2ct.data.prepared.dataset import PreparedDataset
 from diffux2ct.errors import UserError
-from diffux2ct.evaluation.metric_info import metric_info
+from diffux2ct.evaluation.metric import metric_of
 from diffux2ct.evaluation.metric_set import FAMILIES, MetricSet
 from diffux2ct.evaluation.perception.weights import Unavailable
 from diffux2ct.evaluation.scored_case import ScoredCase
@@ -152,16 +152,15 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     cases = len({row["case"] for row in rows} - {"all"})
     lines = ["| metric | " + " | ".join(ANSWERS) + " |", "|---|" + "---:|" * len(ANSWERS)]
     for name in names:
-        info = metric_info(name)
-        arrow = "" if info is None else "↑" if info.larger_is_better else "↓"
-        title = name if info is None else f"{info.title} {arrow} {info.unit}".strip()
+        metric = metric_of(name)
+        title = f"{metric.title} {('', '↑', '↓')[metric.sign]} {metric.unit}".strip()
         found = {
             answer: [row[name] for row in rows if row["answer"] == answer and row.get(name) is not None]
             for answer in ANSWERS
         }
         if not any(found.values()):
             continue
-        digits = 3 if info is None or info.unit == "" else 1
+        digits = 3 if metric.unit == "" else 1
         of_a_set = any(row.get(name) is not None for row in rows if row["case"] == "all")
         cells = [
             (f"{np.mean(values):.{digits}f}" if values else "–")

@@ -9,8 +9,8 @@ from omegaconf import OmegaConf
 
 from diffux2ct import build
 from diffux2ct.diffusion.samplers import SAMPLERS
-from diffux2ct.evaluation.fidelity.distortion import METRICS
 from diffux2ct.evaluation.fidelity.protocols import PROTOCOLS
+from diffux2ct.evaluation.metric import function_names
 from diffux2ct.evaluation.metric_set import DEFAULT_FAMILIES, FAMILIES
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -37,7 +37,7 @@ def build_all(cfg) -> None:
     assert sum(p.numel() for p in model.parameters()) > 1000
     assert settings.max_steps >= 1
     assert cfg.sampler.name in SAMPLERS
-    assert set(cfg.metrics.names) <= set(METRICS)
+    assert set(cfg.metrics.names) <= set(function_names())
     assert set(cfg.metrics.families) <= set(FAMILIES)
     assert cfg.metrics.protocol in PROTOCOLS
     assert cfg.name

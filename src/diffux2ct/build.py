@@ -18,7 +18,7 @@ from torch import nn
 
 from diffux2ct.data.prepared.dataset import PreparedDataset
 from diffux2ct.errors import UserError
-from diffux2ct.evaluation.fidelity.distortion import METRICS
+from diffux2ct.evaluation.metric import function_keys, measure
 from diffux2ct.reconstructors.base import Reconstructor, Trainable
 from diffux2ct.training.checkpoints import checks as contents
 from diffux2ct.training.checkpoints import file as checkpoint
@@ -115,8 +115,9 @@ def build_validator(cfg: DictConfig) -> Validator | None:
     if split.is_file() and not json.loads(split.read_text())["val"]:
         return None
     dataset = build_dataset(cfg.dataset, "val")
-    metrics = {name: METRICS[name] for name in cfg.metrics.names}
-    return Validator(dataset, metrics, plain(cfg.sampler), as_window(cfg.dataset))
+    window = as_window(cfg.dataset)
+    metrics = {key: partial(measure, key, window=window) for key in function_keys(cfg.metrics.names)}
+    return Validator(dataset, metrics, plain(cfg.sampler), window)
 
 
 def build_metrics(cfg: DictConfig, device: torch.device, precision: str = "fp32") -> "MetricSet":
@@ -137,6 +138,7 @@ def build_metrics(cfg: DictConfig, device: torch.device, precision: str = "fp32"
     metrics = MetricSet.make(
         plain(cfg)["families"],
         cfg.protocol,
+        functions=plain(cfg)["names"],
         device=device,
         weights=cfg.weights,
         segmenter=segmenter,

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from diffux2ct.comparison.formats import as_csv, latex, markdown, page
-from diffux2ct.comparison.runs import CaseScores, ScoredRun, about, depends_on_segmenter, test_sets
+from diffux2ct.comparison.runs import CaseScores, ScoredRun, depends_on_segmenter, test_sets
 from diffux2ct.comparison.significance import statistics_marks
 from diffux2ct.comparison.table import build_table
+from diffux2ct.evaluation.metric import metric_of
 
 CASES = tuple(f"c{i}" for i in range(8))
 
@@ -30,7 +31,7 @@ def found_in(count: int, value: float) -> list[float]:
     return [value] * count + [np.nan] * (8 - count)
 
 
-METRICS = [about("psnr3d"), about("hd95_bone")]
+METRICS = [metric_of("psnr3d"), metric_of("hd95_bone")]
 
 
 def test_finding_less_is_never_best():
@@ -78,7 +79,7 @@ def test_what_a_network_segments(key, depends):
 
 
 def test_scores_by_different_networks_share_a_set_and_are_not_bold():
-    metrics = [about("psnr3d"), about("dice_heart")]
+    metrics = [metric_of("psnr3d"), metric_of("dice_heart")]
     first, second = {"run": "vnet", "step": 100}, {"run": "vnet", "step": 200}
     high, low = (
         {"psnr3d": [30.0] * 8, "dice_heart": [0.9] * 8},

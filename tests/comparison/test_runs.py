@@ -12,7 +12,6 @@ from tests.comparison.scored_runs import scored, with_distances
 from diffux2ct.comparison.formats import read_evaluation
 from diffux2ct.comparison.runs import (
     ScoredRun,
-    about,
     choose_metrics,
     differences,
     test_set_name,
@@ -22,6 +21,7 @@ from diffux2ct.comparison.seeds import merge_seeds
 from diffux2ct.comparison.significance import statistics_marks
 from diffux2ct.comparison.table import build_table
 from diffux2ct.errors import UserError
+from diffux2ct.evaluation.metric import metric_of
 
 
 def test_what_differs_in_the_scoring_parts_test_sets():
@@ -82,15 +82,19 @@ def test_a_run_without_cases_does_not_bring_those_of_others_together():
 
 
 def test_directions_and_units():
-    assert about("psnr3d").better(2.0, 1.0)
+    assert metric_of("psnr3d").better(2.0, 1.0)
     for key, unit in (("mae", "HU"), ("mae_bone", "HU"), ("hd95_sacrum", "mm"), ("implant_tip_mm", "mm"),
                       ("implant_axis_deg", "deg"), ("lpips", ""), ("fd_ct", "")):  # fmt: skip
-        assert about(key).better(1.0, 2.0), key
-        assert about(key).unit == unit, key
-    assert about("dice_bone").larger_is_better
-    assert about("implant_recall").larger_is_better
-    assert (about("psnr3d").title, about("psnr3d").unit, about("psnr3d").digits) == ("PSNR3D", "dB", 2)
-    assert (about("stranger").title, about("stranger").larger_is_better) == ("stranger", True)
+        assert metric_of(key).better(1.0, 2.0), key
+        assert metric_of(key).unit == unit, key
+    assert metric_of("dice_bone").larger_is_better
+    assert metric_of("implant_recall").larger_is_better
+    assert (metric_of("psnr3d").title, metric_of("psnr3d").unit, metric_of("psnr3d").digits) == (
+        "PSNR3D",
+        "dB",
+        2,
+    )
+    assert (metric_of("stranger").title, metric_of("stranger").larger_is_better) == ("stranger", None)
 
 
 def test_counts_of_a_case_are_no_metric():

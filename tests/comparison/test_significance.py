@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from tests.comparison.scored_runs import scored, with_distances
 
-from diffux2ct.comparison.runs import about, choose_metrics
+from diffux2ct.comparison.runs import choose_metrics
 from diffux2ct.comparison.significance import statistics_marks
+from diffux2ct.evaluation.metric import metric_of
 
 
 def test_only_differences_beyond_chance_are_left_unmarked():
@@ -87,7 +88,7 @@ def test_false_findings_are_as_rare_as_promised_whoever_chose_the_reference(refe
         values = rng.normal(20, 0.9, 13) + rng.normal(0, 0.45, (6, 13))
         runs = [scored(f"m{k}", row) for k, row in enumerate(values)]
         apart = [replace(r, cases=replace(r.cases, patients=r.cases.cases)) for r in runs]
-        tests = statistics_marks(apart, [about("psnr3d")], reference=reference).tests
+        tests = statistics_marks(apart, [metric_of("psnr3d")], reference=reference).tests
         found += any(test.significant for test in tests)
     # A standard error of 0.015; with only the tests shown counted, a chosen reference comes to 0.13.
     assert found / tables == pytest.approx(0.045, abs=0.03)

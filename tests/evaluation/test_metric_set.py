@@ -10,7 +10,7 @@ from diffux2ct.evaluation.anatomy.bones import bone_scores
 from diffux2ct.evaluation.case_metrics import Family
 from diffux2ct.evaluation.fidelity.distortion import psnr3d
 from diffux2ct.evaluation.fidelity.protocols import PROTOCOLS, score
-from diffux2ct.evaluation.metric_info import CASE_COUNTS, metric_info
+from diffux2ct.evaluation.metric import CASE_COUNTS, find_metric
 from diffux2ct.evaluation.metric_set import FAMILIES, MetricSet
 from diffux2ct.evaluation.perception.weights import Unavailable
 from diffux2ct.evaluation.scored_case import ScoredCase
@@ -44,7 +44,7 @@ def test_a_row_holds_what_each_family_says_of_reconstruction_and_floor(scored):
     assert row["implant_unseen"] is None
     own = {key for key in row if not key.startswith("floor_") and key not in CASE_COUNTS}
     assert {f"floor_{key}" for key in own} | own | set(CASE_COUNTS) == set(row)
-    assert all(metric_info(key) for key in own)
+    assert all(find_metric(key) for key in own)
 
 
 def test_what_even_the_truth_does_not_show_is_counted_apart(scored):

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from diffux2ct import build
 from diffux2ct.arguments import Count, Device, Precision, Seed, Split, Weights, Whole, read
 from diffux2ct.cli.hydra_app import hydra_app
-from diffux2ct.evaluation.metric_info import metric_info
+from diffux2ct.evaluation.metric import find_metric, metric_of
 from diffux2ct.evaluation.metric_set import DEFAULT_FAMILIES
 from diffux2ct.evaluation.runner import evaluate
 from diffux2ct.training.checkpoints.provenance import processor
@@ -99,34 +99,24 @@ def run(config: DictConfig) -> None:
 def score_table(summary: Mapping[str, Any]) -> str:
     """What the console shows of metrics.json: each score beside its floor, and a word where it is not better."""
     floors = summary["floor"]
-    keys = [key for key in summary if metric_info(key) or key in floors]
-    width = max((len(title(key)) for key in keys), default=0)
+    keys = [key for key in summary if find_metric(key) or key in floors]
+    titles = {key: metric_of(key).heading for key in keys}
+    width = max(map(len, titles.values()), default=0)
     cases = f"(floor: the mean training volume, {summary['num_cases']} cases)"
     lines = [f"{'':{width}}{'model':>10}{'floor':>10}   {cases}"]
     for key in keys:
-        line = f"{title(key):{width}}{summary[key]:10.3f}"
+        line = f"{titles[key]:{width}}{summary[key]:10.3f}"
         if key in floors:
-            line += f"{floors[key]:10.3f}" + (
-                "   no better than the floor" if not better(key, summary) else ""
-            )
+            metric = metric_of(key)
+            line += f"{floors[key]:10.3f}"
+            if metric.sign and not metric.better(summary[key], floors[key]):
+                line += "   no better than the floor"
         if key in summary["num_scored"]:
             line += f"   of {summary['num_scored'][key]} cases"
         lines.append(line)
     return "\n".join(
         [*lines, *(f"{name}: unavailable: {why}" for name, why in summary["unavailable"].items())]
     )
-
-
-def title(key: str) -> str:
-    """A metric's heading with its unit."""
-    info = metric_info(key)
-    return key if info is None else f"{info.title} ({info.unit})" if info.unit else info.title
-
-
-def better(key: str, summary: Mapping[str, Any]) -> bool:
-    """Whether a score is better than its floor; larger is better of what has no `MetricInfo`."""
-    info, difference = metric_info(key), summary[key] - summary["floor"][key]
-    return difference > 0 if info is None or info.larger_is_better else difference < 0
 
 
 def default_folder(path: Path, dataset: str, cfg: Evaluation, sampling: dict) -> Path:

@@ -14,6 +14,7 @@ from diffux2ct.comparison.pictures import CASES_STYLE, NO_PICTURES, Pictures
 from diffux2ct.comparison.runs import CaseScores, is_number, plural
 from diffux2ct.comparison.table import Cell, Column, Row, Table
 from diffux2ct.errors import UserError
+from diffux2ct.evaluation.metric import read_records
 from diffux2ct.evaluation.report.page import STYLE
 from diffux2ct.viz.viewer_page import VIEWER_SCRIPT, VIEWER_STYLE
 
@@ -305,6 +306,7 @@ def read_evaluation(folder: Path) -> tuple[dict[str, Any], CaseScores | None]:
     wrong = _wrong(summary)
     if wrong:
         raise UserError(f"{path}: not what evaluate.py writes: {wrong}; run evaluate.py again")
+    read_records(summary)
     cases = _read_cases(table) if table.is_file() else None
     told = summary.get("num_cases")
     if cases is not None and told is not None and told != len(cases.cases):

@@ -10,13 +10,13 @@ import numpy as np
 
 from diffux2ct.comparison.runs import (
     FLOOR_TOLERANCE,
-    MetricAbout,
     ScoredRun,
     depends_on_segmenter,
     differences,
     plural,
     test_set_name,
 )
+from diffux2ct.evaluation.metric import Metric
 
 SUPERSCRIPTS = "¹²³⁴⁵⁶⁷⁸⁹"
 
@@ -173,7 +173,7 @@ def _present(run: ScoredRun, key: str) -> frozenset[str] | None:
     return frozenset(case for case, has in zip(run.cases.cases, np.isfinite(values), strict=True) if has)
 
 
-def column_notes(sets: Sequence[Sequence[ScoredRun]], metrics: Sequence[MetricAbout]) -> list[str]:
+def column_notes(sets: Sequence[Sequence[ScoredRun]], metrics: Sequence[Metric]) -> list[str]:
     """In which columns no score is bold, and why."""
     segmented = [m.title for m in metrics if any(otherwise_segmented(group, m.key) for group in sets)]
     parted = [

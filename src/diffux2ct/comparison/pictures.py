@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Num
 
-from diffux2ct.comparison.runs import MetricAbout, ScoredRun
+from diffux2ct.comparison.runs import ScoredRun
 from diffux2ct.errors import UserError
+from diffux2ct.evaluation.metric import Metric, metric_of
 from diffux2ct.evaluation.report.cases import colour_bar, error_figure, figure
 from diffux2ct.evaluation.report.plots import compared_distributions
 from diffux2ct.evaluation.report.report import PLOT_NOTE, VIEWER_BUDGET, choose_cases, ranking_metric
-from diffux2ct.evaluation.report.tables import number, shown
+from diffux2ct.evaluation.report.tables import number
 from diffux2ct.viz.slices import ERROR_LIMIT, PLANES, WINDOWS, bone_centre, grey, orthoslices
 from diffux2ct.viz.viewer import PackedCase, Pane, next_allowance, pack_case, viewer_html
 
@@ -106,7 +107,7 @@ class Pictures:
 NO_PICTURES = Pictures()
 
 
-def distribution_section(runs: Sequence[ScoredRun], metrics: Sequence[MetricAbout]) -> str:
+def distribution_section(runs: Sequence[ScoredRun], metrics: Sequence[Metric]) -> str:
     """A plot a metric, a lane a run and one for the floor; empty where no run has a value per case.
 
     ``runs``: of one test set, so that they have the same cases.
@@ -188,7 +189,7 @@ def chosen_cases(run: ScoredRun, count: int) -> list[tuple[str, str]]:
 
 def _ranking(run: ScoredRun) -> str:
     key = ranking_metric(case_rows(run))
-    by = f"by {shown(key).title} of {run.name}" if key else f"in the order of {run.name}"
+    by = f"by {metric_of(key).title} of {run.name}" if key else f"in the order of {run.name}"
     return f"Best, median and worst case: {by}."
 
 
@@ -201,5 +202,5 @@ def _scores(runs: Sequence[ScoredRun], case: str) -> dict[str, str]:
         row = next((row for row in rows if row["case_id"] == case), {})
         value = None if key is None else number(row.get(key))
         if key is not None and value is not None:
-            told[run.name] = f"{shown(key).title} {shown(key).text(value)}"
+            told[run.name] = f"{metric_of(key).title} {metric_of(key).text(value)}"
     return told

@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from diffux2ct.errors import UserError
-from diffux2ct.evaluation.metric_info import CASE_COUNTS, metric_info
+from diffux2ct.evaluation.metric import CASE_COUNTS, Metric, find_metric, metric_of
 from diffux2ct.evaluation.statistics import ALPHA
 from diffux2ct.reconstructors.cost import Cost
 
@@ -22,35 +22,6 @@ HEADLINE = ("psnr3d", "psnr", "ssim", "ssim3d", "mae", "lpips", "dice_bone")
 
 NUM_DEFAULT_METRICS = 12
 """With more metrics than this a table is not readable: then only `HEADLINE` is shown unless more is asked for."""
-
-
-@dataclass(frozen=True)
-class MetricAbout:
-    """How a metric is shown: ``digits`` after the point, ``unit`` (dB, HU, mm, deg or none)."""
-
-    key: str
-    title: str
-    unit: str
-    larger_is_better: bool
-    digits: int
-    about: str
-
-    def better(self, a: float, b: float) -> bool:
-        """Whether ``a`` is a better score than ``b``."""
-        return a > b if self.larger_is_better else a < b
-
-
-_DIGITS = {"dB": 2, "HU": 1, "mm": 2, "deg": 1}
-
-
-def about(key: str) -> MetricAbout:
-    """How the metric ``key`` of metrics.json is shown; of one that nobody described, larger counts as better."""
-    info = metric_info(key)
-    if info is None:
-        return MetricAbout(key, key, "", True, 3, "")
-    return MetricAbout(
-        key, info.title, info.unit, info.larger_is_better, _DIGITS.get(info.unit, 3), info.about
-    )
 
 
 @dataclass(frozen=True)
@@ -154,7 +125,7 @@ def is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def choose_metrics(runs: Sequence[ScoredRun], wanted: Sequence[str] | None) -> list[MetricAbout]:
+def choose_metrics(runs: Sequence[ScoredRun], wanted: Sequence[str] | None) -> list[Metric]:
     """The metrics to show: those of ``wanted``, else those that the runs have; ["all"] leaves none out.
 
     Raises:
@@ -164,7 +135,7 @@ def choose_metrics(runs: Sequence[ScoredRun], wanted: Sequence[str] | None) -> l
     found: dict[str, None] = {}
     for run in runs:
         per_case = {} if run.cases is None else run.cases.scores
-        described = [key for key in run.summary if metric_info(key) is not None]
+        described = [key for key in run.summary if find_metric(key) is not None]
         for key in [*run.floor, *(k for k in per_case if not k.startswith("floor_")), *described]:
             if key not in CASE_COUNTS and run.score(key) is not None:
                 found.setdefault(key)
@@ -174,15 +145,15 @@ def choose_metrics(runs: Sequence[ScoredRun], wanted: Sequence[str] | None) -> l
         few = (
             found if len(found) <= NUM_DEFAULT_METRICS else [key for key in HEADLINE if key in found] or found
         )
-        return [about(key) for key in few]
+        return [metric_of(key) for key in few]
     if list(wanted) == ["all"]:
-        return [about(key) for key in found]
+        return [metric_of(key) for key in found]
     for key in wanted:
         if key not in found:
             near = difflib.get_close_matches(key, found, n=1)
             hint = f"did you mean {near[0]}? " if near else ""
             raise UserError(f"--metrics: no run has {key!r}; {hint}choose from {', '.join(found)}")
-    return [about(key) for key in dict.fromkeys(wanted)]
+    return [metric_of(key) for key in dict.fromkeys(wanted)]
 
 
 def test_sets(runs: Sequence[ScoredRun]) -> list[list[ScoredRun]]:

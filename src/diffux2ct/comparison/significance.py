@@ -10,13 +10,13 @@ import numpy as np
 from diffux2ct.comparison.notes import otherwise_segmented
 from diffux2ct.comparison.runs import (
     Difference,
-    MetricAbout,
     ScoredRun,
     plural,
     test_set_name,
     test_sets,
 )
 from diffux2ct.comparison.table import NOT_DIFFERENT, Marks
+from diffux2ct.evaluation.metric import Metric
 from diffux2ct.evaluation.statistics import (
     ALPHA,
     MIN_PATIENTS_INTERVAL,
@@ -31,7 +31,7 @@ from diffux2ct.evaluation.statistics import (
 
 def statistics_marks(
     runs: Sequence[ScoredRun],
-    metrics: Sequence[MetricAbout],
+    metrics: Sequence[Metric],
     *,
     intervals: bool = False,
     test: str | None = "permutation",
@@ -52,7 +52,7 @@ def statistics_marks(
 
 
 def _intervals(
-    runs: Sequence[ScoredRun], metrics: Sequence[MetricAbout]
+    runs: Sequence[ScoredRun], metrics: Sequence[Metric]
 ) -> tuple[dict[tuple[str, str], tuple[float, float]], list[str]]:
     found, few = {}, []
     for run in runs:
@@ -88,7 +88,7 @@ class _Made:
 
 
 def _tests(
-    sets: Sequence[Sequence[ScoredRun]], metrics: Sequence[MetricAbout], reference: str | None, test: str
+    sets: Sequence[Sequence[ScoredRun]], metrics: Sequence[Metric], reference: str | None, test: str
 ) -> tuple[list[Difference], list[str]]:
     made = _Made()
     for group in sets:
@@ -113,7 +113,7 @@ def _tests(
 
 
 def _test_set(
-    made: _Made, group: Sequence[ScoredRun], base: ScoredRun, metrics: Sequence[MetricAbout], test: str
+    made: _Made, group: Sequence[ScoredRun], base: ScoredRun, metrics: Sequence[Metric], test: str
 ) -> None:
     """Tests each run of a group against ``base``."""
     made.against.append(base.name)
@@ -179,16 +179,16 @@ def _too_few(base: ScoredRun, count: int) -> str:
 
 
 def _reference(
-    group: Sequence[ScoredRun], metrics: Sequence[MetricAbout], wanted: str | None
+    group: Sequence[ScoredRun], metrics: Sequence[Metric], wanted: str | None
 ) -> tuple[ScoredRun | None, bool]:
     """The run that the others are tested against, and whether its score chose it."""
     if wanted is not None:
         return next((run for run in group if run.name == wanted), None), False
     by = next((m for m in metrics if m.key == "psnr3d"), metrics[0])
     scored = [(score, run) for run in group if (score := run.score(by.key)) is not None]
-    if not scored:
+    if not scored or not by.sign:
         return group[0], False
-    return (max if by.larger_is_better else min)(scored, key=lambda pair: pair[0])[1], True
+    return (max if by.sign > 0 else min)(scored, key=lambda pair: pair[0])[1], True
 
 
 def _untestable(run: ScoredRun, base: ScoredRun, key: str) -> str:

@@ -13,7 +13,8 @@ from diffux2ct.comparison.notes import (
     otherwise_segmented,
     table_notes,
 )
-from diffux2ct.comparison.runs import Difference, MetricAbout, ScoredRun, test_sets
+from diffux2ct.comparison.runs import Difference, ScoredRun, test_sets
+from diffux2ct.evaluation.metric import Metric
 
 BELOW_FLOOR, NOT_DIFFERENT = "†", "≈"
 
@@ -84,7 +85,7 @@ NO_MARKS = Marks()
 
 def build_table(
     runs: Sequence[ScoredRun],
-    metrics: Sequence[MetricAbout],
+    metrics: Sequence[Metric],
     *,
     sort: str | None = None,
     marks: Marks = NO_MARKS,
@@ -108,7 +109,7 @@ def build_table(
         Column("parameters", "Parameters", "M"),
         Column("tflop", "TFLOP per volume"),
         Column("seconds", "Time per volume", "s"),
-        *(Column(m.key, m.title, m.unit, 1 if m.larger_is_better else -1, m.about) for m in metrics),
+        *(Column(m.key, m.title, m.unit, m.sign, m.about) for m in metrics),
     ]
     rows = []
     for number, group in enumerate(sets):
@@ -128,12 +129,12 @@ def build_table(
     return Table(tuple(columns), tuple(rows), notes, title, marks.tests)
 
 
-def sort_keys(metrics: Sequence[MetricAbout]) -> list[str]:
+def sort_keys(metrics: Sequence[Metric]) -> list[str]:
     """What a table may be sorted by."""
     return ["run", *COSTS, *(metric.key for metric in metrics)]
 
 
-def _order(sort: str, metrics: Sequence[MetricAbout]) -> Callable[[ScoredRun], tuple]:
+def _order(sort: str, metrics: Sequence[Metric]) -> Callable[[ScoredRun], tuple]:
     """Best first for a metric, smallest first for the rest; what is not known comes last."""
     metric = next((m for m in metrics if m.key == sort), None)
 
@@ -145,7 +146,7 @@ def _order(sort: str, metrics: Sequence[MetricAbout]) -> Callable[[ScoredRun], t
         value = _number(run, sort) if metric is None else run.score(sort)
         if value is None:
             return (True, 0.0)
-        return (False, -value if metric is not None and metric.larger_is_better else value)
+        return (False, -value if metric is not None and metric.sign > 0 else value)
 
     return key
 
@@ -183,15 +184,20 @@ def _three(value: float | int) -> str:
     return f"{value:.2e}" if 0 < value < 1e-4 else f"{value:#.3g}"
 
 
-def _score(run: ScoredRun, metric: MetricAbout, group: Sequence[ScoredRun], marks: Marks) -> Cell:
+def _score(run: ScoredRun, metric: Metric, group: Sequence[ScoredRun], marks: Marks) -> Cell:
     value = run.score(metric.key)
     if value is None:
         return Cell("–", None)
     others = [score for r in group if (score := r.score(metric.key)) is not None]
     fair = not other_cases(group, metric.key) and not otherwise_segmented(group, metric.key)
-    best = fair and len(others) > 1 and not any(metric.better(other, value) for other in others)
+    best = (
+        fair
+        and metric.sign != 0
+        and len(others) > 1
+        and not any(metric.better(other, value) for other in others)
+    )
     floor = run.floor.get(metric.key)
-    found = [BELOW_FLOOR] if floor is not None and not metric.better(value, floor) else []
+    found = [BELOW_FLOOR] if floor is not None and metric.sign and not metric.better(value, floor) else []
     test = next((t for t in marks.tests if (t.run, t.metric) == (run.name, metric.key)), None)
     found += [NOT_DIFFERENT] if test is not None and not test.significant else []
     spread, ends = run.spread.get(metric.key), marks.intervals.get((run.name, metric.key))
@@ -211,9 +217,7 @@ def _of(count: int | None, total: int | None) -> str:
     return "" if count is None or total is None or count >= total else f"{count} of {total}"
 
 
-def _floor(
-    group: Sequence[ScoredRun], metrics: Sequence[MetricAbout], letter: Sequence[Cell], number: int
-) -> Row:
+def _floor(group: Sequence[ScoredRun], metrics: Sequence[Metric], letter: Sequence[Cell], number: int) -> Row:
     name, run = "Floor: mean training volume", group[0]
     scores = []
     for metric in metrics:

@@ -16,17 +16,18 @@ from diffux2ct.comparison.pictures import (
     chosen_cases,
     distribution_section,
 )
-from diffux2ct.comparison.runs import MetricAbout, ScoredRun, test_set_name, test_sets
+from diffux2ct.comparison.runs import ScoredRun, test_set_name, test_sets
 from diffux2ct.data.io.ct_image import CtImage
 from diffux2ct.data.prepared.dataset import PreparedDataset
 from diffux2ct.errors import UserError
+from diffux2ct.evaluation.metric import Metric
 from diffux2ct.evaluation.scored_case import to_hu
 from diffux2ct.intensity import HU_WINDOW
 
 
 def illustrate(
     runs: Sequence[ScoredRun],
-    metrics: Sequence[MetricAbout],
+    metrics: Sequence[Metric],
     reference: ScoredRun | None = None,
     *,
     num_cases: int = 3,

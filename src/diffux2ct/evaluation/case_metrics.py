@@ -1,7 +1,7 @@
 """Metrics that score one case, in families: what is computed together. Each says under which keys it answers."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -15,9 +15,9 @@ from diffux2ct.evaluation.anatomy.implants import MAX_VOXEL_MM, implant_scores
 from diffux2ct.evaluation.anatomy.segmentation import Segmenter
 from diffux2ct.evaluation.anatomy.vertebra_matching import match_bodies
 from diffux2ct.evaluation.anatomy.vertebrae import measure_bodies, vertebra_errors
-from diffux2ct.evaluation.fidelity.distortion import Metric
 from diffux2ct.evaluation.fidelity.protocols import Protocol, score
 from diffux2ct.evaluation.fidelity.xray_consistency import residual_scores
+from diffux2ct.evaluation.metric import measure
 from diffux2ct.evaluation.perception.lpips import Lpips
 from diffux2ct.evaluation.perception.weights import Unavailable
 from diffux2ct.evaluation.scored_case import ScoredCase, to_hu
@@ -38,7 +38,7 @@ class Family(ABC):
         """
 
     def counts(self, case: ScoredCase) -> dict[str, int | None]:
-        """What is true of the case itself, of `metric_info.CASE_COUNTS`; None where it is not known."""
+        """What is true of the case itself, of `metric.CASE_COUNTS`; None where it is not known."""
         return {}
 
 
@@ -56,16 +56,16 @@ class Distortion(Family):
 
 
 class Functions(Family):
-    """Functions of two volumes [D, H, W] in [-1, 1], by name."""
+    """Functions of two volumes [D, H, W] by their keys; see `metric.function_keys`."""
 
     name = "functions"
 
-    def __init__(self, functions: Mapping[str, Metric]) -> None:
-        self.functions = functions
+    def __init__(self, keys: Sequence[str]) -> None:
+        self.keys = keys
 
     def score(self, case: ScoredCase, volumes: Tensor) -> list[Scores]:
-        """A key a function."""
-        return [{k: metric(v, case.volume[0]) for k, metric in self.functions.items()} for v in volumes]
+        """One key a function."""
+        return [{key: measure(key, v, case.volume[0], case.window) for key in self.keys} for v in volumes]
 
 
 class Perceptual(Family):

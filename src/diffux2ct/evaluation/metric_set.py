@@ -4,7 +4,7 @@ What cannot be computed (weights that are absent, volumes too small, cameras unk
 way to get it. Nothing else is put in its place.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,8 @@ from diffux2ct.evaluation.case_metrics import (
     Vertebrae,
     XrayConsistency,
 )
-from diffux2ct.evaluation.fidelity.distortion import METRICS, Metric
 from diffux2ct.evaluation.fidelity.protocols import protocol_named
-from diffux2ct.evaluation.metric_info import has_floor
+from diffux2ct.evaluation.metric import RECORDS_KEY, foreign_records, function_keys, function_names, metric_of
 from diffux2ct.evaluation.perception.ct_encoder import CtEncoder
 from diffux2ct.evaluation.perception.lpips import Lpips
 from diffux2ct.evaluation.perception.medclip import MedClipEncoder
@@ -47,6 +46,9 @@ FAMILIES = (
     "fid_medclip",
 )
 
+DEFAULT_NAMES = ("psnr", "psnr3d", "ssim", "ssim3d")
+"""Functions of two volumes that `evaluate` computes unless told otherwise."""
+
 DEFAULT_FAMILIES = tuple(name for name in FAMILIES if name != "distribution")
 """Of evaluate.py (configs/metrics); the CT encoder's distances take many seconds a volume."""
 
@@ -64,16 +66,12 @@ class MetricSet:
     _refused: dict[str, tuple[int, str]] = field(default_factory=dict)
 
     @classmethod
-    def of_functions(cls, metrics: Mapping[str, Metric] | Sequence[str] = METRICS) -> "MetricSet":
-        """Names of `METRICS`, or functions of two volumes [D, H, W] in [-1, 1] by name. UserError: an unknown name."""
-        if not metrics:
-            raise UserError(f"metrics: none named; choose from {', '.join(METRICS)}")
-        if not isinstance(metrics, Mapping):
-            for name in metrics:
-                if name not in METRICS:
-                    raise UserError(f"metrics: unknown metric {name!r}; choose from {', '.join(METRICS)}")
-            metrics = {name: METRICS[name] for name in metrics}
-        return cls([Functions(metrics)])
+    def of_functions(cls, names: Sequence[str]) -> "MetricSet":
+        """Functions of two volumes, see `metric.function_keys`. UserError: none, or an unknown name."""
+        keys = function_keys(names)
+        if not keys:
+            raise UserError(f"metrics: none named; choose from {', '.join(function_names())}")
+        return cls([Functions(keys)], context=_stored_records(keys))
 
     @classmethod
     def make(
@@ -81,13 +79,15 @@ class MetricSet:
         names: Sequence[str] | None,
         protocol: str = "paper",
         *,
+        functions: Sequence[str] = (),
         device: torch.device | str = "cpu",
         weights: str | Path | None = None,
         segmenter: Segmenter | None = None,
         precision: str = "fp32",
     ) -> "MetricSet":
-        """The families ``names`` (of `FAMILIES`) under a protocol (of `PROTOCOLS`).
+        """The families ``names`` (of `FAMILIES`) under a protocol (of `PROTOCOLS`), and functions of two volumes.
 
+        functions: see `metric.function_keys`; those that a family computes under the protocol are not repeated.
         weights: a folder of other people's networks, see `weights.find_weights`. segmenter: of `segmentation`, which is
         left out without one. precision: "bf16" or "fp32", of the segmenter alone. UserError: an unknown name, none at
         all, unreadable weights.
@@ -113,7 +113,8 @@ class MetricSet:
             "distribution": lambda: CtDistribution(CtEncoder.load(weights).to(device), device),
             "fid_medclip": lambda: MedClipDistribution(MedClipEncoder.load(weights), device),
         }
-        made = cls([], context={"protocol": protocol})
+        keys = [key for key in function_keys(functions) if key not in DEFAULT_NAMES]
+        made = cls([Functions(keys)] if keys else [], context={"protocol": protocol} | _stored_records(keys))
         for name in listed:
             try:
                 family = makers[name]()
@@ -140,7 +141,7 @@ class MetricSet:
             self._scored[family.name] = self._scored.get(family.name, 0) + 1
             own |= scores[0]
             counts |= family.counts(case)
-            floor |= {f"floor_{key}": value for key, value in scores[1].items() if has_floor(key)}
+            floor |= {f"floor_{key}": value for key, value in scores[1].items() if metric_of(key).floor}
         for family in self.set_families:
             family.add(case, volume, mean)
         return own | counts | floor
@@ -163,6 +164,11 @@ class MetricSet:
             floors |= floor
             about[family.name] = told
         return values, floors, about
+
+
+def _stored_records(keys: Sequence[str]) -> dict[str, Any]:
+    records = foreign_records(keys)
+    return {RECORDS_KEY: records} if records else {}
 
 
 def _needed(segmenter: Segmenter | None) -> Segmenter:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from diffux2ct.evaluation.metric_info import CASE_COUNTS
+from diffux2ct.evaluation.metric import CASE_COUNTS
 from diffux2ct.evaluation.metric_set import MetricSet
 from diffux2ct.evaluation.statistics import CONFIDENCE, NUM_RESAMPLES, bootstrap_interval
 

@@ -19,10 +19,9 @@ from tqdm import tqdm
 from diffux2ct.atomic import replaced_folder
 from diffux2ct.errors import UserError
 from diffux2ct.evaluation.contracts import EvaluationDataset, SupportsReconstruct
-from diffux2ct.evaluation.fidelity.distortion import METRICS, Metric
 from diffux2ct.evaluation.fidelity.xray_consistency import CaseXrays, ViewResidual
-from diffux2ct.evaluation.metric_info import metric_info
-from diffux2ct.evaluation.metric_set import MetricSet
+from diffux2ct.evaluation.metric import RECORDS_KEY, find_metric
+from diffux2ct.evaluation.metric_set import DEFAULT_NAMES, MetricSet
 from diffux2ct.evaluation.report.report import ReportCase, choose_cases, floor_panels, write_report
 from diffux2ct.evaluation.results import summarize
 from diffux2ct.evaluation.scored_case import ScoredCase, to_hu
@@ -32,7 +31,7 @@ XRAY_SOURCES = ("paired", "shuffled", "swapped")
 
 _OWN_KEYS = {"num_cases", "num_scored", "floor", "seconds_per_volume", "sampling", "seed", "xray_source"}
 _OWN_KEYS |= {"batch_size", "precision", "unavailable", "of_the_set", "protocol"}
-_OWN_KEYS |= {"intervals", "bootstrap", "left_out"}
+_OWN_KEYS |= {"intervals", "bootstrap", "left_out", RECORDS_KEY}
 
 
 def evaluate(
@@ -42,7 +41,7 @@ def evaluate(
     *,
     sampling: Mapping[str, Any],
     mean_volume: Float[Tensor, "1 d h w"],
-    metrics: MetricSet | Mapping[str, Metric] | Sequence[str] = METRICS,
+    metrics: MetricSet | Sequence[str] = DEFAULT_NAMES,
     seed: int = 0,
     context: Mapping[str, Any] | None = None,
     device: torch.device | str = "cpu",
@@ -62,7 +61,7 @@ def evaluate(
     Args:
         sampling: keyword arguments of ``reconstructor.reconstruct``.
         mean_volume: mean of the training volumes in [-1, 1], the answer of a method that sees no X-ray.
-        metrics: a `MetricSet`; or names from `METRICS`, or functions of two volumes [D, H, W] in [-1, 1] by name.
+        metrics: a `MetricSet`; or names of functions of two volumes, see `metric.function_keys`.
         seed: with a case's index in the dataset it seeds the generator of that case. With ``batch_size`` 1 a
             case's result therefore does not depend on the others; a larger batch shares its first case's.
         context: further entries for metrics.json and the report's header: run, dataset, split, sampler, ...
@@ -167,7 +166,7 @@ def _check(
         raise UserError(
             f"{out_dir}: holds something else than an evaluation; choose another folder or empty it"
         )
-    clash = sorted(key for key in context if key in _OWN_KEYS or metric_info(key))
+    clash = sorted(key for key in context if key in _OWN_KEYS or find_metric(key))
     if clash:
         raise ValueError(f"context may not redefine {', '.join(clash)}")
 

@@ -1,11 +1,9 @@
 import math
 
-import pytest
 import torch
 from torch.testing import assert_close
 
 from diffux2ct.evaluation.fidelity.distortion import TISSUES, mae_hu
-from diffux2ct.evaluation.metric_info import INFO, metric_info
 
 
 def volume(*values):
@@ -48,28 +46,3 @@ def test_tissues_share_out_all_voxels_so_that_their_weighted_mean_is_the_whole()
     }
     weighted = torch.stack([shares[name] * scores[f"mae_{name}"] for name in TISSUES]).sum(0)
     assert_close(weighted, scores["mae"], rtol=0, atol=1e-9)
-
-
-def test_every_metric_tells_its_unit_and_direction():
-    units = {"dB", "HU", "mm", "deg", ""}
-    for key, info in INFO.items():
-        assert info.unit in units, key
-        assert info.title, key
-        assert len(info.about.splitlines()) == 1, key
-        # In this field what counts in HU, mm or degrees is an error, and decibels are good.
-        assert info.unit == "" or info.larger_is_better == (info.unit == "dB"), key
-
-
-@pytest.mark.parametrize(
-    ("key", "title", "unit", "better"),
-    [("dice_left_hip", "Dice left hip", "", True), ("hd95_sacrum", "HD95 sacrum", "mm", False)],
-)
-def test_metrics_of_structures_are_described_by_their_name(key, title, unit, better):
-    info = metric_info(key)
-    assert info is not None
-    assert (info.title, info.unit, info.larger_is_better) == (title, unit, better)
-
-
-def test_what_is_no_metric_has_no_description():
-    assert [metric_info(key) for key in ("seconds", "dice", "dice_", "case_id")] == [None] * 4
-    assert metric_info("dice_bone") == INFO["dice_bone"]

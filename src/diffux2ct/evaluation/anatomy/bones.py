@@ -15,9 +15,12 @@ from torch import Tensor
 
 from diffux2ct.evaluation.anatomy.segmentation import FOREGROUND, Scores, Segmenter, dice_scores
 from diffux2ct.evaluation.anatomy.surfaces import Spacing, hd95
+from diffux2ct.evaluation.metric import Metric, computes, computes_keys
 
 BONE_HU = 226.0
 """Lower bound of the preset "Bone (CT)" of Mimics (Materialise), 226 to 3071 HU, which much of the literature uses."""
+
+GROUP = "Bones"
 
 MIN_PIECE_MM3 = 1000.0
 """Smaller connected pieces of what is above the threshold are noise, calcifications and bowel content, not bone."""
@@ -42,6 +45,23 @@ def fixed_hu_bone(
     return large[pieces]
 
 
+@computes(
+    Metric(
+        "dice_bone",
+        "Dice bone",
+        larger_is_better=True,
+        group=GROUP,
+        about=f"overlap of what exceeds {BONE_HU:g} HU in large pieces",
+    ),
+    Metric(
+        "hd95_bone",
+        "HD95 bone",
+        "mm",
+        larger_is_better=False,
+        group=GROUP,
+        about=f"95% Hausdorff distance of the surfaces of bone above {BONE_HU:g} HU",
+    ),
+)
 def bone_scores(
     prediction_hu: Num[np.ndarray, "d h w"], truth_hu: Num[np.ndarray, "d h w"], spacing: Spacing
 ) -> Scores:
@@ -55,6 +75,33 @@ def bone_scores(
         "dice_bone": 2.0 * int((prediction & truth).sum()) / size if size else None,
         "hd95_bone": hd95(prediction, truth, spacing),
     }
+
+
+@computes_keys
+def structure_metric(key: str) -> Metric | None:
+    """The record of dice_<structure>, hd95_<structure> and their variants labels_ and ceiling_; None of other keys."""
+    measure, _, structure = key.partition("_")
+    if measure not in ("dice", "hd95") or not structure:
+        return None
+    variant = next((v for v in ("labels", "ceiling") if structure.startswith(f"{v}_")), "")
+    name = structure.removeprefix(f"{variant}_").replace("_", " ")
+    if variant == "labels":
+        about = f"the {name}: a network's segmentation of the reconstruction against the true labels"
+    elif variant == "ceiling":
+        about = f"the {name}: a network's segmentation of the true volume against the labels, its best"
+    elif measure == "dice":
+        about = f"overlap of the {name} as a network segments it in both volumes"
+    else:
+        about = f"95% Hausdorff distance of the surfaces of the {name}, segmented in both volumes"
+    return Metric(
+        key,
+        f"{'Dice' if measure == 'dice' else 'HD95'} {name}{variant and f', {variant}'}",
+        "" if measure == "dice" else "mm",
+        larger_is_better=measure == "dice",
+        about=about,
+        group=GROUP,
+        floor=variant != "ceiling",
+    )
 
 
 def structure_scores(

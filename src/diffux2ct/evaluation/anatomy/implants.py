@@ -7,6 +7,7 @@ metal of the true volume. What the reconstruction shows is sought in its metal a
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from jaxtyping import Num, UInt8
@@ -28,6 +29,7 @@ from diffux2ct.evaluation.anatomy.metal_bars import (
 )
 from diffux2ct.evaluation.anatomy.rod_lines import RodCover, RodLine, bars_as_rods, cover_rod, rod_line
 from diffux2ct.evaluation.anatomy.surfaces import Spacing
+from diffux2ct.evaluation.metric import Metric, computes
 
 MAX_VOXEL_MM = 4.0
 """Coarser volumes are not measured: at 5 mm tips are 1.4 mm off in a perfect volume, and blur loses most screws."""
@@ -38,11 +40,12 @@ GATE_MM = 12.0
 _GATE_COSINE = 0.7  # 45 degrees
 _SHAFT, _SHAFT_MM = 0.6, 30.0  # share of a screw from the tip on, and mm, in which there is no head
 _BONE_HU = 200.0  # spongy bone around a tip
-_SATURATED_HU = (
-    1450.0  # the median of metal's voxels in a true volume clipped at 1476 or 1500; dense bone has 1100-1400
-)
+# The median of metal's voxels in a true volume clipped at 1476 or 1500; dense bone has 1100-1400.
+_SATURATED_HU = 1450.0
 _MIN_SCREW = 15.0  # mm; shorter labelled screws are stumps
 _NEAR = 5.0  # mm around dense voxels of the truth, in which nothing found counts as wrong
+
+_share, _error = (partial(Metric, group="Implants", larger_is_better=larger) for larger in (True, False))
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +81,17 @@ class ImplantScores:
     tips: list[float] = field(default_factory=list)
     angles: list[float] = field(default_factory=list)
 
+    @computes(
+        _share("implant_recall", "Implants found", about="share of true screws and rods that have a match"),
+        _share(
+            "implant_precision",
+            "Implants right",
+            about="share of reconstructed screws and rods that have a match",
+        ),
+        _error("implant_tip_mm", "Implant tip error", "mm", about="distance of matched tips"),
+        _error("implant_axis_deg", "Implant axis error", "deg", about="angle between matched axes"),
+        _error("implant_rod_mm", "Rod error", "mm", about="mean distance of matched rods' centre lines"),
+    )
     def as_row(self) -> dict[str, float | None]:
         """By the keys of per_case.csv."""
         names = ("recall", "precision", "tip_mm", "axis_deg", "rod_mm")

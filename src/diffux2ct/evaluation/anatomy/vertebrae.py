@@ -7,7 +7,8 @@ Frobin et al., Clin Biomech 12 (1997) S1). Arches and processes take no part.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -15,6 +16,7 @@ from scipy import ndimage
 
 from diffux2ct.data.labels import FIRST_OTHER, FIRST_SCREW, VERTEBRAE
 from diffux2ct.evaluation.anatomy.surfaces import Spacing
+from diffux2ct.evaluation.metric import Metric, computes
 
 RADIUS = 8.0  # mm around the body's axis: inside every thoracic and lumbar body, in front of the canal
 _MIN_VOLUME = 1500.0  # mm^3 of a whole vertebra: less is a fragment
@@ -74,6 +76,24 @@ def spacings(bodies: Mapping[int, VertebralBody]) -> dict[tuple[int, int], float
     }
 
 
+_error = partial(Metric, unit="mm", group="Vertebrae", larger_is_better=False)
+_METRICS = (
+    _error("vertebra_height_mm", "Vertebral height error", about="absolute error of the height of vertebrae"),
+    _error(
+        "vertebra_spacing_mm",
+        "Vertebral spacing error",
+        about="absolute error of the distance between neighbouring vertebrae",
+    ),
+    Metric(
+        "vertebra_found",
+        "Vertebrae found",
+        larger_is_better=True,
+        group="Vertebrae",
+        about="share of the true vertebrae that are found",
+    ),
+)
+
+
 @dataclass(frozen=True)
 class VertebraErrors:
     """Mean absolute errors of one case, mm: of heights and of spacings; None where nothing can be compared.
@@ -87,6 +107,9 @@ class VertebraErrors:
     heights: Mapping[int, float]
     spacings: Mapping[tuple[int, int], float]
 
+    @computes(
+        *_METRICS, *(replace(m, key=f"segmented_{m.key}", title=f"{m.title}, segmented") for m in _METRICS)
+    )
     def as_row(self) -> dict[str, float | None]:
         """By the keys of per_case.csv."""
         return {

@@ -6,7 +6,6 @@ only if their peak is the same: ``protocols.py`` has those of the field, and sco
 """
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from diffux2ct.evaluation.fidelity.ssim import structural_similarity
+from diffux2ct.evaluation.metric import Metric, computes, metric
 
 EXACT_DB = 100.0
 """What a slice (or volume) without any error scores in dB, where the formula gives infinity. X2CT-GAN's rule."""
@@ -46,6 +46,13 @@ def decibel(mean_squared_error: Float64[Tensor, "..."], peak: float | int = 1.0)
     return torch.where(mean_squared_error == 0, EXACT_DB, value)
 
 
+@metric(
+    "psnr3d",
+    title="PSNR3D",
+    unit="dB",
+    larger_is_better=True,
+    about="one mean squared error per volume; the number to compare methods by",
+)
 def psnr3d(prediction: Float[Tensor, "d h w"], target: Float[Tensor, "d h w"]) -> float:
     """Peak signal-to-noise ratio from one mean squared error over the whole volume, in dB.
 
@@ -56,6 +63,13 @@ def psnr3d(prediction: Float[Tensor, "d h w"], target: Float[Tensor, "d h w"]) -
     return float(decibel(axial.mean()))
 
 
+@metric(
+    "psnr",
+    title="PSNR",
+    unit="dB",
+    larger_is_better=True,
+    about="per slice, mean over three axes; a slice without any error counts as 100 dB",
+)
 def psnr(prediction: Float[Tensor, "d h w"], target: Float[Tensor, "d h w"]) -> float:
     """Slice-wise PSNR in dB: mean over the slices of each axis, then over the three axes.
 
@@ -68,6 +82,7 @@ def psnr(prediction: Float[Tensor, "d h w"], target: Float[Tensor, "d h w"]) -> 
     return float(torch.stack([decibel(error).mean() for error in errors]).mean())
 
 
+@metric("ssim", title="SSIM", larger_is_better=True, about="per slice, 7×7 window, mean over three axes")
 def ssim(prediction: Float[Tensor, "d h w"], target: Float[Tensor, "d h w"]) -> float:
     """Slice-wise structural similarity: 2D windows of 7x7, mean over slices, then over the three axes.
 
@@ -81,6 +96,7 @@ def ssim(prediction: Float[Tensor, "d h w"], target: Float[Tensor, "d h w"]) -> 
     return float(torch.stack([slices.mean() for slices in scores[:3]]).mean())
 
 
+@metric("ssim3d", title="SSIM3D", larger_is_better=True, about="7×7×7 window")
 def ssim3d(prediction: Float[Tensor, "d h w"], target: Float[Tensor, "d h w"]) -> float:
     """Structural similarity of the volume with one uniform window of 7x7x7 (skimage, data range 1).
 
@@ -92,12 +108,6 @@ def ssim3d(prediction: Float[Tensor, "d h w"], target: Float[Tensor, "d h w"]) -
     volume = structural_similarity(*_pair(prediction, target)).volume
     assert volume is not None
     return float(volume)
-
-
-Metric = Callable[[Tensor, Tensor], float]
-
-METRICS: dict[str, Metric] = {"psnr": psnr, "psnr3d": psnr3d, "ssim": ssim, "ssim3d": ssim3d}
-"""Metrics by name: ``metric(prediction, target)`` on volumes [D, H, W] in [-1, 1]. Larger is better."""
 
 
 def _pair(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,6 +133,34 @@ which a prepared volume tells nothing. The densest cortical bone may exceed it.
 """
 
 
+def _span(low: float, high: float) -> str:
+    if low == -math.inf:
+        return f"below {high:g} HU"
+    return f"from {low:g} HU" if high == math.inf else f"{low:g} to {high:g} HU"
+
+
+def _error(key: str, name: str, about: str) -> Metric:
+    return Metric(
+        key,
+        f"MAE{name}",
+        "HU",
+        larger_is_better=False,
+        group="Error in HU",
+        about=f"mean absolute error {about}",
+    )
+
+
+@computes(
+    _error("mae", "", "over all voxels"),
+    *(
+        _error(
+            f"mae_{name}",
+            " soft tissue" if name == "soft" else f" {name}",
+            f"where the truth is {_span(*span)}",
+        )
+        for name, span in TISSUES.items()
+    ),
+)
 def mae_hu(
     prediction: Float64[Tensor, "b d h w"], target: Float64[Tensor, "b d h w"]
 ) -> dict[str, Float64[Tensor, " b"]]:

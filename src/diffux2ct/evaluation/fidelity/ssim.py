@@ -20,6 +20,8 @@ import torch.nn.functional as F
 from jaxtyping import Float64
 from torch import Tensor
 
+from diffux2ct.evaluation.metric import Metric, computes
+
 WINDOW = 7
 """Side of the uniform window in voxels: scikit-image's default, which X2CT-GAN uses."""
 
@@ -45,6 +47,14 @@ def window_side(shape: tuple[int, ...] | torch.Size, largest: int = WINDOW) -> i
     return min(largest, shortest if shortest % 2 else shortest - 1)
 
 
+@computes(
+    *(
+        Metric(
+            f"ssim_{axis}", f"SSIM {axis}", larger_is_better=True, about=f"of {axis} slices only, 7×7 window"
+        )
+        for axis in ("axial", "coronal", "sagittal")
+    )
+)
 def structural_similarity(a: Volumes, b: Volumes, *, data_range: float = 1.0, volume: bool = True) -> Ssim:
     """SSIM of two batches of volumes whose values span ``data_range``.
 
@@ -130,20 +140,29 @@ def _window_sums(x: Tensor, side: int, dim: int) -> Tensor:
     return total
 
 
-# Multi-scale structural similarity of volumes (Wang, Simoncelli, Bovik, Asilomar 2003, in three dimensions).
+# Multi-scale structural similarity (Wang, Simoncelli and Bovik, Asilomar 2003), in three dimensions.
 
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 """Exponents from the finest scale to the coarsest."""
 
-WINDOW, SIGMA = 11, 1.5
+MS_WINDOW, SIGMA = 11, 1.5
+"""Side of the Gaussian window and its standard deviation, in voxels."""
 
 
 def scale_weights(shape: tuple[int, ...] | torch.Size) -> tuple[float, ...]:
     """The weights of the scales at which the window fits a volume of this shape; they sum to 1."""
-    fitting = [weight for k, weight in enumerate(WEIGHTS) if k == 0 or min(shape) >> k >= WINDOW]
+    fitting = [weight for k, weight in enumerate(WEIGHTS) if k == 0 or min(shape) >> k >= MS_WINDOW]
     return tuple(weight / sum(fitting) for weight in fitting)
 
 
+@computes(
+    Metric(
+        "ms_ssim3d",
+        "MS-SSIM3D",
+        larger_is_better=True,
+        about="multi-scale, Gaussian 11×11×11 window, as many of Wang's 5 scales as fit (4 at 128)",
+    )
+)
 def ms_ssim3d(
     a: Float64[Tensor, "b d h w"], b: Float64[Tensor, "b d h w"], *, data_range: float = 1.0
 ) -> Float64[Tensor, " b"]:
@@ -168,8 +187,8 @@ def ms_ssim3d(
 
 
 def _terms(a: Tensor, b: Tensor, c1: float, c2: float) -> tuple[Tensor, Tensor]:
-    """Luminance and contrast-structure maps, from means of s = a + b, d = a - b and their squares (see ssim.py)."""
-    side = window_side(a.shape[1:], WINDOW)
+    """Luminance and contrast-structure maps, from means of s = a + b, d = a - b and their squares."""
+    side = window_side(a.shape[1:], MS_WINDOW)
     s, d = a + b, a - b
     mean_s, mean_d, mean_ss, mean_dd = (_blurred(image, side) for image in (s, d, s * s, d * d))
     mean_s.square_()

@@ -15,6 +15,7 @@ from jaxtyping import Float, Num
 
 from diffux2ct.data.prepared.writer import read_case
 from diffux2ct.errors import UserError
+from diffux2ct.evaluation.metric import Metric, computes
 from diffux2ct.types import VIEWS
 from diffux2ct.xray.camera import Camera
 from diffux2ct.xray.drr import render_pair
@@ -115,6 +116,20 @@ def unavailable(record: Mapping[str, Any]) -> str | None:
     return f"case.json does not tell its {', '.join(missing)}; prepare it again" if missing else None
 
 
+def _residual(view: str, key: str, title: str, about: str) -> Metric:
+    return Metric(
+        f"xray_residual_{key}{view}",
+        f"X-ray residual, {view}{title}",
+        larger_is_better=False,
+        group="X-ray consistency",
+        about=f"{about} of re-projected and given line integrals; the truth itself has one below its full size",
+    )
+
+
+@computes(
+    *(_residual(view, "", "", "mean absolute difference") for view in VIEWS),
+    *(_residual(view, "rms_", ", RMS", "root mean square difference") for view in VIEWS),
+)
 def residual_scores(residuals: Mapping[str, ViewResidual]) -> dict[str, float]:
     """{"xray_residual_frontal", "xray_residual_rms_frontal", ... lateral}, line integrals."""
     return {

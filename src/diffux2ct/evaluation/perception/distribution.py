@@ -13,6 +13,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from diffux2ct.errors import UserError
+from diffux2ct.evaluation.metric import Metric, computes
 
 AXES = ("axial", "coronal", "sagittal")
 
@@ -82,6 +83,18 @@ class Moments:
         return self._scatter / (self.count - 1)
 
 
+def _distance(key: str, title: str, about: str) -> Metric:
+    return Metric(key, title, larger_is_better=False, group="Perceptual", about=about)
+
+
+@computes(
+    _distance(
+        "fid_medclip", "FID (MedCLIP)", "Fréchet distance of slices' features; falls with their number"
+    ),
+    _distance(
+        "fd_ct", "FD (CT encoder)", "Fréchet distance of volumes' features from a 3D CT encoder, not FID"
+    ),
+)
 def frechet_distance(
     a: Float[Tensor, "n c"] | Moments, b: Float[Tensor, "m c2"] | Moments
 ) -> FrechetDistance:
@@ -109,6 +122,9 @@ def frechet_distance(
     return FrechetDistance(max(value, 0.0), first.count, second.count)
 
 
+@computes(
+    _distance("kd_ct", "KD (CT encoder)", "unbiased kernel distance of the same features; may be negative")
+)
 def kernel_distance(
     a: Float[Tensor, "n c"],
     b: Float[Tensor, "m c2"],

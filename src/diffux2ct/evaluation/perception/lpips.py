@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffux2ct.errors import UserError
+from diffux2ct.evaluation.metric import Metric, computes
 from diffux2ct.evaluation.perception.weights import (
     Unavailable,
     find_weights,
@@ -56,6 +57,15 @@ class AlexNetTrunk(nn.Module):
         return features
 
 
+@computes(
+    Metric(
+        "lpips",
+        "LPIPS",
+        larger_is_better=False,
+        group="Perceptual",
+        about="perceptual distance of slices (AlexNet, v0.1), mean over three axes",
+    )
+)
 class Lpips(nn.Module):
     """Perceptual distance between images or volumes in [-1, 1]: 0 where they are equal, larger is worse.
 

@@ -12,7 +12,8 @@ from jaxtyping import Num, UInt8
 from PIL import Image
 
 from diffux2ct.evaluation.fidelity.xray_consistency import ViewResidual
-from diffux2ct.evaluation.report.tables import number, shown
+from diffux2ct.evaluation.metric import metric_of
+from diffux2ct.evaluation.report.tables import number
 from diffux2ct.viz.rendering import METAL_HU, RenderingUnavailable, render_case
 from diffux2ct.viz.slices import (
     BONE_HU,
@@ -133,7 +134,7 @@ def error_data_uri(error: Num[np.ndarray, "r c"], limit: float) -> str:
 
 
 def _scores(row: Mapping[str, Any], metrics: Sequence[str]) -> str:
-    scores = [(metric, number(row.get(metric.key))) for metric in map(shown, metrics)]
+    scores = [(metric, number(row.get(metric.key))) for metric in map(metric_of, metrics)]
     texts = [
         f"{escape(metric.title)} {value:.{metric.digits}f}" for metric, value in scores if value is not None
     ]

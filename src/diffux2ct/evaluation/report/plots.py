@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from diffux2ct.evaluation.report.tables import Shown, shown, values
+from diffux2ct.evaluation.metric import Metric, metric_of
+from diffux2ct.evaluation.report.tables import values
 
 FLOOR = "floor"
 """The lane of this name is drawn in grey."""
@@ -62,14 +63,14 @@ def compared_distributions(
 
 def _plots(metrics: Sequence[str], lanes_of: Callable[[str], Lanes], layout: _Layout) -> str:
     plots = []
-    for metric in map(shown, metrics):
+    for metric in map(metric_of, metrics):
         lanes = {name: cases for name, cases in lanes_of(metric.key).items() if cases}
         if any(len(cases) >= 2 for name, cases in lanes.items() if name != FLOOR):
             plots.append(_plot(metric, lanes, layout))
     return f"<div class=plots>{''.join(plots)}</div>" if plots else ""
 
 
-def _plot(metric: Shown, lanes: Lanes, layout: _Layout) -> str:
+def _plot(metric: Metric, lanes: Lanes, layout: _Layout) -> str:
     everything = [value for lane in lanes.values() for _, value in lane]
     ticks = _ticks(min(everything), max(everything))
     low, high = min(ticks[0], *everything), max(ticks[-1], *everything)
@@ -107,7 +108,7 @@ def _lane_name(name: str, middle: float, layout: _Layout) -> str:
     return f"<text x={layout.left} y={middle - layout.name_above} class=name>{escape(short)}</text>"
 
 
-def _lane(cases: Sequence[tuple[str, float]], middle: float, place: Any, metric: Shown, most: int) -> str:
+def _lane(cases: Sequence[tuple[str, float]], middle: float, place: Any, metric: Metric, most: int) -> str:
     numbers = np.array([value for _, value in cases])
     first, median, third = (place(float(q)) for q in np.quantile(numbers, (0.25, 0.5, 0.75)))
     box = f"<rect x={first} y={middle - 9} width={max(third - first, 0.5):.1f} height=18 class=box />"
@@ -124,7 +125,7 @@ def _lane(cases: Sequence[tuple[str, float]], middle: float, place: Any, metric:
     return box + dots + line
 
 
-def _in_words(name: str, cases: Sequence[tuple[str, float]], metric: Shown) -> str:
+def _in_words(name: str, cases: Sequence[tuple[str, float]], metric: Metric) -> str:
     numbers = [value for _, value in cases]
     least, most = metric.text(min(numbers)), metric.text(max(numbers))
     return f"{name} median {metric.text(float(np.median(numbers)))}, from {least} to {most}"

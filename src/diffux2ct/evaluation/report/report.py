@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Num
 
+from diffux2ct.evaluation.metric import metric_of
 from diffux2ct.evaluation.report.cases import Renderer, ReportCase, case_section, floor_section
 from diffux2ct.evaluation.report.page import SCRIPT, STYLE
 from diffux2ct.evaluation.report.plots import distributions
-from diffux2ct.evaluation.report.tables import case_table, facts, shown, summary_table, values
+from diffux2ct.evaluation.report.tables import case_table, facts, summary_table, values
 from diffux2ct.viz.slices import orthoslices
 from diffux2ct.viz.viewer import PackedCase, next_allowance, pack_case, viewer_html
 from diffux2ct.viz.viewer_page import VIEWER_SCRIPT, VIEWER_STYLE
@@ -47,7 +48,7 @@ def choose_cases(rows: Sequence[Mapping[str, Any]], count: int) -> list[tuple[st
     order = list(range(len(rows)))
     if by is not None:
         column = [value for _, value in values(rows, by)]
-        order.sort(key=lambda index: column[index], reverse=shown(by).larger_is_better is not False)
+        order.sort(key=lambda index: column[index], reverse=metric_of(by).sign >= 0)
     labels: dict[int, str] = {order[0]: "best" if len(rows) > 1 else "only"}
     labels.setdefault(order[-1], "worst")
     labels.setdefault(order[len(order) // 2], "median")

@@ -3,70 +3,12 @@
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
 from itertools import groupby
 from typing import Any
 
 from diffux2ct.evaluation.fidelity.protocols import PROTOCOLS
-from diffux2ct.evaluation.metric_info import CASE_COUNTS, metric_info
-
-_GROUPS = (
-    (("mae",), "Error in HU"),
-    (("lpips", "fid", "fd_", "kd_"), "Perceptual"),
-    (("dice", "hd95"), "Bones"),
-    (("implant",), "Implants"),
-    (("vertebra",), "Vertebrae"),
-    (("xray",), "X-ray consistency"),
-)
-_DIGITS = {"dB": 2, "HU": 1, "mm": 2, "deg": 1}
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A metric as the report shows it."""
-
-    key: str
-    title: str
-    unit: str
-    larger_is_better: bool | None
-    about: str
-
-    @property
-    def group(self) -> str:
-        """Heading under which it stands."""
-        return next((name for starts, name in _GROUPS if self.key.startswith(starts)), "Volume and slices")
-
-    @property
-    def digits(self) -> int:
-        """Decimals that are worth reading."""
-        return _DIGITS.get(self.unit, 3)
-
-    @property
-    def direction(self) -> str:
-        """Which way is better, in words; nothing where that is not known."""
-        if self.larger_is_better is None:
-            return ""
-        return "larger is better" if self.larger_is_better else "smaller is better"
-
-    def text(self, value: float, sign: bool = False) -> str:
-        """A value with its unit, rounded: "20.50 dB"."""
-        number = f"{value:{'+' if sign else ''}.{self.digits}f}"
-        return f"{number} {self.unit}" if self.unit else number
-
-    def side(self, difference: float) -> str:
-        """What a difference to the floor means: "better", "worse" or, of a metric without direction, nothing."""
-        if self.larger_is_better is None or difference == 0:
-            return ""
-        return "better" if (difference > 0) == self.larger_is_better else "worse"
-
-
-def shown(key: str) -> Shown:
-    """What is known of a metric, by its key in metrics.json; a stranger keeps its key and has no direction."""
-    info = metric_info(key)
-    if info is None:
-        return Shown(key, key, "", None, "")
-    return Shown(key, info.title, info.unit, info.larger_is_better, info.about)
+from diffux2ct.evaluation.metric import CASE_COUNTS, RECORDS_KEY, Metric, metric_of
 
 
 def number(value: Any) -> float | None:
@@ -89,7 +31,17 @@ LABELS = {"num_cases": "cases", "xray_source": "X-rays", "of_the_set": "metrics 
 """Header entries that read better under another name than their key in metrics.json."""
 
 _LEADING = ("dataset", "split", "sampler", "sampling", "seed", "num_cases", "seconds_per_volume")
-_ELSEWHERE = {"run", "root", "floor", "num_scored", "unavailable", "intervals", "bootstrap", "left_out"}
+_ELSEWHERE = {
+    "run",
+    "root",
+    "floor",
+    "num_scored",
+    "unavailable",
+    "intervals",
+    "bootstrap",
+    "left_out",
+    RECORDS_KEY,
+}
 
 
 def facts(summary: Mapping[str, Any], metrics: Sequence[str]) -> str:
@@ -133,7 +85,7 @@ def summary_table(
         "",
     ]
     head = "".join(f"<th scope=col>{column}</th>" for column in columns)
-    known = sorted((shown(key) for key in metrics), key=_group_order(metrics))
+    known = sorted((metric_of(key) for key in metrics), key=_group_order(metrics))
     protocol = PROTOCOLS.get(str(summary.get("protocol")))
     headline = None if protocol is None else protocol.headline
     parts = []
@@ -154,7 +106,7 @@ def _notes(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> lis
     notes = []
     protocol = PROTOCOLS.get(str(summary.get("protocol")))
     if protocol is not None:
-        headline = shown(protocol.headline).title
+        headline = metric_of(protocol.headline).title
         notes.append(f"Protocol {protocol.name}: {protocol.about}. Its number to quote is {headline}.")
     drawn = summary.get("bootstrap")
     if summary.get("intervals") and isinstance(drawn, Mapping):
@@ -173,12 +125,12 @@ def _group_order(metrics: Sequence[str]) -> Any:
     """Sorts by the group's first metric, so that groups and their members keep the order in which they were named."""
     first: dict[str, int] = {}
     for place, key in enumerate(metrics):
-        first.setdefault(shown(key).group, place)
+        first.setdefault(metric_of(key).group, place)
     return lambda metric: first[metric.group]
 
 
 def _summary_row(
-    metric: Shown,
+    metric: Metric,
     summary: Mapping[str, Any],
     rows: Sequence[Mapping[str, Any]],
     intervals: Mapping[str, Any],
@@ -200,11 +152,11 @@ def _summary_row(
     return f"<tr{kind}><th scope=row>{name}</th>{''.join(cells)}<td class=about>{note}</td></tr>"
 
 
-def _optional(metric: Shown, value: float | None) -> str:
+def _optional(metric: Metric, value: float | None) -> str:
     return "–" if value is None else escape(metric.text(value))
 
 
-def _difference(metric: Shown, value: float | None, floor: float | None) -> str:
+def _difference(metric: Metric, value: float | None, floor: float | None) -> str:
     if value is None or floor is None:
         return "<td>–</td>"
     side, text = metric.side(value - floor), escape(metric.text(value - floor, sign=True))
@@ -218,7 +170,8 @@ def _unavailable(reasons: Mapping[str, str], columns: int) -> str:
         reason, _, command = str(text).rpartition("; ")
         told = f"{escape(reason)}<br><code>{escape(command)}</code>" if reason else escape(command)
         lines.append(
-            f"<tr><th scope=row>{escape(shown(key).title)}</th><td colspan={columns - 1} class=about>{told}</td></tr>"
+            f"<tr><th scope=row>{escape(metric_of(key).title)}</th>"
+            f"<td colspan={columns - 1} class=about>{told}</td></tr>"
         )
     head = f"<tr class=group><th colspan={columns} scope=rowgroup>Unavailable here</th></tr>"
     return f"<tbody class=unavailable>{head}{''.join(lines)}</tbody>"
@@ -226,7 +179,7 @@ def _unavailable(reasons: Mapping[str, str], columns: int) -> str:
 
 def case_table(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> str:
     """Every case with its metrics, the floor of the same case in small; a click on a heading sorts."""
-    known = [shown(key) for key in metrics if any(True for _ in values(rows, key))]
+    known = [metric_of(key) for key in metrics if any(True for _ in values(rows, key))]
     counts = [key for key in CASE_COUNTS if any(True for _ in values(rows, key))]
     columns = ["Case", "Patient", *[metric.title for metric in known], *counts, "Seconds"]
     head = "".join(f"<th scope=col><button type=button>{escape(column)}</button></th>" for column in columns)
