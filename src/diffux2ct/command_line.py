@@ -10,6 +10,7 @@ SCRIPTS = {
     "evaluate": "evaluate.py",
     "compare": "scripts/compare.py",
     "drr": "scripts/synthesize_drr.py",
+    "export_model": "scripts/export_model.py",
     "export_x2ct": "scripts/export_x2ct.py",
     "fetch_weights": "scripts/fetch_weights.py",
     "plot_losses": "scripts/plot_losses.py",

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int16
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from diffux2ct import __version__, build
+from diffux2ct import __version__, load
 from diffux2ct.atomic import replaced_files, sha256_of, write_text
 from diffux2ct.data.io.camera_file import CameraFile, check_extent, geometry_differs, read_camera_files
 from diffux2ct.data.io.ct_image import triple
@@ -96,7 +96,7 @@ class Reconstruction:
 def load_model(ckpt: str | Path, device: str = "auto", weights: str = "ema") -> Reconstructor:
     """The trained model of a run or checkpoint, which `reconstruct` takes in place of the path."""
     _check_choice("weights", weights, ("ema", "raw"))
-    run = build.load_run(ckpt, device, weights)
+    run = load.load_run(ckpt, device, weights)
     run.reconstructor.__dict__["loaded_from"] = (run, weights)
     return run.reconstructor
 
@@ -119,7 +119,7 @@ def reconstruct(
 ) -> Reconstruction:
     """Reconstruct a CT from a frontal and a lateral X-ray; the same seed gives the same CT.
 
-    ckpt: a run folder, a checkpoint file, or a model of ``load_model``, which saves loading it again.
+    ckpt: a run folder, a checkpoint file, a model folder, or a model of ``load_model``, which saves loading it again.
     frontal, lateral: files (.npy line integrals, PNG, TIFF, JPEG, NIfTI, MHA, NRRD, DICOM), or arrays or tensors
     [rows, cols] with row 0 most inferior, columns toward the patient's left (frontal) or posterior (lateral), bone
     bright. Both must show the field of view that the model was trained on.
@@ -290,11 +290,11 @@ def _read_views(
 
 def _loaded(
     ckpt: str | Path | Reconstructor, device: str | None, weights: str | None
-) -> tuple[build.LoadedRun, str]:
+) -> tuple[load.LoadedRun, str]:
     """The run of a path or of a loaded model, and which weights it has."""
     if isinstance(ckpt, str | Path):
         weights = weights or "ema"
-        return build.load_run(ckpt, device or "auto", weights), weights
+        return load.load_run(ckpt, device or "auto", weights), weights
     if "loaded_from" not in vars(ckpt):
         raise UserError("ckpt: a model without its run; give a run folder or a model of load_model")
     for name, value in (("device", device), ("weights", weights)):
@@ -304,7 +304,7 @@ def _loaded(
 
 
 def _sample(
-    run: build.LoadedRun,
+    run: load.LoadedRun,
     xrays: Mapping[str, Tensor],
     seed: int,
     precision: str,
@@ -326,7 +326,10 @@ def _sample(
 
 
 def _trained_camera(dataset: DictConfig) -> tuple[str | None, Mapping[str, Any] | None]:
-    """Preset and geometry of the camera that a model was trained on; without its prepared folder, the preset alone."""
+    """Preset and geometry of the camera that a model was trained on; the geometry is None where neither the prepared
+    folder nor a model folder gives it."""
+    if dataset.get("camera"):  # of a model folder
+        return dataset.camera.preset, dataset.camera.geometry
     if (Path(dataset.root) / "dataset.json").is_file():
         description = read_description(dataset.root)
         return description.get("preset"), description.get("camera")

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import torch
 from omegaconf import DictConfig
 
-from diffux2ct import build
+from diffux2ct import build, load
 from diffux2ct.arguments import Count, Device, Precision, Seed, Split, Weights, Whole, read
 from diffux2ct.cli.hydra_app import hydra_app
 from diffux2ct.evaluation.metric import find_metric, metric_of
@@ -53,10 +53,10 @@ class Evaluation:
 def run(config: DictConfig) -> None:
     """Evaluate as ``config`` says; writes the ``evaluation/`` folder of the run."""
     cfg = read(Evaluation, config)
-    loaded = build.load_run(cfg.ckpt, cfg.device, cfg.weights)
+    loaded = load.load_run(cfg.ckpt, cfg.device, cfg.weights)
     trained = loaded.cfg
     sampling = loaded.sampling(cfg.sampler)
-    build.check_phantoms(trained.dataset, loaded.path)
+    load.check_phantoms(trained.dataset, loaded.path)
     dataset = build.build_dataset(trained.dataset, cfg.split, cfg.root)
     train_set = build.build_dataset(trained.dataset, "train")
     if cfg.max_cases is not None:
@@ -64,7 +64,7 @@ def run(config: DictConfig) -> None:
     name = Path(cfg.root).name if cfg.root else trained.dataset.name
     out = Path(cfg.out) if cfg.out else default_folder(loaded.path, name, cfg, sampling)
     device = resolve_device(cfg.device)
-    metrics = build.build_metrics(cfg.metrics, device, cfg.precision)
+    metrics = load.load_metrics(cfg.metrics, device, cfg.precision)
     torch.manual_seed(cfg.seed)
     summary = evaluate(
         loaded.reconstructor,
@@ -134,7 +134,7 @@ def default_folder(path: Path, dataset: str, cfg: Evaluation, sampling: dict) ->
     marks += [f"seed{cfg.seed}"] if cfg.seed else []
     marks += [f"eta{sampling['eta']:g}"] if sampling.get("eta") else []
     marks += ["z0"] if sampling.get("perturbation") == "zero" else []
-    marks += [path.stem] if path.stem != "last" else []
+    marks += [path.stem] if path.stem not in ("last", "model") else []
     folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     return folder / "evaluation" / "-".join(marks)
 

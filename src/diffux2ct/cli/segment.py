@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffux2ct import build
+from diffux2ct import build, load
 from diffux2ct.arguments import Count, Device, Split, Weights, read
 from diffux2ct.atomic import write_text
 from diffux2ct.cli.hydra_app import hydra_app
@@ -37,7 +37,7 @@ def run(config: DictConfig) -> None:
     cfg = read(Segmentation, config)
     evaluation = None if cfg.run is None else find_evaluation(cfg.run)
     evaluated = {} if evaluation is None else read_metrics(evaluation)
-    loaded = build.load_run(cfg.ckpt, cfg.device, cfg.weights)
+    loaded = load.load_run(cfg.ckpt, cfg.device, cfg.weights)
     segmenter, trained = loaded.model, loaded.cfg
     if not isinstance(segmenter, SegmentationTrainable):
         raise UserError(
@@ -50,7 +50,7 @@ def run(config: DictConfig) -> None:
             f"{evaluation}: does not tell the data set's folder; give it as root= (and split=, unless test)"
         )
     if root is None:
-        build.check_phantoms(trained.dataset, loaded.path)
+        load.check_phantoms(trained.dataset, loaded.path)
         root = trained.dataset.root
     dataset = PreparedDataset(
         root,

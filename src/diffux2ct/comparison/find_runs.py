@@ -12,7 +12,7 @@ import yaml
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
-from diffux2ct import build
+from diffux2ct import build, load
 from diffux2ct.command_line import as_typed
 from diffux2ct.comparison.formats import read_evaluation
 from diffux2ct.comparison.runs import ScoredRun
@@ -190,7 +190,7 @@ def count_cost(
 ) -> tuple[Cost | None, str]:
     """What a volume costs, counted on the meta device; None and a sentence why where the config does not build."""
     try:
-        build.check_targets(config.get("model"), folder or Path("config.yaml"))
+        load.check_targets(config.get("model"), folder or Path("config.yaml"))
         with torch.device("meta"):
             model = build.build_reconstructor(OmegaConf.create(config))
         if not isinstance(model, Reconstructor):

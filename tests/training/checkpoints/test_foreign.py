@@ -325,4 +325,4 @@ def test_what_the_run_wrote_is_taken_by_all_three(trained, phantoms, tmp_path):
     weight = load(path, "cpu").state_dict()[WEIGHT]
     average = checkpoint.load(path)["ema"][f"average.{WEIGHT}"]
     torch.testing.assert_close(weight, average, rtol=0, atol=0)
-    assert build.load_run(path, "cpu", "raw").step == 1
+    assert load.load_run(path, "cpu", "raw").step == 1

@@ -75,7 +75,9 @@ def load(path: Path) -> dict[str, Any]:
     if path.is_dir():
         path = path / "checkpoints" / "last.pt"
     if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint; give a run folder or a file under its checkpoints/")
+        raise UserError(
+            f"{path}: no such checkpoint; give a run folder, a file under its checkpoints/ or a model folder"
+        )
     sealed = _verify(path)
     try:
         with warnings.catch_warnings():
