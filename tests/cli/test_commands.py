@@ -93,7 +93,9 @@ def test_a_signal_ends_training_on_a_checkpoint_and_not_as_a_success(phantoms, t
     assert running.returncode == 130, err[-2000:]
     step = checkpoint.load(tmp_path / "runs/demo")["step"]
     last = err.strip().splitlines()[-1]
-    assert last == f"stopped at step {step} of 100000; the same command goes on from there"
+    assert last.startswith(
+        f"stopped at step {step} of 100000; the same command goes on from there: python train.py "
+    )
     assert "evaluate.py" not in out + err
 
 

@@ -122,7 +122,7 @@ def test_a_run_says_first_what_it_is_and_where_it_goes_on(go, capsys):
     words = "6 cases, batch 4, bf16 on cpu (one process); starting from step 0 of 1"
     assert re.search(rf"told: \d\.\d\d M parameters, {re.escape(words)}$", opening), opening
     go("told", "trainer.max_steps=2", "model=x_ctrsnet_like")
-    assert "going on from step 1 of 2" in capsys.readouterr().err
+    assert "continuing from step 1 of 2" in capsys.readouterr().err
     go("told", "trainer.max_steps=2", "model=x_ctrsnet_like")
     assert "at step 2 of 2 already: raise trainer.max_steps" in capsys.readouterr().err
 

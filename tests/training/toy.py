@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from diffux2ct.reconstructors.base import Objective, Trainable
+from diffux2ct.training.checkpoints.resume import case_digest, find_resume, make_room
 from diffux2ct.training.loggers import CsvLogger, Loggers
 from diffux2ct.training.loop import stepping_back, train
 from diffux2ct.training.settings import TrainerSettings
@@ -59,21 +60,26 @@ class Cases(torch.utils.data.Dataset):
 
 
 def train_toy(run_dir: Path, blow_up=lambda seeds: 1.0, cases: Cases | None = None, **settings) -> Path:
-    run_dir.mkdir(parents=True, exist_ok=True)
+    cases = cases or Cases()
     defaults = {"max_steps": 20, "precision": "fp32", "device": "cpu", "log_every": 1, "ema_decay": 0.9}
     chosen = TrainerSettings(**(defaults | settings))
     config = {"trainer": {"max_steps": chosen.max_steps, "lr_schedule": chosen.lr_schedule}}
-    return stepping_back(
-        lambda settings, step_backs: train(
+    resume = find_resume(run_dir, chosen.resume, config, cases=case_digest(cases))
+    make_room(run_dir, resume)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    ended = stepping_back(
+        lambda step_backs: train(
             lambda: Toy(blow_up),
-            cases or Cases(),
+            cases,
             None,
             lambda parameters: torch.optim.Adam(parameters, 1e-2),
             lambda step: Loggers([CsvLogger(run_dir, step)]),
-            settings,
+            chosen,
             run_dir,
             config,
+            find_resume(run_dir, "auto", config, pass_over=int(step_backs > 1)) if step_backs else resume,
             step_backs,
         ),
         chosen,
     )
+    return ended.checkpoint

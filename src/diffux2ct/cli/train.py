@@ -3,11 +3,11 @@
 import hashlib
 import os
 import re
-import shutil
+import shlex
 import sys
-from collections.abc import Callable, Sequence
-from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -17,25 +17,22 @@ from omegaconf import DictConfig, OmegaConf
 from diffux2ct import build
 from diffux2ct.cli import run_main
 from diffux2ct.cli.hydra_app import hydra_app
-from diffux2ct.command_line import as_typed
-from diffux2ct.errors import UserError
+from diffux2ct.command_line import as_typed, command
+from diffux2ct.errors import Stopped, UserError
 from diffux2ct.training.checkpoints.provenance import record_provenance
-from diffux2ct.training.checkpoints.resume import case_digest, find_resume
-from diffux2ct.training.loop import stepping_back, train
+from diffux2ct.training.checkpoints.resume import case_digest, find_resume, make_room
+from diffux2ct.training.divergence import Diverged
+from diffux2ct.training.loop import Ended, stepping_back, train
 from diffux2ct.training.processes import distributed
-from diffux2ct.training.processes.failures import told_in_one_line
-from diffux2ct.training.settings import resolve_device
-
-# Options of `launcher` that come with an extra: its name, and the plugin's package.
-LAUNCHERS = {
-    "slurm": ("slurm", "hydra_plugins.hydra_submitit_launcher"),
-    "joblib": ("joblib", "hydra_plugins.hydra_joblib_launcher"),
-}
+from diffux2ct.training.processes.failures import known_failures_in_one_line
+from diffux2ct.training.processes.launchers import check_launcher
+from diffux2ct.training.settings import TrainerSettings, resolve_device
 
 
-@told_in_one_line()
+@known_failures_in_one_line()
 def run(cfg: DictConfig) -> None:
     """Train as ``cfg`` says; writes ``cfg.run_dir``."""
+    # Check the settings, before anything is read or written.
     cfg = cfg.copy()
     run_dir = Path(cfg.run_dir + sweep_suffix())
     cfg.run_dir = str(run_dir)
@@ -44,26 +41,36 @@ def run(cfg: DictConfig) -> None:
     build.check_optimizer(cfg)
     rank, world = distributed.start()
     settings.check_world(world)
-    if rank == 0:  # one process makes the phantoms, the others wait for them
-        if settings.checkpoint_stages and "denoiser" not in cfg.model:
-            print(
-                "warning: trainer.checkpoint_stages: no effect, this model has no denoiser", file=sys.stderr
-            )
+    if rank == 0 and settings.checkpoint_stages and "denoiser" not in cfg.model:
+        print("warning: trainer.checkpoint_stages: no effect, this model has no denoiser", file=sys.stderr)
+
+    # Open the data; one process generates phantoms where they are missing, the others wait for it.
+    if rank == 0:
         build.ensure_dataset(cfg.dataset)
     distributed.barrier()
     train_set = build.build_dataset(cfg.dataset, "train")
+    validator = build.build_validator(cfg)
+
+    # Load the previous checkpoint and decide how long to train.
     settings = settings.with_steps_for(len(train_set))
     cfg.trainer.max_steps = settings.max_steps
     config = build.plain(cfg)
-    # Refuses before the run's folder is written.
-    find_resume(run_dir, settings.resume, config, quiet=True, cases=case_digest(train_set))
-    validator = build.build_validator(cfg)
+    find = partial(find_resume, run_dir, config=config, quiet=rank != 0, cases=case_digest(train_set))
+    resume = find(settings.resume)
+    distributed.barrier()  # every process has read it before the run's folder changes
+
+    # Begin or continue the run's folder.
     if rank == 0:
+        if note := make_room(run_dir, resume):
+            print(note, file=sys.stderr)
         run_dir.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
         record_provenance(run_dir / "provenance.json", cfg.dataset.root, settings.num_threads)
-    path = stepping_back(
-        lambda settings, step_backs: train(
+    distributed.barrier()
+
+    # Train, and say why training ended and how to continue.
+    def attempt(step_backs: int) -> Ended:
+        return train(
             lambda: build.build_reconstructor(cfg),
             train_set,
             validator,
@@ -72,17 +79,60 @@ def run(cfg: DictConfig) -> None:
             settings,
             run_dir,
             config,
+            find("auto", pass_over=int(step_backs > 1)) if step_backs else resume,
             step_backs,
-        ),
-        settings,
-    )
+        )
+
+    with _naming_the_next_command():
+        ended = stepping_back(attempt, settings)
     if rank == 0:
-        script = "evaluate.py" if build.reconstructs(cfg) else "scripts/segment.py"
-        print(f"checkpoint: {path}\nnext: python {script} {as_typed('ckpt', str(run_dir))}")
+        use = command("evaluate" if build.reconstructs(cfg) else "segment")
+        print(f"{why_ended(ended, settings)}\ncheckpoint: {ended.checkpoint}")
+        print(f"next: {use} {as_typed('ckpt', str(run_dir))}")
+
+
+def why_ended(ended: Ended, settings: TrainerSettings) -> str:
+    """Why a run ended, with the command that continues it where one can."""
+    if ended.by == "max_minutes":
+        place = f"max_minutes={settings.max_minutes:g} reached at step {ended.step} of {settings.max_steps}"
+        # Time counts over all parts of a run: the same command would end at once.
+        return f"{place}; continue with: {typed_again(max_minutes=2 * (settings.max_minutes or 1))}"
+    budget = "max_steps" if settings.max_epochs is None else "max_epochs"
+    place = f"{budget}={getattr(settings, budget):g} reached at step {ended.step}"
+    if settings.lr_schedule != "constant":
+        return f"{place}; lr_schedule={settings.lr_schedule} ends here"
+    return f"{place}; continue with: {typed_again(**{budget: 2 * getattr(settings, budget)})}"
+
+
+def typed_again(**changes: float | int) -> str:
+    """The command that this process was started with, with these keys of ``trainer`` replaced."""
+    words = sys.argv[1:] if HydraConfig.initialized() else []
+    kept = [word for word in words if word.partition("=")[0] not in {f"trainer.{key}" for key in changes}]
+    added = [f"trainer.{key}={value:.12g}" for key, value in changes.items()]
+    # Resuming is the default; the earlier choice would begin again.
+    kept = [word for word in kept if not word.startswith("trainer.resume=")]
+    start, processes = command("train"), int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1 and start.startswith("python ") and os.environ.get("LOCAL_WORLD_SIZE") == str(processes):
+        start = f"torchrun --nproc-per-node={processes} {start.removeprefix('python ')}"
+    return " ".join([start, *map(shlex.quote, kept + added)])
+
+
+@contextmanager
+def _naming_the_next_command() -> Iterator[None]:
+    try:
+        yield
+    except Stopped as stopped:
+        raise Stopped(f"{stopped}: {typed_again()}" if str(stopped) else "", stopped.signal) from None
+    except Diverged as diverged:
+        if "the last checkpoint is intact" not in str(diverged):
+            raise
+        raise UserError(
+            f"{diverged}; continue with: {typed_again()} trainer.on_divergence=step_back"
+        ) from diverged
 
 
 def sweep_suffix() -> str:
-    """In a sweep, what sets this run apart from its sisters, so that each has its own folder."""
+    """In a sweep, the overrides of this run as a part of its folder's name."""
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         return ""
     overrides = [
@@ -95,43 +145,16 @@ def sweep_suffix() -> str:
     return f"-{slug}" if slug else ""
 
 
-def check_launcher(arguments: Sequence[str]) -> None:
-    """UserError where the command line names a launcher that has no plugin or Slurm here, or that needs a sweep."""
-    chosen = [word.partition("=")[2] for word in arguments if word.startswith("launcher=")]
-    name = chosen[-1] if chosen else ""
-    if name not in LAUNCHERS:
-        return
-    extra, plugin = LAUNCHERS[name]
-    if find_plugin(plugin) is None:
-        raise UserError(
-            f"launcher={name}: its plugin is not installed; pip install -c constraints.txt 'diffux2ct[{extra}]'"
-        )
-    if not {"-m", "--multirun", "--help", "--cfg", "-h", "-c"} & set(arguments):
-        raise UserError(
-            f"launcher={name}: starts the runs of a sweep; add -m (scripts/train_slurm.sh: one run)"
-        )
-    if name == "slurm" and {"-m", "--multirun"} & set(arguments) and shutil.which("srun") is None:
-        raise UserError("launcher=slurm: this machine has no srun; start it on a Slurm cluster's login node")
-
-
-def find_plugin(name: str) -> ModuleSpec | None:
-    """Where a Hydra plugin lies, None where it is not installed."""
-    try:
-        return find_spec(name)
-    except ModuleNotFoundError:  # no plugin at all
-        return None
-
-
 def main() -> None:
     """Console entry."""
     run_main(lambda: check_launcher(sys.argv[1:]))
     hydra_app("train", recorded(run))
 
 
-def recorded(command: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
-    """Under torchrun, tell it this process's own error, which it then shows as the root cause; else as it is."""
+def recorded(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
+    """Under torchrun, record this process's own error, which torchrun then shows as the root cause."""
     if "TORCHELASTIC_ERROR_FILE" not in os.environ:
-        return command
+        return task
     from torch.distributed.elastic.multiprocessing.errors import record
 
-    return record(command)
+    return record(task)

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from diffux2ct.errors import Stopped
 from diffux2ct.reconstructors.base import Trainable
+from diffux2ct.training.checkpoints.resume import Resume
 from diffux2ct.training.divergence import Diverged
 from diffux2ct.training.loggers import Loggers
 from diffux2ct.training.processes import distributed
@@ -19,6 +20,15 @@ from diffux2ct.training.run import start
 from diffux2ct.training.settings import TrainerSettings
 from diffux2ct.training.state import OptimizerFactory
 from diffux2ct.training.validation import Validator
+
+
+@dataclass
+class Ended:
+    """How a run ended. ``by``: the budget's key, ``max_steps`` or ``max_minutes``."""
+
+    checkpoint: Path
+    by: str
+    step: int
 
 
 def train(
@@ -30,17 +40,18 @@ def train(
     settings: TrainerSettings,
     run_dir: Path,
     config: dict[str, Any],
+    resume: Resume | None = None,
     step_backs: int = 0,
-) -> Path:
-    """Train until ``max_steps`` or ``max_minutes``; returns the last checkpoint's path.
+) -> Ended:
+    """Train until ``max_steps`` or ``max_minutes``, from ``resume`` on if given.
 
     All randomness is f(seed, step, sample): a resumed run equals an undisturbed one bit for bit on one device,
-    and neither data order nor noise depends on the number of processes. Raises UserError for a changed config,
-    an uneven batch and what fails around it; Diverged for a loss that is no longer finite or explodes; Stopped,
-    with the checkpoint written, after a signal.
+    and neither data order nor noise depends on the number of processes. Raises UserError for an uneven batch and
+    failures of files and processes; Diverged for a loss that is no longer finite or explodes; Stopped, with the
+    checkpoint written, after a signal.
     """
     # 1. Validate, build and resume.
-    run = start(make_reconstructor, train_set, make_optimizer, settings, run_dir, config, step_backs)
+    run = start(make_reconstructor, train_set, make_optimizer, settings, run_dir, config, resume, step_backs)
     state, rank, began = run.state, run.rank, run.state.step
     if rank == 0:
         print(run.opening(), file=sys.stderr)
@@ -52,7 +63,7 @@ def train(
         profiled(settings.profile, run_dir, rank) as trace_step,
     ):
         if settings.on_divergence == "step_back" and began == 0:
-            run.save()  # there must be something to step back to
+            run.save()  # a state to step back to
         while not progress.finished():
             # 2. Step each objective in order, on the same batch.
             losses = run.step(progress.wait_for(run.next_parts))
@@ -70,7 +81,7 @@ def train(
                 if best or run.is_due(settings.checkpoint_every):
                     run.save(best)
 
-        # 5. End on a checkpoint, and say where the run stands.
+        # 5. End on a checkpoint, validated.
         progress.close()
         saved = run.save()
         stopped_by = distributed.agree(stop.received)
@@ -84,25 +95,26 @@ def train(
         where = "there" if saved else "the last checkpoint, for the loss is no longer good"
         place = f"stopped at step {state.step} of {settings.max_steps}; the same command goes on from {where}"
         raise Stopped(place if rank == 0 else "", stopped_by)
-    return run_dir / "checkpoints" / "last.pt"
+    by = "max_steps" if state.step >= settings.max_steps else "max_minutes"
+    return Ended(run_dir / "checkpoints" / "last.pt", by, state.step)
 
 
-def stepping_back(attempt: Callable[[TrainerSettings, int], Path], settings: TrainerSettings) -> Path:
-    """What ``attempt(settings, step_backs)``, a call of ``train``, returns, tried again where it diverges.
+def stepping_back(attempt: Callable[[int], Ended], settings: TrainerSettings) -> Ended:
+    """Call ``attempt(step_backs)``, which calls ``train``, and call it again where it diverges.
 
-    With ``on_divergence=step_back`` each try goes on from the last checkpoint with other batches and noise, so that it
-    does not meet the same step again; from the second on from the one before it, since weights may be spoilt before a
-    loss shows it. Raises Diverged after ``max_step_backs`` of them, and at once with ``stop``.
+    With ``on_divergence=step_back`` each attempt after the first resumes from this run's last checkpoint with other
+    batches and noise, so that it does not meet the same step again; from the second step back on from the one before
+    it, since weights may be bad before a loss shows it. Raises Diverged after ``max_step_backs`` of them, and at once
+    with ``stop``.
     """
     step_backs = 0
     while True:
         try:
-            return attempt(settings, step_backs)
+            return attempt(step_backs)
         except Diverged as diverged:
             if settings.on_divergence != "step_back" or diverged.step_backs >= settings.max_step_backs:
                 raise
             step_backs = diverged.step_backs + 1
-            settings = replace(settings, resume="auto")  # from this run's own last checkpoint
             reason = str(diverged).split(";")[0]
             place = "the last checkpoint" if step_backs == 1 else "the checkpoint before the last"
             count = f"{step_backs} of {settings.max_step_backs}"

@@ -1,4 +1,4 @@
-"""A run set up: its place among the processes, its model and state, resumed; and what the loop does with them."""
+"""A run: its place among the processes, its model and state, and the operations of the loop on them."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ from diffux2ct.errors import UserError
 from diffux2ct.reconstructors.base import Objective, Trainable
 from diffux2ct.reconstructors.cost import step_flops
 from diffux2ct.training.checkpoints import file as checkpoint
-from diffux2ct.training.checkpoints.resume import case_digest, find_resume
+from diffux2ct.training.checkpoints.resume import Resume, case_digest
 from diffux2ct.training.divergence import Diverged, LossWatch, write_bad_batch
 from diffux2ct.training.loggers import Loggers
 from diffux2ct.training.processes import distributed
@@ -33,7 +33,7 @@ _STEP_BACK_SEEDS = 15_485_863
 
 @dataclass
 class Run:
-    """What ``start`` built and each step needs; the same on every rank but for ``rank`` and its share of the data.
+    """All that ``start`` builds and a step needs; the same on every rank but for ``rank`` and its share of the data.
 
     ``draws``: the settings with the seed of batches and noise, which a step back changes.
     """
@@ -54,7 +54,7 @@ class Run:
     stop: StopSignal
 
     def opening(self) -> str:
-        """What is about to happen, in one line."""
+        """One line that describes the run: size, data, precision, processes and step."""
         settings, step = self.settings, self.state.step
         cases = len(self.train_set)  # type: ignore[arg-type]
         parameters = sum(p.numel() for p in self.state.model.parameters()) / 1e6
@@ -64,8 +64,10 @@ class Run:
             f"{settings.precision} on {self.device} ({machines})"
         )
         if step >= settings.max_steps:
-            return f"{what}; at step {step} of {settings.max_steps} already: raise trainer.max_steps to go on"
-        return f"{what}; {'going on' if step else 'starting'} from step {step} of {settings.max_steps}"
+            return (
+                f"{what}; at step {step} of {settings.max_steps} already: raise trainer.max_steps to continue"
+            )
+        return f"{what}; {'continuing' if step else 'starting'} from step {step} of {settings.max_steps}"
 
     def next_parts(self) -> list[dict[str, Tensor]]:
         """This rank's share of the next global batch, in ``accumulate`` parts."""
@@ -163,7 +165,7 @@ class Run:
         return True
 
     def close(self) -> None:
-        """Let go of the other processes; no step can follow."""
+        """Release the process group; no step can follow."""
         distributed.unwrap(self.wrapped)
 
     def sample_flops(self) -> float | None:
@@ -182,35 +184,44 @@ def start(
     settings: TrainerSettings,
     run_dir: Path,
     config: dict[str, Any],
+    resume: Resume | None = None,
     step_backs: int = 0,
 ) -> Run:
-    """Find our place among the processes, build, and resume. UserError for what does not go together.
+    """Join the processes, build, and resume. UserError for settings that do not go together.
+
+    ``resume``: its state is emptied once it is restored, to free the memory.
 
     ``step_backs``: how often this run has stepped back from a divergence; batches and noise depend on it.
     """
+    # Join the other processes and settle how this one computes.
     rank, world = distributed.start()
     settings.check_world(world)
     device = resolve_device(settings.device, int(os.environ.get("LOCAL_RANK", 0)))
     if settings.num_threads:
         torch.set_num_threads(settings.num_threads)
     set_deterministic(settings.deterministic)
-    cases = case_digest(train_set)
-    resumed = find_resume(run_dir, settings.resume, config, rank != 0, int(step_backs > 1), cases)
 
-    torch.manual_seed(settings.seed)  # every rank draws the same initial weights
+    # Build the model, with the same initial weights on every rank.
+    torch.manual_seed(settings.seed)
     sharded = settings.strategy == "fsdp" and world > 1
     # FSDP takes contiguous weights only.
     model = prepare_model(make_model(), device, settings.channels_last, contiguous_weights=sharded).train()
     if sharded:
         shard(model, device, world, len(model.objectives()))
+
+    # Build what a checkpoint holds beside it, and restore it all.
     objectives = model.objectives()
     watch = LossWatch(settings.explosion_ratio, device)
     state = RunState.create(model, objectives, make_optimizer, settings.ema_decay, config, watch)
-    state.cases = cases
-    if resumed:
-        state.restore(resumed)
-    _settle(state, run_dir, resumed, max(state.step_backs, step_backs), settings.keep_last, rank)
+    state.cases = case_digest(train_set)
+    if resume:
+        state.restore(resume.state, resume.path)
+        resume.state.clear()
+    _settle(
+        state, run_dir, resume and resume.path, max(state.step_backs, step_backs), settings.keep_last, rank
+    )
 
+    # Wrap it for several processes, and start the batches at the step that comes next.
     wrapped = distributed.wrap(model, device, len(objectives))
     run_step = torch.compile(wrapped) if settings.compile else wrapped
     draws = replace(settings, seed=settings.seed + state.step_backs * _STEP_BACK_SEEDS)
@@ -222,12 +233,12 @@ def start(
 
 
 def _settle(
-    state: RunState, run_dir: Path, resumed: dict[str, Any] | None, step_backs: int, keep_last: int, rank: int
+    state: RunState, run_dir: Path, resumed: Path | None, step_backs: int, keep_last: int, rank: int
 ) -> None:
-    """Make the run's folder say what ``state`` says: its last checkpoint is this state, and nothing is later.
+    """Make ``state`` the last checkpoint of the run's folder, with none after it.
 
-    Else a run that was taken back, started over or begun from another's checkpoint, and then killed, would go on from
-    what it had given up. Collective. UserError where the processes have read different checkpoints.
+    Otherwise a run that stepped back, or began from another run's checkpoint, and was then killed would resume from
+    a discarded state. Collective. UserError where the processes have read different checkpoints.
     """
     first, last = -distributed.agree(-state.step), distributed.agree(state.step)
     if first != last:
@@ -241,7 +252,7 @@ def _settle(
     is_last = (
         not checkpoint.candidates(folder)
         if resumed is None
-        else checkpoint.is_last(folder, Path(resumed["path"])) and step_backs == state.step_backs
+        else checkpoint.is_last(folder, resumed) and step_backs == state.step_backs
     )
     state.step_backs = step_backs
     if distributed.agree(rank == 0 and not is_last):

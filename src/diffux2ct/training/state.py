@@ -140,9 +140,11 @@ class RunState:
             checkpoint.prune(folder, keep_last)
         return path
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take over a checkpoint's state; UserError, with nothing changed, where it does not fit this run's model."""
-        where = state.get("path", "the checkpoint")
+    def restore(self, state: dict[str, Any], where: Path | str = "the checkpoint") -> None:
+        """Restore a checkpoint's state; UserError, with nothing changed, where it does not fit this run's model.
+
+        ``where``: its file, for messages.
+        """
         own = self.model.state_dict()
         contents.check_types(where, state)
         contents.check_holds(where, state, "step", "elapsed", "optimizers", "ema", "rng")

@@ -223,7 +223,7 @@ def test_resuming_passes_over_damaged_checkpoints_and_says_so(tmp_path, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"warning: {folder / 'step_00000006.pt'}: not a readable checkpoint")
     assert "step_00000004.pt" in line
-    assert line.endswith(f"going on from {folder / 'step_00000002.pt'}")
+    assert line.endswith(f"continuing from {folder / 'step_00000002.pt'}")
     (folder / "step_00000002.pt").write_bytes(b"no")
     with pytest.raises(UserError, match=r"no checkpoint in it can be read.*trainer\.resume=never"):
         find_resume(tmp_path, "auto", config)

@@ -23,15 +23,17 @@ def step_file(folder, step: int) -> str:
 
 
 def test_a_run_that_went_back_has_forgotten_what_it_gave_up(tmp_path):
-    train_toy(tmp_path, max_steps=8, checkpoint_every=2, keep_last=9)
+    run = tmp_path / "run"
+    train_toy(run, max_steps=8, checkpoint_every=2, keep_last=9)
     # It is stopped before its next checkpoint: the folder must already stand at step 4.
     with pytest.raises(Diverged):
-        train_toy(tmp_path, at_step(4, math.nan), max_steps=8, resume=step_file(tmp_path, 4), keep_last=9)
-    assert names(tmp_path) == ["last.pt", "step_00000002.pt", "step_00000004.pt"]
-    assert checkpoint.load(tmp_path)["step"] == 4
+        train_toy(run, at_step(4, math.nan), max_steps=8, resume=step_file(run, 4), keep_last=9)
+    assert names(run) == ["last.pt", "step_00000002.pt", "step_00000004.pt"]
+    assert checkpoint.load(run)["step"] == 4
     with pytest.raises(Diverged):
-        train_toy(tmp_path, at_step(0, math.nan), max_steps=8, resume="never")
-    assert names(tmp_path) == ["last.pt", "step_00000000.pt"]
+        train_toy(run, at_step(0, math.nan), max_steps=8, resume="never")
+    assert not (run / "checkpoints").exists()
+    assert checkpoint.load(tmp_path / "run.2")["step"] == 4
 
 
 def test_a_run_begun_from_another_s_checkpoint_steps_back_to_that(tmp_path):
@@ -55,7 +57,7 @@ def test_the_second_step_back_passes_over_a_checkpoint_that_may_be_spoilt(tmp_pa
     tries: list[int] = []
     train_toy(tmp_path, max_steps=8, checkpoint_every=4, on_divergence="step_back", keep_last=9)
     train_toy(tmp_path, spoilt, max_steps=12, checkpoint_every=4, on_divergence="step_back", keep_last=9)
-    assert "going on from step 4 of 12" in capsys.readouterr().err
+    assert "continuing from step 4 of 12" in capsys.readouterr().err
     state = checkpoint.load(tmp_path)
     assert (state["step"], state["step_backs"]) == (12, 2)
 
@@ -134,3 +136,45 @@ def test_provenance_keeps_what_earlier_parts_of_the_run_wrote(tmp_path):
     path.write_text("{")
     record_provenance(path, tmp_path)
     assert json.loads(path.read_text())["earlier"] == []
+
+
+def steps(folder) -> list[str]:
+    return sorted(path.name for path in (folder / "checkpoints").glob("step_*.pt"))
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["whole", "killed after the move"])
+def test_starting_over_keeps_the_earlier_run(tmp_path, killed):
+    run = tmp_path / "run"
+    train_toy(run, max_steps=4)
+    earlier = {path.name: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    if killed:  # before the first checkpoint of the new run
+        with pytest.raises(Diverged):
+            train_toy(run, at_step(0, math.nan), max_steps=6, resume="never")
+        assert not (run / "checkpoints").exists()
+    train_toy(run, max_steps=6, resume="never")
+    kept = tmp_path / "run.1"
+    assert {path.name: path.read_bytes() for path in kept.rglob("*") if path.is_file()} == earlier
+    assert checkpoint.load(run)["step"] == 6
+    train_toy(run, max_steps=2, resume="never")
+    assert [checkpoint.load(tmp_path / name)["step"] for name in ("run", "run.1", "run.2")] == [2, 4, 6]
+
+
+def test_going_back_within_a_run_keeps_it_as_it_was(tmp_path):
+    run = tmp_path / "run"
+    train_toy(run, max_steps=8, checkpoint_every=2, keep_last=9)
+    rows = (run / "metrics.csv").read_text()
+    train_toy(run, max_steps=6, resume=step_file(run, 4), keep_last=9)
+    assert steps(run) == [f"step_{step:08d}.pt" for step in (2, 4, 6)]
+    assert steps(tmp_path / "run.1") == [f"step_{step:08d}.pt" for step in (2, 4, 6, 8)]
+    assert (tmp_path / "run.1" / "metrics.csv").read_text() == rows
+    # The newest one named is what resuming takes anyway.
+    train_toy(run, max_steps=7, resume=step_file(run, 6), keep_last=9)
+    assert not (tmp_path / "run.2").exists()
+
+
+def test_beginning_from_another_run_keeps_the_one_in_the_folder(tmp_path):
+    train_toy(tmp_path / "a", max_steps=2)
+    train_toy(tmp_path / "b", max_steps=5)
+    train_toy(tmp_path / "b", max_steps=3, resume=str(tmp_path / "a"))
+    assert checkpoint.load(tmp_path / "b")["step"] == 3
+    assert checkpoint.load(tmp_path / "b.1")["step"] == 5

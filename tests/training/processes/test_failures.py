@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffux2ct.errors import UserError
-from diffux2ct.training.processes.failures import explain, of_worker, told_in_one_line
+from diffux2ct.training.processes.failures import explain, known_failures_in_one_line, of_worker
 from diffux2ct.training.settings import TrainerSettings
 from diffux2ct.training.steps import endless_batches
 
@@ -30,7 +30,7 @@ class Dies(torch.utils.data.Dataset):
 def read_all(how) -> None:
     settings = TrainerSettings(max_steps=4, batch_size=1, num_workers=1)
     batches = endless_batches(Dies(how), settings, 0, 0, 1, torch.device("cpu"))
-    with told_in_one_line():
+    with known_failures_in_one_line():
         for _ in range(4):
             next(batches)
 

@@ -12,22 +12,22 @@ import pytest
 from hydra import compose as hydra_compose
 from hydra import initialize_config_module
 
-from diffux2ct.cli import train as command
 from diffux2ct.errors import UserError
 from diffux2ct.training.checkpoints import file as checkpoint
+from diffux2ct.training.processes import launchers
 
 ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize("name", ["slurm", "joblib"])
 def test_a_launcher_without_its_plugin_is_one_line(name, monkeypatch):
-    extra, _ = command.LAUNCHERS[name]
-    monkeypatch.setitem(command.LAUNCHERS, name, (extra, "hydra_plugins.nowhere"))
+    extra, _ = launchers.LAUNCHERS[name]
+    monkeypatch.setitem(launchers.LAUNCHERS, name, (extra, "hydra_plugins.nowhere"))
     with pytest.raises(
         UserError, match=rf"^launcher={name}: its plugin is not installed; pip install .*\[{extra}\]'$"
     ):
-        command.check_launcher(["-m", f"launcher={name}"])
-    command.check_launcher(["-m", "launcher=basic"])
+        launchers.check_launcher(["-m", f"launcher={name}"])
+    launchers.check_launcher(["-m", "launcher=basic"])
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_a_launcher_without_its_plugin_is_one_line(name, monkeypatch):
 def test_a_launcher_with_its_plugin_composes_and_wants_a_sweep(
     name, target, key, value, tmp_path, monkeypatch
 ):
-    pytest.importorskip(command.LAUNCHERS[name][1], reason=f"the extra {name} is not installed")
+    pytest.importorskip(launchers.LAUNCHERS[name][1], reason=f"the extra {name} is not installed")
     with initialize_config_module("diffux2ct.configs", version_base="1.3"):
         cfg = hydra_compose("train", ["experiment=demo", f"launcher={name}"], return_hydra_config=True)
     assert cfg.hydra.launcher._target_.endswith(target)
@@ -47,11 +47,11 @@ def test_a_launcher_with_its_plugin_composes_and_wants_a_sweep(
         with pytest.raises(
             UserError, match=r"^launcher=slurm: this machine has no srun; start it on .* node$"
         ):
-            command.check_launcher(["-m", "launcher=slurm"])
+            launchers.check_launcher(["-m", "launcher=slurm"])
         stub(tmp_path, "srun", "")
-    command.check_launcher(["-m", f"launcher={name}"])
+    launchers.check_launcher(["-m", f"launcher={name}"])
     with pytest.raises(UserError, match="add -m"):
-        command.check_launcher([f"launcher={name}"])
+        launchers.check_launcher([f"launcher={name}"])
 
 
 def stub(folder: Path, name: str, text: str) -> None:

@@ -138,7 +138,7 @@ def test_a_job_near_its_time_limit_saves_goes_back_into_the_queue_and_on(slurm, 
     wait_until(lambda: "JobState=COMPLETED" in slurm("scontrol", "show", "job", job), told)
     assert checkpoint.load(folder)["step"] == 60
     assert steps(folder) == list(range(1, 61))
-    assert f"going on from step {stopped} of 60" in told()
+    assert f"continuing from step {stopped} of 60" in told()
 
 
 def test_a_cancelled_job_saves_and_is_not_put_back(slurm, phantoms, tmp_path):

@@ -1,17 +1,21 @@
-"""What a run goes on from: the newest whole checkpoint, made under the same config."""
+"""Resuming: the checkpoint that a run continues from, and a place for an earlier run that it does not continue."""
 
 import hashlib
+import os
+import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch.utils.data import Dataset
 
+from diffux2ct.atomic import replaced_folder
 from diffux2ct.errors import UserError
 from diffux2ct.training.checkpoints import file as checkpoint
 from diffux2ct.training.checkpoints.checks import shown
 
-# What a resumed run may change: budget, cadence, speed and where things are shown, never what is learnt.
+# Keys that a resumed run may change: budget, cadence, speed and display, never what is learnt.
 FREE_TO_CHANGE = (
     "trainer.max_steps",
     "trainer.max_epochs",
@@ -64,12 +68,24 @@ def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+@dataclass
+class Resume:
+    """A checkpoint to continue from: its file and its state, read once.
+
+    ``is_auto``: the newest of the run's own folder, not one that the user named.
+    """
+
+    path: Path
+    state: dict[str, Any]
+    is_auto: bool = True
+
+
 def _max_steps(config: dict) -> int | None:
     return config["trainer"].get("max_steps")
 
 
 def case_digest(dataset: Dataset) -> str | None:
-    """SHA-256 of the ids of a training set's cases, on whose order the batches depend; None where it names none."""
+    """SHA-256 of the ids of a training set's cases, whose order fixes the batches; None for a set without ids."""
     cases = getattr(dataset, "cases", None)
     return cases and hashlib.sha256("\n".join(case.case_id for case in cases).encode()).hexdigest()
 
@@ -81,11 +97,11 @@ def find_resume(
     quiet: bool = False,
     pass_over: int = 0,
     cases: str | None = None,
-) -> dict[str, Any] | None:
-    """The state to go on from, with its ``path``, or None for a fresh start.
+) -> Resume | None:
+    """The checkpoint to continue from, or None for a fresh start.
 
     ``resume``: ``auto`` (the run folder's newest checkpoint, if any), ``never``, or a path. ``auto`` passes over
-    damaged files and, unless ``quiet``, says so on stderr; ``pass_over``: and over so many of the newest, as long as
+    damaged files and, unless ``quiet``, warns about them; ``pass_over``: also over so many of the newest, as long as
     there is another. ``cases``: the training set's `case_digest`. UserError when none is whole, when the checkpoint was
     made under another config, naming the keys, and with ``auto`` when it was made with other cases.
     """
@@ -94,6 +110,8 @@ def find_resume(
     found = _newest_whole(run_dir / "checkpoints", quiet, pass_over) if resume == "auto" else Path(resume)
     if found is None:
         return None
+    if isinstance(found, Path) and found.is_dir():
+        found = found / "checkpoints" / "last.pt"
     path, state = found if isinstance(found, tuple) else (found, checkpoint.load(found))
     changed = changed_keys(state.get("config") or {}, config)
     schedule = config["trainer"]["lr_schedule"]
@@ -105,14 +123,46 @@ def find_resume(
         keys = ", ".join(map(shown, changed[:6])) + (" ..." if len(changed) > 6 else "")
         raise UserError(
             f"{path}: was made under another config ({keys}); "
-            "give this run another name=..., or trainer.resume=never to start it over"
+            "give this run another name=..., or trainer.resume=never to begin anew"
         )
     if resume == "auto" and cases and state.get("cases", cases) != cases:
         raise UserError(
             f"{path}: was trained on other cases (the manifest or the split has changed since); give this run another "
             f"name=..., or trainer.resume={path} to go on with these"
         )
-    return state | {"path": str(path)}
+    return Resume(path, state, resume == "auto")
+
+
+def make_room(run_dir: Path, resume: Resume | None) -> str | None:
+    """Keep an earlier run whose checkpoints the coming one would replace, as ``<run>.1``, ``.2``, ...
+
+    A run that continues from an earlier checkpoint of its own folder leaves a copy there (checkpoints by hard links);
+    any other run that does not continue the one in ``run_dir`` moves it. Returns a line that says so, None where
+    nothing is to be kept. The earlier run is whole in one of the two places whenever the process is killed.
+    """
+    folder = run_dir / "checkpoints"
+    newest = checkpoint.candidates(folder)[:1]
+    if not newest or (resume and (resume.is_auto or newest[0].samefile(resume.path))):
+        return None
+    number = 1
+    while (aside := run_dir.with_name(f"{run_dir.name}.{number}")).exists():
+        number += 1
+    if resume and resume.path.resolve().parent == folder.resolve():
+        with replaced_folder(aside) as partial:
+            shutil.copytree(run_dir, partial, dirs_exist_ok=True, copy_function=_copy)
+        return f"{run_dir}: continues from {resume.path.name}; the run as it was is kept in {aside}"
+    run_dir.rename(aside)
+    return f"{run_dir}: begins anew; the earlier run is kept in {aside}"
+
+
+def _copy(source: str, target: str) -> str:
+    if source.endswith(".pt"):  # never written in place
+        try:
+            os.link(source, target)
+            return target
+        except OSError:
+            pass  # no hard links on this file system
+    return shutil.copy2(source, target)
 
 
 def _newest_whole(folder: Path, quiet: bool, pass_over: int) -> tuple[Path, dict[str, Any]] | None:
@@ -125,10 +175,10 @@ def _newest_whole(folder: Path, quiet: bool, pass_over: int) -> tuple[Path, dict
             refused.append(str(error).split(";")[0])
             continue
         if refused and not quiet:
-            print(f"warning: {'; '.join(refused)}; going on from {path}", file=sys.stderr)
+            print(f"warning: {'; '.join(refused)}; continuing from {path}", file=sys.stderr)
         return path, state
     if refused:
         raise UserError(
-            f"{folder}: no checkpoint in it can be read ({'; '.join(refused)}); trainer.resume=never starts over"
+            f"{folder}: no checkpoint in it can be read ({'; '.join(refused)}); trainer.resume=never begins anew"
         )
     return None

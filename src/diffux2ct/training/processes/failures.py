@@ -18,7 +18,7 @@ _PEER = re.compile(
 
 
 @contextmanager
-def told_in_one_line() -> Iterator[None]:
+def known_failures_in_one_line() -> Iterator[None]:
     """Turn what PyTorch raises for known failures into a UserError; others pass."""
     try:
         yield
