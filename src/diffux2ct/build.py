@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from diffux2ct.data.prepared.dataset import PreparedDataset
+from diffux2ct.diffusion.samplers.sampling import Sampler
 from diffux2ct.errors import UserError
 from diffux2ct.evaluation.metric import function_keys, measure
 from diffux2ct.reconstructors.base import Reconstructor, Trainable
@@ -96,7 +97,31 @@ def build_validator(cfg: DictConfig) -> Validator | None:
     dataset = build_dataset(cfg.dataset, "val")
     window = as_window(cfg.dataset)
     metrics = {key: partial(measure, key, window=window) for key in function_keys(cfg.metrics.names)}
-    return Validator(dataset, metrics, plain(cfg.sampler), window)
+    sampled = "sampler" in get_class(cfg.model._target_).settings()
+    sampling = {"sampler": build_sampler(cfg.sampler)} if sampled else {}
+    return Validator(dataset, metrics, sampling, window)
+
+
+def build_sampler(cfg: DictConfig) -> Sampler:
+    """The sampler that ``cfg`` (the sampler node) names; UserError for a setting that it does not have."""
+    target = cfg.get("_target_")
+    if target is None:
+        raise UserError("sampler: no sampler is chosen; give for instance sampler=ddpm or sampler=ddim")
+    try:
+        kind = get_class(target)
+    except Exception as error:
+        raise UserError(
+            f"sampler._target_={target}: there is no such class; name one of yours or ours"
+        ) from error
+    if not issubclass(kind, Sampler):
+        raise UserError(f"sampler._target_={target}: is no sampler; name a subclass of Sampler")
+    settings = inspect.signature(kind).parameters
+    unknown = [f"sampler.{key}={value}" for key, value in cfg.items() if key not in ("_target_", *settings)]
+    if unknown:
+        raise UserError(
+            f"{' '.join(unknown)}: {kind.__name__} has no such setting; it has {', '.join(settings) or 'none'}"
+        )
+    return _instantiate(cfg)
 
 
 def build_optimizer(cfg: DictConfig) -> Callable[[list[nn.Parameter]], torch.optim.Optimizer]:

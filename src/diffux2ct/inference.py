@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int16
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
 from diffux2ct import __version__, load
@@ -21,6 +21,7 @@ from diffux2ct.data.io.ct_image import triple
 from diffux2ct.data.io.volume import write_nifti
 from diffux2ct.data.io.xray_file import XrayImage, fit_xray, read_xray, xray_from_array
 from diffux2ct.data.prepared.dataset import normalize_xray, read_description
+from diffux2ct.diffusion.samplers.sampling import Sampler, sampling_record
 from diffux2ct.errors import UserError
 from diffux2ct.intensity import denormalize_hu
 from diffux2ct.reconstructors.base import Reconstructor
@@ -107,7 +108,8 @@ def reconstruct(
     lateral: XrayInput,
     seed: int = 0,
     *,
-    sampler: Mapping[str, Any] | None = None,
+    sampler: Sampler | Mapping[str, Any] | None = None,
+    perturbation: str | None = None,
     line_integrals: bool = True,
     pixel_pitch: float | int | Sequence[float | int] | None = None,
     head_up: bool | None = None,
@@ -126,7 +128,8 @@ def reconstruct(
     line_integrals, pixel_pitch: of arrays: line integrals of attenuation (dimensionless), else grey levels; (row, col)
     mm, which matters where pixels are not square.
     head_up: whether row 0 shows the head; None: in pictures and DICOM it does, in arrays and .npy it does not.
-    sampler: settings that replace those of the checkpoint's run, such as ``{"num_inference_steps": 20}``.
+    sampler: another one, such as ``Ddim(20)``, or settings of the run's own, such as ``{"num_inference_steps": 20}``.
+    perturbation: z of Eq. 5, ``random`` or ``zero``; None: as the run was configured.
     spacing: mm a voxel, one number or (x, y, z); None: as the training data.
     origin: (x, y, z) mm LPS of the first voxel; None: from the camera.json beside both files, else centred at 0.
     weights: "ema" (default) or "raw". device: "auto" (default), "cpu", "cuda" or "cuda:N". precision: "bf16" or "fp32".
@@ -153,7 +156,7 @@ def reconstruct(
     notes = check_cameras(cameras, size, grid_spacing, dataset)
     first_voxel, origin_source = place(cameras, size, grid_spacing, given)
     xrays = prepare_xrays(images, size, dataset.xray_normalization)
-    sampling = run.sampling(OmegaConf.create(dict(sampler or {})))
+    sampling = run.sampling(sampler or {}, perturbation)
 
     start = time.perf_counter()
     volume = _sample(run, xrays, seed, precision, sampling)
@@ -166,7 +169,7 @@ def reconstruct(
         "xrays": {view: _describe(image, hashes[view]) for view, image in images.items()},
         "xray_normalization": dataset.xray_normalization,
         "seed": seed,
-        "sampler": sampling,
+        "sampler": sampling_record(sampling),
         "size": size,
         "spacing": grid_spacing,
         "origin": first_voxel,

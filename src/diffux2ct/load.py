@@ -6,6 +6,7 @@ loading them needs, so that it works on a machine without the run and without it
 
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,9 +20,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from diffux2ct.atomic import replaced_folder, write_text
-from diffux2ct.build import build_reconstructor, plain
+from diffux2ct.build import build_reconstructor, build_sampler, plain
 from diffux2ct.command_line import command
 from diffux2ct.data.prepared.dataset import read_description
+from diffux2ct.diffusion.samplers.sampling import Sampler
 from diffux2ct.errors import UserError
 from diffux2ct.reconstructors.base import Reconstructor, Trainable
 from diffux2ct.training.checkpoints import checks as contents
@@ -56,18 +58,28 @@ class LoadedRun:
             )
         return self.model
 
-    def sampling(self, changes: DictConfig) -> dict[str, Any]:
-        """The run's own sampler settings, replaced by those of ``changes`` that are not null and that its method uses.
+    def sampling(
+        self, changes: Sampler | Mapping[str, Any], perturbation: str | None = None
+    ) -> dict[str, Any]:
+        """Keyword arguments of ``reconstruct``: the sampler and the z of Eq. 5; none for a method without them.
 
-        Warns about changes that have no effect.
+        ``changes``: another sampler, its config with ``_target_``, or settings to replace in the run's own sampler.
+        Changes that the method does not use are warned of on standard error.
         """
-        changed = {key: value for key, value in plain(changes).items() if value is not None}
-        used = self.reconstructor.settings_of(plain(self.cfg.sampler) | changed)
-        idle = [f"sampler.{key}={value}" for key, value in changed.items() if key not in used]
-        if idle:
-            kind = type(self.model).__name__
-            print(f"warning: {' '.join(idle)}: no effect, a {kind} has no such setting", file=sys.stderr)
-        return used
+        model, sampler = self.reconstructor, changes if isinstance(changes, Sampler) else None
+        given = vars(changes) if isinstance(changes, Sampler) else changes
+        given = {key: value for key, value in given.items() if value is not None}
+        if "sampler" not in model.settings():
+            idle = [f"sampler.{key}={value}" for key, value in given.items()]
+            idle += [f"perturbation={perturbation}"] if perturbation is not None else []
+            if idle:
+                kind = type(model).__name__
+                print(f"warning: {' '.join(idle)}: no effect, a {kind} has no such setting", file=sys.stderr)
+            return {}
+        if sampler is None:
+            node = given if "_target_" in given else plain(self.cfg.sampler) | given
+            sampler = build_sampler(OmegaConf.create(node))
+        return model.complete({"sampler": sampler, "perturbation": perturbation})
 
 
 def load_run(ckpt: str | Path, device: str = "auto", weights: str = "ema") -> LoadedRun:
@@ -176,7 +188,8 @@ def _ready(
 def _rebuilt(config: Any, path: Path) -> tuple[DictConfig, Trainable]:
     """A saved config, which may hold anything, checked, and its model."""
     contents.check_config(path, config)
-    check_targets(config["model"], path)
+    for part in ("model", "sampler"):
+        check_targets(config[part], path, part)
     cfg = OmegaConf.create(config)
     assert isinstance(cfg, DictConfig)
     try:
@@ -198,14 +211,14 @@ def _rebuilt(config: Any, path: Path) -> tuple[DictConfig, Trainable]:
 _OUR_CLASS = re.compile(r"diffux2ct\.(models|diffusion|reconstructors)(\.\w+)+\.[A-Z]\w*")
 
 
-def check_targets(node: Any, path: Path) -> None:
-    """UserError unless a checkpoint's model config names classes of this package only.
+def check_targets(node: Any, path: Path, part: str = "model") -> None:
+    """UserError unless a checkpoint's config of a model or a sampler names classes of this package only.
 
     Instantiating a config calls what it names, so a foreign file could otherwise run any program. A saved config
     has no interpolations left; one that has is refused too.
     """
     if node is None:
-        raise UserError(f"{path}: holds no model config; use a checkpoint that train.py wrote")
+        raise UserError(f"{path}: holds no {part} config; use a checkpoint that train.py wrote")
     items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     for key, value in items:
         foreign = key == "_target_" and not _OUR_CLASS.fullmatch(str(value))

@@ -93,9 +93,7 @@ def test_costs_agree_with_summarize_model(compose, model):
     parts = summarize(cfg)["parts"]
     with torch.device("meta"):
         model = build.build_reconstructor(cfg)
-    cost = reconstruction_cost(
-        model, cfg.dataset.size, {"name": "ddim", "num_inference_steps": 50, "eta": 0.0}
-    )
+    cost = reconstruction_cost(model, cfg.dataset.size, 50)
     times = {"conditioning": 1, "denoiser": 50, "generator": 1, "network": 1}
     used = {name: part for name, part in parts.items() if name in times}
     assert cost.parameters == sum(part["parameters"] for part in used.values())
@@ -124,7 +122,7 @@ def test_counting_allocates_nothing(compose):
             return result
 
     with Watch():
-        cost = reconstruction_cost(model, 128, {"name": "ddpm", "num_inference_steps": 1000})
+        cost = reconstruction_cost(model, 128, 1000)
     assert len(made) > 100
     assert {device.type for device in made} == {"meta"}
     assert cost.tflop == pytest.approx(11216.9, rel=1e-4)

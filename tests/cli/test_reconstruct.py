@@ -69,7 +69,9 @@ def test_a_seed_gives_one_ct_and_xrays_steps_and_seed_each_change_it(run_folder,
         ("weights=best", "choose ema or raw"),
         ("device=cuda:99", "device"),
         ("spacing=-1", "positive"),
-        ("sampler.name=magic", "magic"),
+        ("sampler.name=ddpm", "Ddim has no such setting; it has num_inference_steps, eta"),
+        ("sampler._target_=os.system", "is no sampler|no such class"),
+        ("perturbation=zeros", "choose random or zero"),
     ],
 )
 def test_bad_input_says_what_is_wrong_and_leaves_nothing(run_folder, xrays, tmp_path, override, message):

@@ -2,6 +2,8 @@ import pytest
 import torch
 
 from diffux2ct import build
+from diffux2ct.diffusion.samplers.ddim import Ddim
+from diffux2ct.diffusion.samplers.ddpm import Ddpm
 from diffux2ct.errors import UserError
 from diffux2ct.reconstructors.base import seeded_integers, seeded_normal
 
@@ -24,15 +26,15 @@ def xrays(seed: int, batch: int = 1):
     }
 
 
-def reconstruct(model, inputs, seed=0, **sampling):
-    settings = {"name": "ddim", "num_inference_steps": 4} | sampling
+def reconstruct(model, inputs, seed=0, **settings):
+    settings = {"sampler": Ddim(4)} | settings
     with torch.no_grad():
         return model.reconstruct(inputs, generator=torch.Generator().manual_seed(seed), **settings)
 
 
-@pytest.mark.parametrize("name", ["ddim", "ddpm"])
-def test_one_seed_gives_one_volume_and_another_another(model, name):
-    first, again, other = (reconstruct(model, xrays(0), seed, name=name) for seed in (1, 1, 2))
+@pytest.mark.parametrize("sampler", [Ddim(4), Ddpm(4)])
+def test_one_seed_gives_one_volume_and_another_another(model, sampler):
+    first, again, other = (reconstruct(model, xrays(0), seed, sampler=sampler) for seed in (1, 1, 2))
     assert first.shape == (1, 1, 16, 16, 16)
     torch.testing.assert_close(first, again, rtol=0, atol=0)
     assert (first - other).abs().max() > 1e-3
@@ -93,3 +95,21 @@ def test_seeded_draws_follow_their_seed_not_their_place():
     assert (seeded_normal((2, 3), torch.tensor([1, 2]), CPU, salt=1) - a).abs().min() > 0
     draws = seeded_integers(10, torch.arange(500), CPU)
     assert set(draws.tolist()) == set(range(10))
+
+
+def test_the_model_s_own_perturbation_and_steps_complete_the_settings(model):
+    model.perturbation = "zero"
+    given = Ddpm()
+    settings = model.complete({"sampler": given, "perturbation": None, "temperature": 1})
+    assert settings["sampler"].num_inference_steps == model.process.num_train_timesteps
+    assert (set(settings), settings["perturbation"]) == ({"sampler", "perturbation"}, "zero")
+    assert given.num_inference_steps is None
+    seen = []
+    model.conditioning.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1]))
+    reconstruct(model, xrays(0))
+    assert seen[0].abs().max() == 0
+
+
+def test_settings_that_the_method_does_not_have_are_refused(model):
+    with pytest.raises(TypeError, match="temperature"):
+        reconstruct(model, xrays(0), temperature=2.0)

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from diffux2ct import build, load
 from diffux2ct.arguments import Count, Device, Precision, Seed, Split, Weights, Whole, read
 from diffux2ct.cli.hydra_app import hydra_app
+from diffux2ct.diffusion.samplers.sampling import changed_settings, sampling_record
 from diffux2ct.evaluation.metric import find_metric, metric_of
 from diffux2ct.evaluation.metric_set import DEFAULT_FAMILIES
 from diffux2ct.evaluation.runner import evaluate
@@ -47,7 +48,7 @@ class Evaluation:
     num_report_cases: Whole
     max_cases: Count | None
     out: Path | None
-    perturbation: Literal["random", "zero"] | None = None
+    perturbation: Literal["random", "zero"] | None
 
 
 def run(config: DictConfig) -> None:
@@ -55,7 +56,7 @@ def run(config: DictConfig) -> None:
     cfg = read(Evaluation, config)
     loaded = load.load_run(cfg.ckpt, cfg.device, cfg.weights)
     trained = loaded.cfg
-    sampling = loaded.sampling(cfg.sampler)
+    sampling = loaded.sampling(cfg.sampler, cfg.perturbation)
     load.check_phantoms(trained.dataset, loaded.path)
     dataset = build.build_dataset(trained.dataset, cfg.split, cfg.root)
     train_set = build.build_dataset(trained.dataset, "train")
@@ -121,8 +122,8 @@ def score_table(summary: Mapping[str, Any]) -> str:
 
 def default_folder(path: Path, dataset: str, cfg: Evaluation, sampling: dict) -> Path:
     """``<run>/evaluation/<dataset>-<split>-<sampler>``; whatever else departs from the default is marked too."""
-    sampler = f"{sampling.get('name', 'direct')}{sampling.get('num_inference_steps', '')}"
-    marks = [dataset, cfg.split, sampler]
+    record, sampler = sampling_record(sampling), sampling.get("sampler")
+    marks = [dataset, cfg.split, f"{record.get('name', 'direct')}{record.get('num_inference_steps', '')}"]
     marks += [cfg.xray_source] if cfg.xray_source != "paired" else []
     marks += [cfg.metrics.protocol] if cfg.metrics.protocol != "paper" else []
     marks += [] if set(cfg.metrics.families) == set(DEFAULT_FAMILIES) else ["+".join(cfg.metrics.families)]
@@ -132,7 +133,11 @@ def default_folder(path: Path, dataset: str, cfg: Evaluation, sampling: dict) ->
     marks += [cfg.weights] if cfg.weights != "ema" else []
     marks += [f"first{cfg.max_cases}"] if cfg.max_cases else []
     marks += [f"seed{cfg.seed}"] if cfg.seed else []
-    marks += [f"eta{sampling['eta']:g}"] if sampling.get("eta") else []
+    changed = changed_settings(sampler) if sampler else {}
+    marks += [
+        f"{key}{value:g}" if isinstance(value, (int, float)) else f"{key}{value}"
+        for key, value in changed.items()
+    ]
     marks += ["z0"] if sampling.get("perturbation") == "zero" else []
     marks += [path.stem] if path.stem not in ("last", "model") else []
     folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent

@@ -11,7 +11,18 @@ from diffux2ct.inference import reconstruct
 
 def run(cfg: DictConfig) -> None:
     """Reconstruct as ``cfg`` says; writes reconstruction.nii.gz, xrays_used.png and reconstruct.json to ``cfg.out``."""
-    names = ("frontal", "lateral", "seed", "head_up", "spacing", "origin", "weights", "device", "precision")
+    names = (
+        "frontal",
+        "lateral",
+        "seed",
+        "head_up",
+        "spacing",
+        "origin",
+        "weights",
+        "device",
+        "precision",
+        "perturbation",
+    )
     settings = {name: plain(cfg)[name] for name in names}
     out = Path(cfg.out)
     made = reconstruct(cfg.ckpt, **settings, sampler=plain(cfg.sampler))

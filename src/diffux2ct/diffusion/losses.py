@@ -1,22 +1,11 @@
-"""The training objective of the diffusion model (paper Eq. 7, 9, 10)."""
+"""The training objective of the diffusion model (paper Eq. 7 and 10)."""
 
-import torch
 from torch import Tensor, nn
 
 from diffux2ct.diffusion.process import DiffusionProcess
+from diffux2ct.diffusion.projection_loss import projection_distance
 from diffux2ct.errors import UserError
 from diffux2ct.types import Volume
-from diffux2ct.xray.joseph import mean_projections
-
-
-def projection_distance(prediction: Volume, truth: Volume) -> Tensor:
-    """Mean absolute difference of the three orthogonal mean projections, per sample [B] (paper Eq. 9).
-
-    The printed squared sum over pixels would outweigh the noise loss several hundredfold with lambda = 1/T;
-    the mean does not (docs/method.md, errata).
-    """
-    pairs = zip(mean_projections(prediction), mean_projections(truth), strict=True)
-    return torch.stack([(a - b).abs().flatten(1).mean(1) for a, b in pairs]).mean(0)
 
 
 class DiffusionLoss(nn.Module):

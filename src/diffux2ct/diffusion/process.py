@@ -82,11 +82,6 @@ class DiffusionProcess(nn.Module):
             sigma = sigma**2
         return (x_t - sigma * output) / signal
 
-    def noise_from_x0(self, x_0: Volume, x_t: Volume, t: Int[Tensor, " b"]) -> Volume:
-        """The noise that would have made ``x_t`` out of ``x_0``."""
-        signal, sigma = self._roots(t)
-        return (x_t - signal * x_0) / sigma
-
     def snr_weight(self, t: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
         """min(1, sqrt(alphas_cumprod / (1 - alphas_cumprod))): undoes how Eq. 8 magnifies errors at high noise."""
         a = self.alphas_cumprod[t]

@@ -12,7 +12,7 @@ class SupportsReconstruct(Protocol):
     """Anything that maps X-rays to a volume; see `diffux2ct.reconstructors.base.Reconstructor`."""
 
     def reconstruct(
-        self, xrays: Mapping[str, Tensor], *, generator: torch.Generator | None = None, **sampling: Any
+        self, xrays: Mapping[str, Tensor], *, generator: torch.Generator | None = None, **settings: Any
     ) -> Tensor:
         """X-rays [B, 1, D, W] and [B, 1, D, H] to a volume [B, 1, D, H, W], all in [-1, 1]."""
         ...

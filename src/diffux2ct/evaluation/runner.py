@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffux2ct.atomic import replaced_folder
+from diffux2ct.diffusion.samplers.sampling import sampling_record
 from diffux2ct.errors import UserError
 from diffux2ct.evaluation.contracts import EvaluationDataset, SupportsReconstruct
 from diffux2ct.evaluation.fidelity.xray_consistency import CaseXrays, ViewResidual
@@ -110,9 +111,8 @@ class _Job:
 
     def settings(self) -> dict[str, Any]:
         """For metrics.json."""
-        return {
-            key: getattr(self, key) for key in ("sampling", "seed", "xray_source", "batch_size", "precision")
-        }
+        own = {key: getattr(self, key) for key in ("seed", "xray_source", "batch_size", "precision")}
+        return {"sampling": sampling_record(self.sampling), **own}
 
     def _autocast(self) -> torch.autocast:
         kind = torch.device(self.device).type

@@ -74,6 +74,7 @@ class ImplicitConditioning(Conditioning):
             fusion=fusion,
             learnable_embedding=learnable_embedding,
         )
+        self.size = self.generator.size
         self.decoders = nn.ModuleList(
             ImplicitDecoder(plane_channels, hidden or plane_channels, width) for width in self.channels
         )

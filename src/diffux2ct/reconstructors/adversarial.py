@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from diffux2ct.diffusion.projection_loss import projection_distance
 from diffux2ct.models.baselines.x2ct_gan import to_unit
 from diffux2ct.reconstructors.base import (
     Batch,
@@ -18,7 +19,6 @@ from diffux2ct.reconstructors.base import (
     xrays_of,
 )
 from diffux2ct.types import Volume, Xrays
-from diffux2ct.xray.joseph import mean_projections
 
 _DROPOUT = 6  # salt of the generator's dropout
 
@@ -44,6 +44,7 @@ class AdversarialReconstructor(Reconstructor):
     ) -> None:
         super().__init__()
         self.generator = generator
+        self.size = getattr(generator, "size", None)
         self.discriminator = discriminator
         self.adversarial_weight = float(adversarial_weight)
         self.mse_weight = float(mse_weight)
@@ -73,11 +74,10 @@ class AdversarialReconstructor(Reconstructor):
         # With detached weights the gradient passes through the discriminator and leaves none in it.
         frozen = {name: p.detach() for name, p in self.discriminator.named_parameters()}
         score = functional_call(self.discriminator, frozen, (made, xrays_of(batch))).float()
-        pairs = zip(mean_projections(to_unit(made)), mean_projections(to_unit(truth)), strict=True)
         losses = {
             "adversarial": (score - 1).square().mean(),
             "mse": nn.functional.mse_loss(to_unit(made), to_unit(truth)),
-            "projection": torch.stack([nn.functional.l1_loss(a, b) for a, b in pairs]).mean(),
+            "projection": projection_distance(to_unit(made), to_unit(truth)).mean(),
         }
         total = (
             self.adversarial_weight * losses["adversarial"]
@@ -102,9 +102,7 @@ class AdversarialReconstructor(Reconstructor):
             "discriminator": (self.discriminator, lambda: self.discriminator(volume, xrays)),
         }
 
-    def reconstruct(
-        self, xrays: Xrays, *, generator: torch.Generator | None = None, **sampling: Any
-    ) -> Volume:
-        """One pass without dropout, clamped to [-1, 1]. ``generator`` (of random numbers) and the sampler's settings
-        have no use."""
+    def reconstruct(self, xrays: Xrays, *, generator: torch.Generator | None = None) -> Volume:
+        """One pass without dropout, clamped to [-1, 1]. Nothing is drawn from ``generator``, of random numbers."""
+        self.check_xrays(xrays)
         return self.generator(xrays).float().clamp(-1.0, 1.0)

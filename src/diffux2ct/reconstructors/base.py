@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from diffux2ct.errors import UserError
 from diffux2ct.types import VIEWS, Volume, Xrays
 
 Batch = Mapping[str, Tensor]
@@ -35,27 +36,59 @@ class Trainable(nn.Module, ABC):
         """The networks inside and one forward call of each on ``batch``: what `summarize_model.py` counts."""
         return {"model": (self, lambda: self(self.objectives()[0].name, batch))}
 
-    def forward(self, objective: str, batch: Batch) -> Losses:
+    def forward(self, objective: Any, batch: Batch | None = None) -> Losses:
         """The losses of one objective. It is ``forward`` so that DDP sees the call and syncs its gradients."""
-        return next(o for o in self.objectives() if o.name == objective).loss(batch)
+        named = {o.name: o for o in self.objectives()}
+        if not isinstance(objective, str) or objective not in named or batch is None:
+            raise UserError(
+                f"model(objective, batch): gives the training losses of an objective ({', '.join(named)}); "
+                "model.reconstruct(xrays) gives a CT"
+            )
+        return named[objective].loss(batch)
 
 
 class Reconstructor(Trainable):
     """X-rays in, CT in [-1, 1] out."""
 
+    size: int | tuple[int, int, int] | None = (
+        None  # voxels, where the networks take this size only: one side, or D, H, W
+    )
+
     @abstractmethod
-    def reconstruct(
-        self, xrays: Xrays, *, generator: torch.Generator | None = None, **sampling: Any
-    ) -> Volume:
+    def reconstruct(self, xrays: Xrays, *, generator: torch.Generator | None = None) -> Volume:
         """Reconstruct [B, 1, D, H, W] in [-1, 1] from X-rays in [-1, 1]; random draws come from ``generator``.
 
-        Settings that a method does not name it has no use for.
+        A method may take more settings, as keyword arguments; a ``sampler`` is one.
         """
 
-    def settings_of(self, sampling: Mapping[str, Any]) -> dict[str, Any]:
-        """Those of a sampler's settings that ``reconstruct`` names: none of a method that does not sample."""
-        named = inspect.signature(self.reconstruct).parameters.keys() - {"xrays", "generator"}
-        return {key: value for key, value in sampling.items() if key in named}
+    @classmethod
+    def settings(cls) -> set[str]:
+        """Names of the settings that ``reconstruct`` takes: none of a method that draws nothing."""
+        return inspect.signature(cls.reconstruct).parameters.keys() - {"self", "xrays", "generator"}
+
+    def complete(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of ``settings`` that `reconstruct` takes, with the model's own value where one is None."""
+        return {key: value for key, value in settings.items() if key in self.settings()}
+
+    def check_xrays(self, xrays: Xrays) -> None:
+        """UserError unless ``xrays`` holds float images of both views, of the model's size, one pair per sample."""
+        if set(xrays) != set(VIEWS):
+            raise UserError(
+                f"xrays: views {', '.join(map(str, xrays)) or 'none'}; give {' and '.join(VIEWS)}"
+            )
+        frontal, lateral = (xrays[view] for view in VIEWS)
+        for view, image in (("frontal", frontal), ("lateral", lateral)):
+            if image.ndim != 4 or image.shape[1] != 1 or not image.is_floating_point():
+                kind = f"{image.dtype} {list(image.shape)}"
+                raise UserError(f"xrays: {view} is {kind}; give floats [batch, 1, rows, columns] in [-1, 1]")
+        if self.size is None:
+            depth, height, width = frontal.shape[2], lateral.shape[3], frontal.shape[3]
+        else:
+            depth, height, width = (self.size,) * 3 if isinstance(self.size, int) else self.size
+        for view, image, columns in (("frontal", frontal, width), ("lateral", lateral, height)):
+            expected = [len(frontal), 1, depth, columns]
+            if list(image.shape) != expected:
+                raise UserError(f"xrays: {view} is {list(image.shape)}; this model needs {expected}")
 
 
 def xrays_of(batch: Batch) -> Xrays:

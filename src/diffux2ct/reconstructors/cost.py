@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from diffux2ct.diffusion.samplers.ddim import Ddim
 from diffux2ct.reconstructors.base import Reconstructor, Trainable
 from diffux2ct.types import VIEWS
 
@@ -30,26 +31,24 @@ class Cost:
     iterative: bool
 
 
-def reconstruction_cost(model: Reconstructor, size: int, sampling: Mapping[str, Any]) -> Cost:
-    """Cost of ``model.reconstruct`` for one volume of ``size``^3 voxels, as ``sampling`` says.
+def reconstruction_cost(model: Reconstructor, size: int, num_inference_steps: int | None = None) -> Cost:
+    """Cost of ``model.reconstruct`` for one volume of ``size``^3 voxels.
 
-    ``model`` must be on the meta device. Only one and two inference steps are run: each further one costs the same, so
-    that a count does not take longer the more steps there are.
+    ``model`` must be on the meta device. Only one and two inference steps are run: each further one costs the same
+    with any sampler, and counting then takes no longer the more steps there are.
     """
-    settings = dict(sampling)
-    steps = settings.pop("num_inference_steps", None)
-    if steps is None:
-        once, ran = _flop(model, size, settings)
-        total, iterative = once, False
+    if "sampler" not in model.settings() or num_inference_steps is None:
+        total, ran = _flop(model, size)
+        iterative = False
     else:
-        once, ran = _flop(model, size, settings | {"num_inference_steps": 1})
-        twice, _ = _flop(model, size, settings | {"num_inference_steps": 2})
-        total, iterative = once + (int(steps) - 1) * (twice - once), twice != once
+        once, ran = _flop(model, size, sampler=Ddim(1))
+        twice, _ = _flop(model, size, sampler=Ddim(2))
+        total, iterative = once + (num_inference_steps - 1) * (twice - once), twice != once
     used = _parameters(model) if model in ran else sum(_parameters(network) for network in ran)
     return Cost(used, _parameters(model) - used, total / 1e12, iterative)
 
 
-def _flop(model: Reconstructor, size: int, sampling: Mapping[str, Any]) -> tuple[int, set[nn.Module]]:
+def _flop(model: Reconstructor, size: int, **settings: Any) -> tuple[int, set[nn.Module]]:
     """FLOP of one call, and which of the model's direct children took part in it (the model itself if it has none)."""
     ran: set[nn.Module] = set()
     children = list(model.children()) or [model]
@@ -64,7 +63,7 @@ def _flop(model: Reconstructor, size: int, sampling: Mapping[str, Any]) -> tuple
     model.eval()
     try:
         with torch.no_grad(), torch.device("meta"), counter:
-            model.reconstruct(xrays, **sampling)
+            model.reconstruct(xrays, **settings)
     finally:
         model.train(was_training)
         for hook in hooks:

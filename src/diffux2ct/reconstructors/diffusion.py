@@ -1,6 +1,7 @@
 """DiffuX2CT as a reconstructor: conditions once per volume, then the reverse process (paper Sec. 3)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from copy import copy
 from typing import Any
 
 import torch
@@ -8,7 +9,8 @@ from torch import Tensor, nn
 
 from diffux2ct.diffusion.losses import DiffusionLoss
 from diffux2ct.diffusion.process import DiffusionProcess
-from diffux2ct.diffusion.samplers import sample
+from diffux2ct.diffusion.samplers.ddim import Ddim
+from diffux2ct.diffusion.samplers.sampling import Sampler, sample
 from diffux2ct.errors import UserError
 from diffux2ct.models.conditioning import Conditioning
 from diffux2ct.models.denoiser import UNet3d
@@ -26,13 +28,19 @@ from diffux2ct.types import Volume, Xrays
 
 # Salts keep the three draws of one sample independent of each other.
 _NOISE, _TIMESTEP, _PERTURBATION = 1, 2, 3
+_DEFAULT_SAMPLER = Ddim(50)
 
 
 class DiffusionReconstructor(Reconstructor):
     """A conditional diffusion model over CT volumes.
 
-    ``size``: voxels per side. ``conditioning`` gives 3D features at three scales from the X-rays, ``denoiser``
-    is conditioned on them, ``process`` is the diffusion, ``loss`` the objective.
+    conditioning: 3D features at three scales from the X-rays.
+    denoiser: the network, given these features.
+    process: the diffusion.
+    loss: the objective.
+    size: voxels per side.
+    perturbation: the z of Eq. 5 in a reconstruction, which is drawn once per volume and kept over all steps
+        (``random``) or left out (``zero``).
     """
 
     def __init__(
@@ -42,6 +50,7 @@ class DiffusionReconstructor(Reconstructor):
         process: DiffusionProcess,
         loss: DiffusionLoss,
         size: int,
+        perturbation: str = "random",
     ) -> None:
         super().__init__()
         self.conditioning = conditioning
@@ -49,6 +58,7 @@ class DiffusionReconstructor(Reconstructor):
         self.process = process
         self.loss = loss
         self.size = size
+        self.perturbation = _checked_perturbation(perturbation)
 
     def objectives(self) -> tuple[Objective, ...]:
         """One objective: noise prediction plus geometry projection (paper Eq. 10)."""
@@ -75,30 +85,33 @@ class DiffusionReconstructor(Reconstructor):
             "denoiser": (self.denoiser, lambda: self.denoiser(x_t, t, features)),
         }
 
+    def complete(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """``settings`` of `reconstruct` without None: the model's own perturbation and number of timesteps."""
+        settings = super().complete(settings)
+        sampler = copy(settings["sampler"])
+        sampler.num_inference_steps = sampler.num_inference_steps or self.process.num_train_timesteps
+        return {"sampler": sampler, "perturbation": settings["perturbation"] or self.perturbation}
+
     def reconstruct(
         self,
         xrays: Xrays,
         *,
         generator: torch.Generator | None = None,
-        name: str = "ddim",
-        num_inference_steps: int = 50,
-        eta: float = 0.0,
-        perturbation: str = "random",
-        **_: Any,
+        sampler: Sampler = _DEFAULT_SAMPLER,
+        perturbation: str | None = None,
     ) -> Volume:
         """Sample a volume [B, 1, D, H, W] in [-1, 1] given frontal and lateral X-rays [B, 1, D, *] in [-1, 1].
 
-        ``name``: ``ddpm`` (the paper, ancestral) or ``ddim``. ``perturbation``: the z of Eq. 5 is drawn once per
-        volume and kept over all steps (``random``) or left out (``zero``). The conditions see neither x_t nor t,
+        ``perturbation``: ``random`` or ``zero``; None: the model's own. The conditions depend neither on x_t nor on t,
         so they are computed once.
         """
-        if perturbation not in ("random", "zero"):
-            raise UserError(f"sampler.perturbation={perturbation}: choose random or zero")
+        self.check_xrays(xrays)
+        perturbation = self.perturbation if perturbation is None else _checked_perturbation(perturbation)
         frontal = xrays["frontal"]
         device, shape = frontal.device, (frontal.shape[0], 1, self.size, self.size, self.size)
 
         def draw() -> Tensor:
-            # Drawn where the generator lives, so that a seed gives one volume whatever the device.
+            # Drawn on the generator's device, so that a seed gives one volume on every device.
             source = generator.device if generator is not None else device
             return torch.randn(shape, generator=generator, device=source).to(device)
 
@@ -106,12 +119,10 @@ class DiffusionReconstructor(Reconstructor):
         if z is not None and perturbation == "zero":
             z = torch.zeros_like(z)
         conditions = self.conditioning(xrays, z)
-        return sample(
-            lambda x_t, t: self.denoiser(x_t, t, conditions),
-            self.process,
-            draw(),
-            name=name,
-            num_inference_steps=num_inference_steps,
-            eta=eta,
-            draw_noise=draw,
-        )
+        return sample(lambda x_t, t: self.denoiser(x_t, t, conditions), self.process, sampler, draw(), draw)
+
+
+def _checked_perturbation(perturbation: str) -> str:
+    if perturbation not in ("random", "zero"):
+        raise UserError(f"perturbation={perturbation}: choose random or zero")
+    return perturbation

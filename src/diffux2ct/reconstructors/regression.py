@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from diffux2ct.diffusion.projection_loss import projection_distance
 from diffux2ct.errors import UserError
 from diffux2ct.reconstructors.base import (
     Batch,
@@ -16,7 +17,6 @@ from diffux2ct.reconstructors.base import (
     xrays_of,
 )
 from diffux2ct.types import Volume, Xrays
-from diffux2ct.xray.joseph import mean_projections
 
 _PERTURBATION = 3  # salt of the draw of Eq. 5's z, as in the diffusion model
 _DISTANCES = {"l1": nn.functional.l1_loss, "l2": nn.functional.mse_loss}
@@ -36,6 +36,7 @@ class RegressionReconstructor(Reconstructor):
         if norm not in _DISTANCES:
             raise UserError(f"model.norm={norm}: choose {' or '.join(_DISTANCES)}")
         self.network = network
+        self.size = getattr(network, "size", None)
         self.norm = norm
         self.projection_weight = float(projection_weight)
 
@@ -54,8 +55,7 @@ class RegressionReconstructor(Reconstructor):
         distance = _DISTANCES[self.norm](prediction, truth)
         if self.projection_weight == 0:
             return {"total": distance, self.norm: distance.detach()}
-        pairs = zip(mean_projections(prediction), mean_projections(truth), strict=True)
-        projection = torch.stack([nn.functional.l1_loss(a, b) for a, b in pairs]).mean()
+        projection = projection_distance(prediction, truth).mean()
         total = distance + self.projection_weight * projection
         return {"total": total, self.norm: distance.detach(), "projection": projection.detach()}
 
@@ -64,8 +64,7 @@ class RegressionReconstructor(Reconstructor):
         xrays = xrays_of(batch)
         return {"network": (self.network, lambda: self.network(xrays))}
 
-    def reconstruct(
-        self, xrays: Xrays, *, generator: torch.Generator | None = None, **sampling: Any
-    ) -> Volume:
-        """One pass, clamped to [-1, 1]. Nothing is drawn: ``generator`` and the sampler's settings have no use."""
+    def reconstruct(self, xrays: Xrays, *, generator: torch.Generator | None = None) -> Volume:
+        """One pass, clamped to [-1, 1]. Nothing is drawn from ``generator``."""
+        self.check_xrays(xrays)
         return self.network(xrays).float().clamp(-1.0, 1.0)

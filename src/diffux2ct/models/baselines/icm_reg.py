@@ -53,6 +53,7 @@ class IcmReg(nn.Module):
     def __init__(self, conditioning: Conditioning) -> None:
         super().__init__()
         self.conditioning = conditioning
+        self.size = getattr(conditioning, "size", None)
         self.decoder = FeatureDecoder3d(conditioning.channels)
 
     def forward(self, xrays: Xrays, z: Plane | None = None) -> Volume:

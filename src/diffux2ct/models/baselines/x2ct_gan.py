@@ -85,6 +85,7 @@ class X2ctGenerator(nn.Module):
         dropout: float = 0.5,
     ):
         super().__init__()
+        self.size = size
         levels = num_levels(size, len(dense_layers))
         channels = list(channels)[: levels + 1]
         self.branches = nn.ModuleDict(

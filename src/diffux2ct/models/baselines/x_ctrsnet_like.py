@@ -98,6 +98,7 @@ class XCtrsNetLike(nn.Module):
                 f"dataset.size={size}: x_ctrsnet_like halves it {num_levels - 1} times; choose a multiple of "
                 f"{2 ** (num_levels - 1)}, or fewer levels"
             )
+        self.size = size
         self.frontal, self.lateral = (
             ViewLift(view, size, plane_channels, encoder_channels, num_blocks, view_channels)
             for view in _RAY_AXIS

@@ -47,12 +47,9 @@ _CONFIG_TYPES: dict[str, tuple[type, ...]] = {
     "dataset.prepare": (dict, _NONE),
     "dataset.randomize": (dict, _NONE),
     "sampler": (dict,),
-    "sampler.name": (str,),
-    "sampler.num_inference_steps": (int,),
-    "sampler.eta": _NUMBER,
-    "sampler.perturbation": (str,),
+    "sampler._target_": (str,),
 }
-_MAY_LACK = {key for key in _CONFIG_TYPES if key.startswith("sampler.")} | {
+_MAY_LACK = {
     "dataset.labels",
     "dataset.generate",
     "dataset.prepare",

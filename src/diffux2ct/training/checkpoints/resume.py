@@ -40,6 +40,7 @@ FREE_TO_CHANGE = (
     "trainer.profile",
     "denoiser.checkpoint_stages",
     "model.denoiser.checkpoint_stages",
+    "model.perturbation",  # of reconstructions alone
     "dataset.prepare",  # how raw scans are prepared; training reads what was prepared
     "logger",
     "sampler",

@@ -1,0 +1,114 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tests.diffusion.samplers.draws import noises
+
+from diffux2ct.diffusion.process import DiffusionProcess
+from diffux2ct.diffusion.samplers.ddim import Ddim
+from diffux2ct.diffusion.samplers.ddpm import Ddpm
+from diffux2ct.diffusion.samplers.sampling import (
+    Sampler,
+    changed_settings,
+    inference_timesteps,
+    sample,
+    sampling_record,
+)
+from diffux2ct.errors import UserError
+
+GOLDEN = Path(__file__).parents[2] / "goldens" / "samplers.json"
+SAMPLERS = {"ddpm 1000": Ddpm(), "ddpm 10": Ddpm(10), "ddim 50": Ddim(), "ddim 10 eta 1": Ddim(10, eta=1)}
+
+
+class Guess(Sampler):
+    """Takes the estimate of x_0 at once, with a setting of its own."""
+
+    def __init__(self, num_inference_steps: int = 2, temperature: float = 1.0) -> None:
+        super().__init__(num_inference_steps)
+        self.temperature = temperature
+
+    def step(self, x_0, x_t, a_t, a_prev, draw_noise):
+        """x_0, and scaled noise."""
+        return x_0 + self.temperature * draw_noise()
+
+
+def test_timesteps_start_at_the_end_and_cover_the_range():
+    assert inference_timesteps(1000, 1000) == list(range(999, -1, -1))
+    assert inference_timesteps(1000, 4) == [999, 749, 499, 249]
+    assert inference_timesteps(1000, 1) == [999]
+    with pytest.raises(UserError, match="num_inference_steps=0"):
+        inference_timesteps(1000, 0)
+    with pytest.raises(UserError, match="num_inference_steps=11"):
+        inference_timesteps(10, 11)
+
+
+@pytest.mark.parametrize("sampler", [Ddpm, Ddim])
+@pytest.mark.parametrize("kind", ["epsilon", "v", "x0"])
+@pytest.mark.parametrize("steps", [5, 50])
+def test_an_oracle_network_leads_to_its_volume(sampler, kind, steps):
+    # The network outputs at every step what agrees with x_0; every sampler must then arrive there.
+    process = DiffusionProcess(prediction_type=kind)
+    x_0 = torch.rand(1, 1, 8, 8, 8, generator=torch.Generator().manual_seed(3)) * 1.8 - 0.9
+
+    def oracle(x_t, t):
+        a = process.alphas_cumprod[t]
+        return process.target(x_0, (x_t - a.sqrt() * x_0) / (1 - a).sqrt(), t)
+
+    draw = noises(0)
+    out = sample(oracle, process, sampler(steps), draw(), draw)
+    torch.testing.assert_close(out, x_0, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("kind", ["epsilon", "v"])
+def test_whole_loops_keep_their_golden_sums(request, kind, name):
+    def network(x_t, t):
+        return 0.4 * x_t + 0.05 * torch.sin(t.float() / 100).view(-1, 1, 1, 1, 1)
+
+    draw = noises(7)
+    x = sample(network, DiffusionProcess(prediction_type=kind), SAMPLERS[name], draw(), draw).double()
+    found = [x.sum().item(), x.abs().mean().item()]
+    goldens = json.loads(GOLDEN.read_text())
+    if request.config.getoption("--update-goldens"):
+        GOLDEN.write_text(json.dumps(goldens | {f"{kind} {name}": found}, indent=1) + "\n")
+    else:
+        assert found == pytest.approx(goldens[f"{kind} {name}"], rel=1e-4)
+
+
+def test_none_takes_every_timestep_of_the_training():
+    visited = []
+
+    def network(x_t, t):
+        visited.append(int(t[0]))
+        return x_t
+
+    sample(network, DiffusionProcess(num_train_timesteps=7), Ddpm(), noises(0)(), noises(0))
+    assert visited == [6, 5, 4, 3, 2, 1, 0]
+
+
+def test_the_last_step_of_any_sampler_gets_no_noise():
+    draws = []
+
+    def draw():
+        draws.append(1)
+        return torch.full((1, 1, 8, 8, 8), 0.25)
+
+    out = sample(lambda x, t: 0 * x, DiffusionProcess(prediction_type="x0"), Guess(3), noises(0)(), draw)
+    assert len(draws) == 2
+    assert out.abs().max() == 0
+
+
+def test_samplers_are_recorded_by_name_and_settings():
+    settings = {"sampler": Ddim(5, eta=1), "perturbation": "zero"}
+    ddim = {"name": "ddim", "num_inference_steps": 5, "eta": 1.0, "perturbation": "zero"}
+    assert sampling_record(settings) == ddim
+    assert changed_settings(Ddim(5)) == {} == changed_settings(Ddpm(9))
+    assert changed_settings(Ddim(5, eta=0.5)) == {"eta": 0.5}
+    assert changed_settings(Guess(temperature=2.0)) == {"temperature": 2.0}
+
+
+@pytest.mark.parametrize("steps", [0, -1])
+def test_a_wrong_number_of_steps_is_refused(steps):
+    with pytest.raises(UserError, match=f"sampler.num_inference_steps={steps}"):
+        Ddpm(steps)
