@@ -1,0 +1,107 @@
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from diffux2ct import build
+from diffux2ct.diffusion.samplers.ddim import Ddim
+from diffux2ct.diffusion.samplers.sampling import sampling_record
+from diffux2ct.errors import UserError
+
+OWN_SAMPLER = '''
+from diffux2ct.diffusion.samplers.sampling import Sampler
+
+class Warm(Sampler):
+    """One file, one setting of its own."""
+    def __init__(self, num_inference_steps=3, temperature=1.0):
+        super().__init__(num_inference_steps)
+        self.temperature = temperature
+
+    def step(self, x_0, x_t, a_t, a_prev, draw_noise):
+        return x_0 + self.temperature * draw_noise()
+'''
+
+
+def changes(*overrides):
+    with initialize_config_module("diffux2ct.configs", version_base="1.3"):
+        return compose("evaluate", ["ckpt=x", *overrides]).sampler
+
+
+@pytest.fixture(scope="module")
+def run():
+    from tests.cli.tiny_run import SIZE, composed
+
+    def make(*overrides):
+        cfg = composed("train", "experiment=demo", f"dataset.size={SIZE}", *overrides)
+        return build.LoadedRun(build.build_reconstructor(cfg), cfg, Path("run"), 1)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("overrides", "record"),
+    [
+        ([], {"name": "ddim", "num_inference_steps": 10, "eta": 0.0}),
+        (["sampler.num_inference_steps=4"], {"name": "ddim", "num_inference_steps": 4, "eta": 0.0}),
+        (["sampler.eta=1"], {"name": "ddim", "num_inference_steps": 10, "eta": 1.0}),
+        (["sampler=ddim", "sampler.eta=1"], {"name": "ddim", "num_inference_steps": 50, "eta": 1.0}),
+        (["sampler=ddpm"], {"name": "ddpm", "num_inference_steps": 1000}),
+    ],
+)
+def test_a_command_changes_the_run_s_sampler_or_takes_another(run, overrides, record):
+    sampling = run().sampling(changes(*overrides))
+    assert sampling_record(sampling) == record | {"perturbation": "random"}
+
+
+def test_another_sampler_beside_an_experiment_has_its_own_steps():
+    with initialize_config_module("diffux2ct.configs", version_base="1.3"):
+        cfg = compose("train", ["experiment=demo", "sampler=ddpm"])
+    assert build.build_sampler(cfg.sampler).num_inference_steps is None
+
+
+def test_unknown_settings_of_a_sampler_are_refused(run):
+    with pytest.raises(UserError, match=r"temperature=2: Ddim has no such .* has num_inference_steps, eta$"):
+        run().sampling(changes("sampler.temperature=2"))
+    with pytest.raises(UserError, match="eta=1: Ddpm has no such setting; it has num_inference_steps$"):
+        run().sampling(OmegaConf.create({"_target_": "diffux2ct.diffusion.samplers.ddpm.Ddpm", "eta": 1}))
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        (None, "no sampler is chosen"),
+        ("os.path.join", "no such class"),
+        ("pathlib.Path", "is no sampler"),
+        ("diffux2ct.nowhere.X", "no such class"),
+    ],
+)
+def test_what_is_no_sampler_is_refused(target, words):
+    with pytest.raises(UserError, match=words):
+        build.build_sampler(OmegaConf.create({} if target is None else {"_target_": target}))
+
+
+def test_a_sampler_for_a_regressor_is_warned_of(run, capsys):
+    regressor = run("model=backprojection_cnn")
+    assert regressor.sampling(changes("sampler=ddpm"), "zero") == {}
+    warning = capsys.readouterr().err
+    assert "perturbation=zero: no effect, a RegressionReconstructor has no such setting" in warning
+    assert regressor.sampling(changes()) == {}
+    assert capsys.readouterr().err == ""
+
+
+def test_a_new_sampler_is_one_file_and_one_config(run, tmp_path, monkeypatch):
+    (tmp_path / "own_warm_sampler.py").write_text(OWN_SAMPLER)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "sampler").mkdir()
+    yaml = "_target_: own_warm_sampler.Warm\nnum_inference_steps: 3\ntemperature: 1.0\n"
+    (tmp_path / "sampler" / "warm.yaml").write_text(yaml)
+    search = f"hydra.searchpath=[file://{tmp_path}]"
+    sampling = run().sampling(changes(search, "sampler=warm", "sampler.temperature=2.5"))
+    wanted = {"name": "warm", "num_inference_steps": 3, "temperature": 2.5, "perturbation": "random"}
+    assert sampling_record(sampling) == wanted
+    assert isinstance(sampling["sampler"], sys.modules["own_warm_sampler"].Warm)
+    trained = run(search, "sampler=warm")
+    assert trained.sampling(changes("sampler.temperature=0.5"))["sampler"].temperature == 0.5
+    assert run().sampling(Ddim(7))["sampler"].num_inference_steps == 7
