@@ -5,7 +5,7 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from diffux2ct import build
+from diffux2ct import build, load
 from diffux2ct.diffusion.samplers.ddim import Ddim
 from diffux2ct.diffusion.samplers.sampling import sampling_record
 from diffux2ct.errors import UserError
@@ -35,7 +35,7 @@ def run():
 
     def make(*overrides):
         cfg = composed("train", "experiment=demo", f"dataset.size={SIZE}", *overrides)
-        return build.LoadedRun(build.build_reconstructor(cfg), cfg, Path("run"), 1)
+        return load.LoadedRun(build.build_reconstructor(cfg), cfg, Path("run"), 1)
 
     return make
 
