@@ -39,12 +39,10 @@ put_back=""
 trap 'put_back=yes; scancel --signal=TERM "$SLURM_JOB_ID"' USR1 # near the time limit
 trap : TERM # cancelled: Slurm has told the tasks itself
 
-# A signal interrupts wait; ask again until the step is over.
-status=0
-while kill -0 "$step" 2>/dev/null; do
-  wait "$step"
-  status=$?
-done
+# A signal interrupts wait: wait until the step is over, then ask for its exit status, which bash remembers.
+while wait "$step"; kill -0 "$step" 2>/dev/null; do :; done
+wait "$step"
+status=$?
 
 # Slurm puts a preempted job back only where it does not end in time by itself.
 if scontrol show job "$SLURM_JOB_ID" | grep -q " PreemptTime=[0-9]"; then

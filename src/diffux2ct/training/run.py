@@ -196,7 +196,7 @@ def start(
     # Join the other processes and settle how this one computes.
     rank, world = distributed.start()
     settings.check_world(world)
-    device = resolve_device(settings.device, int(os.environ.get("LOCAL_RANK", 0)))
+    device = resolve_device(settings.device, distributed.local_device())
     if settings.num_threads:
         torch.set_num_threads(settings.num_threads)
     set_deterministic(settings.deterministic)

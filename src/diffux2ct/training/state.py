@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from diffux2ct.models.layers.layout import channels_last_3d
 from diffux2ct.reconstructors.base import Objective, Trainable
@@ -159,7 +160,7 @@ class RunState:
             {name: part_of(value, own[name]) for name, value in state["model"].items()}
         )
         for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(_own_part(state["optimizers"][name], optimizer))
+            optimizer.load_state_dict(own_part(state["optimizers"][name], optimizer))
         if self.ema:
             self.ema.load_state_dict(state["ema"])
         if self.watch and state.get("watch"):
@@ -174,21 +175,30 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def _own_part(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def own_part(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """A whole optimiser state cut to this rank's part of each parameter.
 
     Rates and kernels are this run's own: the rate follows from the step, and a run may go on with fused kernels.
     """
     parameters = _parameters(optimizer)
-    # Cloned, since a file may hold tensors that share their memory, which a step in place would write twice.
     cut = {
-        index: {
-            key: part_of(value.clone() if isinstance(value, Tensor) else value, parameters[index])
-            for key, value in values.items()
-        }
+        index: {key: _copy_for(value, parameters[index]) for key, value in values.items()}
         for index, values in saved["state"].items()
     }
     return {"state": cut, "param_groups": optimizer.state_dict()["param_groups"]}
+
+
+def _copy_for(value: Any, parameter: Tensor) -> Any:
+    """A value of an optimiser's state as the optimiser keeps it: this rank's part, in the parameter's memory layout.
+
+    Copied, since a file may hold tensors that share their memory, which a step in place would write twice. Fused
+    kernels read moments in the order of the parameter's memory, and a sharded run saves them in another.
+    """
+    if not isinstance(value, Tensor):
+        return value
+    if value.shape != parameter.shape or isinstance(parameter, DTensor):
+        return part_of(value.clone(), parameter)
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def prepare_model(

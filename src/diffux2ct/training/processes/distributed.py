@@ -23,11 +23,16 @@ def start() -> tuple[int, int]:
         return 0, 1
     if not dist.is_initialized():
         if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+            torch.cuda.set_device(local_device())
         # Long, because the others wait while rank 0 makes phantoms or validates by sampling.
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, timeout=timedelta(hours=2))
     return dist.get_rank(), dist.get_world_size()
+
+
+def local_device() -> int:
+    """The number of this process's GPU among those that it sees; Slurm may show each process its own alone."""
+    return int(os.environ.get("LOCAL_RANK", 0)) % max(1, torch.cuda.device_count())
 
 
 def stop() -> None:
