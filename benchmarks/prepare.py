@@ -26,8 +26,7 @@ from diffux2ct.data.body import remove_couch
 from diffux2ct.data.io.volume import content_hash, read_ct, use_threads
 from diffux2ct.data.preparation.cube import cube_centre, cut_cube
 from diffux2ct.data.preparation.plan import make_plan
-from diffux2ct.data.preparation.prepare import PrepareSettings
-from diffux2ct.data.preparation.runner import run_jobs
+from diffux2ct.data.preparation.prepare import PrepareSettings, run_jobs
 from diffux2ct.data.preparation.scan_job import prepare_scan
 from diffux2ct.data.prepared.writer import write_case
 from diffux2ct.xray.camera import camera_preset

@@ -1,9 +1,13 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from diffux2ct.data.io.volume import read_labels
 from diffux2ct.data.labels import (
     LABELS,
     REMAP,
+    contradiction,
     hips_by_position,
     label_name,
     remap,
@@ -50,3 +54,81 @@ def test_the_hip_at_the_patient_s_left_is_the_left_one():
     alone, exchanged = hips_by_position(np.where(labels == LABELS["sacrum"], 0, labels)[..., :4])
     assert not exchanged
     assert alone.max() == LABELS["right_hip"]
+
+
+def test_totalsegmentator_s_numbers_become_ours():
+    ours = REMAP["totalsegmentator"]
+    theirs = {
+        "sacrum": (25, 26),
+        "L5": (27,),
+        "L1": (31,),
+        "T12": (32,),
+        "T1": (43,),
+        "C7": (44,),
+        "C1": (50,),
+    }
+    theirs |= {
+        "left_hip": (77,),
+        "right_hip": (78,),
+        "ribs": (92, 115),
+        "sternum": (116,),
+        "left_femur": (75,),
+    }
+    for name, numbers in theirs.items():
+        assert {ours[number] for number in numbers} == {LABELS[name]}, name
+    assert not {5, 51, 79, 91, 117} & set(ours)  # liver, heart, spinal cord, skull, cartilage
+
+
+def spine(first: str, last: str, step: int = 12) -> np.ndarray:
+    """Vertebrae from ``first`` down to ``last``, 2.5 mm voxels, ``step`` slices apart."""
+    values = range(LABELS[first], LABELS[last] + 1)
+    labels = np.zeros((step * len(values) + 30, 40, 60), np.uint8)
+    for i, value in enumerate(values):
+        z = labels.shape[0] - step * (i + 1)
+        labels[z : z + max(step - 3, 1), 20:28, 26:34] = value
+    return labels
+
+
+def with_hips(labels: np.ndarray, z: int = 5) -> np.ndarray:
+    for name, x in (("right_hip", 6), ("sacrum", 30), ("left_hip", 50)):
+        labels[z : z + 15, 20:30, x : x + 6] = LABELS[name]
+    return labels
+
+
+@pytest.mark.parametrize(
+    ("labels", "fault"),
+    [
+        (spine("T10", "L5"), None),
+        (spine("C1", "T3", step=7), None),
+        (with_hips(spine("T10", "L5")), None),
+        (with_hips(spine("T10", "L5"), 60), "sacrum lies above L3"),
+        (spine("C1", "C5"), "cervical vertebrae lie 30 mm apart"),
+        (spine("T10", "L5")[::-1], "T11 lies above T10"),
+        (np.roll(with_hips(spine("L1", "L5")), 34, 2), "sacrum does not lie between the hips"),
+        (spine("L1", "L5", step=30), "L1 and L2 lie 75 mm apart"),
+        (np.zeros((4, 4, 4), np.uint8), None),
+    ],
+)
+def test_names_that_contradict_the_anatomy(labels: np.ndarray, fault: str | None):
+    assert contradiction(np.ascontiguousarray(labels), (2.5,) * 3) == fault
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("name", "scheme", "fault"),
+    [
+        ("colonog_0510", "ctspine1k", None),
+        ("verse083", "ctspine1k", None),
+        ("verse230", "ctspine1k", None),
+        ("colonog_0243", "ctpelvic1k", None),
+        ("colonog_0243", "ctspine1k", "C1 and C2 lie 88 mm apart"),
+        ("verse230", "ctpelvic1k", "left_hip and right_hip lie 18 mm apart"),
+        ("totalseg_s0308", "totalsegmentator", "C1 and C2 lie 183 mm apart"),
+        ("totalseg_s0308", None, "right_hip lies above L3"),
+        ("totalseg_s0561", None, "left_hip and right_hip lie 20 mm apart"),
+    ],
+)
+def test_schemes_of_real_labels(shared_data: Path, name: str, scheme: str | None, fault: str | None):
+    labels = read_labels(shared_data / "labelled_8bit" / f"{name}_label.nii.gz")
+    values = labels.labels if scheme is None else remap(labels.labels, REMAP[scheme])
+    assert contradiction(values, labels.spacing) == fault

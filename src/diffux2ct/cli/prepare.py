@@ -1,12 +1,14 @@
-"""``scripts/prepare_dataset.py``: raw CT scans to the folder that training reads."""
+"""``prepare_dataset.py`` and ``export_x2ct.py``: raw CT scans to a prepared folder, and that to X2CT-GAN's files."""
 
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
+from diffux2ct.arguments import read
 from diffux2ct.cli.hydra_app import hydra_app
 from diffux2ct.errors import UserError
 
@@ -32,61 +34,29 @@ def run(cfg: DictConfig) -> None:
     assert isinstance(recipe, dict)
     recipe = {str(key): value for key, value in recipe.items()}
     recipe |= {key: cfg[key] for key in ("size", "spacing", "crops") if cfg[key] is not None}
-    arguments = {
-        "source": recipe["source"],
-        "origins": recipe["origins"],
+    arguments: dict[str, Any] = {
+        key: recipe[key] for key in ("source", "origins", "split", "rescale", "labels")
+    } | {
         "settings": _settings(recipe),
         "crops": _number("crops", recipe["crops"]),
         "test_crops": None if recipe["test_crops"] is None else _number("test_crops", recipe["test_crops"]),
-        "split": recipe["split"],
-        "rescale": recipe["rescale"],
-        "labels": recipe["labels"],
         "workers": None if cfg.workers is None else _number("workers", cfg.workers),
     }
-    from_x2ct = recipe["source"] == "x2ct"
+    if recipe["source"] == "x2ct":
+        arguments["xrays"] = recipe.get("xrays", "stored")
+        arguments["asked"] = {key for key in ("size", "spacing") if cfg[key] is not None}
     if cfg.dry_run:
-        rows, report = _survey_import(cfg, recipe) if from_x2ct else survey(raw, **arguments)
+        rows, report = survey(raw, **arguments)
         _tell_survey(rows, report)
     else:
         if cfg.out is None and OmegaConf.is_missing(cfg.dataset, "root"):
             raise UserError("out is not given; add out=DIR, the folder to write")
         out = Path(cfg.dataset.root if cfg.out is None else cfg.out)
-        report = _import(cfg, recipe, out) if from_x2ct else prepare(cfg.dataset.name, raw, out, **arguments)
+        report = prepare(cfg.dataset.name, raw, out, **arguments)
         sheets = write_contact_sheets(out) if cfg.contact_sheet else []
         _tell(report, out, sheets)
     if cfg.strict and report.bad:
         raise UserError(f"{len(report.bad)} scans could not be used (listed above), and strict=true")
-
-
-def _import(cfg: DictConfig, recipe: Mapping[str, Any], out: Path) -> "PrepareReport":
-    """X2CT-GAN's files: cubes that are cut already, with X-rays of their own."""
-    from diffux2ct.data.preparation.x2ct.exchange import import_x2ct
-
-    return import_x2ct(cfg.raw, out, cfg.dataset.name, **_import_arguments(cfg, recipe))
-
-
-def _survey_import(
-    cfg: DictConfig, recipe: Mapping[str, Any]
-) -> "tuple[list[dict[str, Any]], PrepareReport]":
-    from diffux2ct.data.preparation.x2ct.exchange import survey_x2ct
-
-    return survey_x2ct(cfg.raw, **_import_arguments(cfg, recipe))
-
-
-def _import_arguments(cfg: DictConfig, recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of ``import_x2ct``. Raises UserError for settings that its cubes leave nothing to."""
-    for key in ("crops", "test_crops", "origins", "rescale", "labels"):
-        if recipe[key]:
-            raise UserError(
-                f"{key}={recipe[key]} has no effect on X2CT-GAN's cubes, which are cut already; leave it out"
-            )
-    return {
-        "settings": _settings(recipe),
-        "asked": {key for key in ("size", "spacing") if cfg[key] is not None},
-        "xrays": recipe.get("xrays", "stored"),
-        "split": recipe["split"],
-        "workers": None if cfg.workers is None else _number("workers", cfg.workers),
-    }
 
 
 def _settings(recipe: Mapping[str, Any]) -> "PrepareSettings":
@@ -105,6 +75,7 @@ def _settings(recipe: Mapping[str, Any]) -> "PrepareSettings":
         projector=recipe["projector"],
         attenuation=recipe["attenuation"],
         pose_jitter=recipe["pose_jitter"],
+        min_filled=float(_number("min_filled", recipe["min_filled"], float)),
     )
 
 
@@ -165,6 +136,33 @@ def _tell_notes(report: "PrepareReport") -> None:
         print(f"left out: {source}: {reason}", file=sys.stderr)
     for source, reason in report.not_used:
         print(f"not used: {source}: {reason}", file=sys.stderr)
+
+
+@dataclass(frozen=True)
+class Export:
+    """Keys of ``configs/export_x2ct.yaml``."""
+
+    data: Path
+    out: Path
+    views: Literal["folder", "x2ct"]
+
+
+def run_export(config: DictConfig) -> None:
+    """Write the prepared folder ``data`` as X2CT-GAN's files. Raises UserError, see ``export_x2ct``."""
+    from diffux2ct.data.prepared.export_x2ct import export_x2ct
+
+    cfg = read(Export, config)
+    done = export_x2ct(cfg.data, cfg.out, views=cfg.views)
+    for note in done.notes:
+        print(f"note: {note}", file=sys.stderr)
+    counts = ", ".join(f"{part} {len(names)}" for part, names in done.split.items())
+    total = sum(map(len, done.split.values()))
+    print(f"{cfg.out}: {total} cases ({counts}) written in {done.seconds:.0f} s")
+
+
+def export_main() -> None:
+    """The command ``export_x2ct``."""
+    hydra_app("export_x2ct", run_export, Export)
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import UInt8
+from scipy import ndimage
 
 from diffux2ct.errors import UserError
 
@@ -54,6 +55,24 @@ REMAP: dict[str, dict[int, int]] = {
         3: LABELS["right_hip"],
         4: LABELS["lumbar_spine"],
     },
+    # The task "total" of TotalSegmentator 2; its organs and muscles are dropped.
+    "totalsegmentator": {
+        25: LABELS["sacrum"],
+        26: LABELS["sacrum"],  # S1
+        **{51 - value: value for value in range(LABELS["C1"], LABELS["L5"] + 1)},  # 27 = L5, ..., 50 = C1
+        **dict.fromkeys(range(92, 116), LABELS["ribs"]),
+        69: LABELS["left_humerus"],
+        70: LABELS["right_humerus"],
+        71: LABELS["left_scapula"],
+        72: LABELS["right_scapula"],
+        73: LABELS["left_clavicle"],
+        74: LABELS["right_clavicle"],
+        75: LABELS["left_femur"],
+        76: LABELS["right_femur"],
+        77: LABELS["left_hip"],
+        78: LABELS["right_hip"],
+        116: LABELS["sternum"],
+    },
 }
 
 
@@ -96,6 +115,61 @@ def hips_by_position(labels: UInt8[np.ndarray, "d h w"]) -> tuple[UInt8[np.ndarr
     table = np.arange(256, dtype=np.uint8)
     table[LABELS["left_hip"]], table[LABELS["right_hip"]] = LABELS["right_hip"], LABELS["left_hip"]
     return table[labels], True
+
+
+_NEIGHBOURS = 60.0  # mm: the centres of two neighbouring vertebrae lie closer together
+_CERVICAL = 25.0  # mm: so do, at the median, those of cervical ones; lumbar ones lie 30 to 40 mm apart
+
+_HIPS = 40.0  # mm: the centres of the hips lie farther apart
+
+
+def contradiction(labels: UInt8[np.ndarray, "d h w"], spacing: Sequence[float | int]) -> str | None:
+    """The fault of labels whose names contradict the anatomy, None where they can be right.
+
+    labels: in our numbers, axes LPS. spacing: (x, y, z) mm. Vertebrae must follow each other from Superior down at the
+    distances that vertebrae have, and the pelvis must lie below L3; slivers at the scan's edge are ignored.
+    """
+    values = [
+        *range(LABELS["C1"], LABELS["L6"] + 1),
+        *(LABELS[n] for n in ("sacrum", "left_hip", "right_hip")),
+    ]
+    counts = np.bincount(labels.ravel(), minlength=256)
+    whole = 0.05 * np.median([counts[v] for v in values if counts[v]] or [0])
+    boxes = ndimage.find_objects(labels)
+    places: dict[int, np.ndarray] = {}
+    for value in values:
+        if counts[value] and counts[value] >= whole:
+            inside = np.argwhere(labels[boxes[value - 1]] == value)
+            corner = np.array([side.start for side in boxes[value - 1]])
+            places[value] = (inside.mean(0) + corner)[::-1] * np.asarray(spacing, float)
+    # Neighbouring vertebrae, from Superior down.
+    gaps = {}
+    for value in range(LABELS["C1"], LABELS["L6"]):
+        if value in places and value + 1 in places:
+            upper, lower = places[value], places[value + 1]
+            pair, gaps[value] = (
+                f"{label_name(value)} and {label_name(value + 1)}",
+                np.linalg.norm(upper - lower),
+            )
+            if gaps[value] > _NEIGHBOURS:
+                return f"{pair} lie {gaps[value]:.0f} mm apart"
+            if lower[2] >= upper[2]:
+                return f"{label_name(value + 1)} lies above {label_name(value)}"
+    cervical = [gap for value, gap in gaps.items() if value < LABELS["C7"]]
+    if cervical and np.median(cervical) > _CERVICAL:
+        return f"cervical vertebrae lie {np.median(cervical):.0f} mm apart"
+    # The sacrum between the hips, and all of the pelvis below the spine.
+    sacrum, *hips = (places.get(LABELS[name]) for name in ("sacrum", "left_hip", "right_hip"))
+    if hips[0] is not None and hips[1] is not None:
+        if (apart := np.linalg.norm(hips[0] - hips[1])) < _HIPS:
+            return f"left_hip and right_hip lie {apart:.0f} mm apart"
+        if sacrum is not None and not min(hips[0][0], hips[1][0]) < sacrum[0] < max(hips[0][0], hips[1][0]):
+            return "sacrum does not lie between the hips"
+    spine = [value for value in places if value <= LABELS["L3"]]
+    for value in places:
+        if value > LABELS["L6"] and spine and places[value][2] > min(places[v][2] for v in spine):
+            return f"{label_name(value)} lies above {label_name(max(spine))}"
+    return None
 
 
 def _numbered(first: int, end: int, index: int, what: str) -> int:

@@ -1,9 +1,11 @@
+import zlib
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
 from diffux2ct.data.io.ct_image import CtImage
-from diffux2ct.data.preparation.cube import cut_cube
+from diffux2ct.data.preparation.cube import cut_cube, filled_share, random_centres
 
 
 def scan(spacing=(0.8, 0.9, 2.5), shape=(30, 90, 100)) -> CtImage:
@@ -98,3 +100,32 @@ def test_every_voxel_keeps_its_place_and_air_lies_around() -> None:
     assert aside[1, 1, 1] == hu[0, 0, 0]
     assert aside[0, 0, 0] == -1024
     assert (cut_cube(ct, 4, 2.0, np.array((1000.0, 0.0, 0.0))) == -1024).all()
+
+
+def test_random_crops_keep_half_of_the_central_body() -> None:
+    # A thin patient in a wide field: most places hold no body.
+    hu = np.full((40, 160, 160), -1000, np.int16)
+    hu[:, 70:90, 65:95] = 40
+    ct = CtImage(hu, (4.0, 4.0, 4.0), (0.0, 0.0, 0.0))
+    centres = random_centres(ct, 128.0, 40, "p", 0)
+    central = (cut_cube(ct, 32, 4.0, np.array(ct.centre)) > -500).mean()
+    shares = [(cut_cube(ct, 32, 4.0, centre) > -500).mean() for centre in centres]
+    assert min(shares) > 0.45 * central  # whole voxels are counted
+    # The draws depend on neither their number nor on what was refused for others.
+    np.testing.assert_array_equal(random_centres(ct, 128.0, 5, "p", 0), centres[:5])
+    assert len({tuple(centre) for centre in centres}) == 40
+    # Where nothing is refused, the first draws hold.
+    full = CtImage(np.full((40, 160, 160), 40, np.int16), ct.spacing, ct.origin)
+    reach = (np.array(full.extent) - 128) / 2
+    seed = [0, zlib.crc32(b"p")]
+    expected = np.array(full.centre) + np.random.default_rng(seed).uniform(-1, 1, (7, 3)) * reach
+    np.testing.assert_allclose(random_centres(full, 128.0, 7, "p", 0), expected)
+
+
+def test_the_share_of_a_cube_that_the_scan_fills() -> None:
+    slab = CtImage(np.zeros((20, 256, 256), np.int16), (1.0, 1.0, 2.0), (0.0, 0.0, 0.0))
+    middle = np.array(slab.centre)
+    assert filled_share(slab, 256.0, middle) == pytest.approx(40 / 256)
+    assert filled_share(slab, 256.0, middle + np.array((0, 64, 0))) == pytest.approx(40 / 256 * 0.75)
+    assert filled_share(slab, 40.0, middle + np.array((100, 0, -10))) == pytest.approx(0.75)
+    assert filled_share(slab, 40.0, middle + np.array((500, 0, 0))) == 0.0

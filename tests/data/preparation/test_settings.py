@@ -78,7 +78,7 @@ def test_lumbar_grid_is_centred_on_l1_to_l5(tmp_path: Path) -> None:
     labels = np.zeros((40, 34, 30), np.uint8)
     for i, name in enumerate(("L5", "L4", "L3", "L2", "L1")):
         labels[10 + 3 * i : 13 + 3 * i, 18:24, 11:17] = LABELS[name]
-    labels[30:33, 18:24, 11:17] = LABELS["T12"]
+    labels[25:28, 18:24, 11:17] = LABELS["T12"]
     image = LabelImage(labels, (10.0,) * 3, (0.0,) * 3)
     np.testing.assert_allclose(lumbar_centre(image), (135.0, 205.0, 170.0))
     write(tmp_path / "raw" / "p.nii.gz", box())

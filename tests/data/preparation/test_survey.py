@@ -15,6 +15,7 @@ from diffux2ct.cli.prepare import main
 from diffux2ct.data.labels import LABELS
 from diffux2ct.data.preparation.prepare import PrepareSettings, prepare, survey
 from diffux2ct.data.preparation.report import by_reason
+from diffux2ct.data.prepared.dataset import PreparedDataset
 from diffux2ct.errors import UserError
 
 SETTINGS = PrepareSettings(16, 8.0)
@@ -226,3 +227,66 @@ def test_command_dry_run(
     assert "dry run: 4 scans would be used" in told.out
     assert "left out: grey.mha:" in told.err
     assert [p.name for p in tmp_path.iterdir()] == ["raw"]
+
+
+def test_cubes_that_are_mostly_padding_are_warned_of_and_left_out_on_request(
+    raw: Path, tmp_path: Path
+) -> None:
+    whole = sitk.ReadImage(str(raw / "p0.nii.gz"))
+    sitk.WriteImage(whole[:, :, 8:16], str(raw / "slab.nii.gz"))  # 40 mm of 128
+    warning = "1 of 5 cubes are mostly padding: the scan fills 29% of slab; dataset.prepare.min_filled=0.5"
+    report = prepare("folder", raw, tmp_path / "out", settings=SETTINGS, **QUIET)
+    _, dry = survey(raw, settings=SETTINGS, **QUIET)
+    for notes in (report.notes, dry.notes, report.summary["notes"]):
+        assert [note for note in notes if warning in note]
+    assert json.loads((tmp_path / "out/cases/slab/case.json").read_text())["filled"] == 0.293
+    strict = PrepareSettings(16, 8.0, min_filled=0.5)
+    for found in (
+        survey(raw, settings=strict, **QUIET)[1],
+        prepare("f", raw, tmp_path / "b", settings=strict, **QUIET),
+    ):
+        assert found.bad == []
+        assert found.not_used == [
+            ("slab.nii.gz", "144 x 120 x 40 mm fill 29% of the cube of 128 mm, less than min_filled=0.5")
+        ]
+        assert not any("padding" in note for note in found.notes)
+    assert not (tmp_path / "b/cases/slab").exists()
+    with pytest.raises(UserError, match=r"none of 5 scans .*less than min_filled=1"):
+        prepare("f", raw, tmp_path / "c", settings=PrepareSettings(16, 8.0, min_filled=1.0), **QUIET)
+    with pytest.raises(UserError, match="min_filled=2: give a share"):
+        survey(raw, settings=PrepareSettings(min_filled=2), **QUIET)
+
+
+def test_a_mask_is_called_a_mask_and_a_contradicting_scheme_is_refused(raw: Path, tmp_path: Path) -> None:
+    labels = np.zeros((24, 30, 36), np.uint8)
+    labels[8:12, 18:21, 16:20] = 1
+
+    def write(array: np.ndarray) -> None:
+        image = sitk.GetImageFromArray(array)
+        image.CopyInformation(sitk.ReadImage(str(raw / "p0.nii.gz")))
+        sitk.WriteImage(image, str(raw / "p0_seg.nii.gz"))
+
+    write(labels)
+    for number, scheme in enumerate((None, "ours", "ctspine1k")):
+        out = tmp_path / str(number)
+        report = prepare("folder", raw, out, settings=SETTINGS, labels=scheme, **QUIET)
+        assert json.loads((out / "dataset.json").read_text())["label_names"] == {"1": "mask"}
+        assert any("taken for a mask, not for vertebra C1" in note for note in report.notes) == (
+            scheme is not None
+        )
+        with pytest.raises(UserError, match="no case has a label of C1"):
+            PreparedDataset(out, "train", window=SETTINGS.window, labels=["C1"])
+    # Organs as another program numbers them: a spleen is no C1.
+    labels[4:8, 18:21, 4:8], labels[4:8, 18:21, 30:34] = 2, 3
+    write(labels)
+    _, report = survey(raw, settings=SETTINGS, labels="ours", **QUIET)
+    assert len(report.bad) == 1
+    assert report.bad[0][1].startswith(
+        "labels=ours contradicts the anatomy in p0_seg.nii.gz: C2 and C3 lie 104 mm"
+    )
+    assert (
+        "choose another of ours, ctspine1k, ctpelvic1k, totalsegmentator, or labels=null" in report.bad[0][1]
+    )
+    _, report = survey(raw, settings=SETTINGS, labels="totalsegmentator", **QUIET)
+    assert "names none of the numbers in p0_seg.nii.gz" in report.bad[0][1]
+    assert survey(raw, settings=SETTINGS, **QUIET)[1].bad == []

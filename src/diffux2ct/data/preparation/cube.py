@@ -7,7 +7,7 @@ voxel: sigma = sqrt(new^2 - old^2) / 2.355 mm (Cardoso et al. 2015, as in TorchI
 """
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -79,6 +79,8 @@ def _one_thread() -> Iterator[None]:
 
 # Where the cube is cut out of a scan: its centre in mm, LPS (x, y, z).
 
+_BODY_HU, _BODY_STEP = -500, 4.0  # body is above this; mm between the voxels that are looked at
+_KEPT_BODY, _DRAWS = 0.5, 200  # of the central cube's body, that a random crop holds; draws for it
 _JITTER = 0.1  # of the cube's side: how far off centre a random crop may lie where the scan is shorter than the cube
 
 
@@ -138,27 +140,63 @@ def lumbar_centre(labels: LabelImage | None) -> Float[np.ndarray, "3"]:
     return np.array(labels.origin) + np.array(middle) * np.array(labels.spacing)
 
 
-def random_centres(
-    origin: Sequence[float],
-    spacing: Sequence[float],
-    shape: Sequence[int],
-    side: float,
-    num: int,
-    key: str,
-    seed: int,
-) -> Float[np.ndarray, "n 3"]:
+def random_centres(ct: CtImage, side: float, num: int, key: str, seed: int) -> Float[np.ndarray, "n 3"]:
     """``num`` cube centres [num, 3] in mm (x, y, z), uniform where a cube of ``side`` mm stays inside the scan.
 
     Along an axis where the scan is shorter than the cube, the centre moves by up to a tenth of the side, as far as the
-    scan stays inside the cube. The draws depend on ``key`` and ``seed`` alone, not on ``num``. The key is a case's
-    name; a patient's second scan has a number in it, and which of two is the second depends on both.
+    scan stays inside the cube. A cube with less than half of the body that the scan's central cube holds is drawn
+    again, up to 200 times; then the best of these is taken.
+    The draws depend on the scan, ``key`` and ``seed`` alone, not on ``num``. The key is a case's name; a patient's
+    second scan has a number in it, and which of two is the second depends on both.
     """
-    extent = np.array(shape) * np.array(spacing)
-    middle = np.array(origin) + (extent - np.array(spacing)) / 2
-    slack = (extent - side) / 2
+    middle, slack = np.array(ct.centre), (np.array(ct.extent) - side) / 2
     reach = np.where(slack >= 0, slack, np.minimum(-slack, _JITTER * side))
     generator = np.random.default_rng(seed_of(key, seed))
-    return middle + generator.uniform(-1.0, 1.0, size=(num, 3)) * reach
+    body = _BodyShare(ct, side)
+    enough = _KEPT_BODY * body(middle)
+    centres = []
+    for _ in range(num):
+        best = None
+        for _ in range(_DRAWS):
+            centre = middle + generator.uniform(-1.0, 1.0, size=3) * reach
+            share = body(centre)
+            if best is None or share > best[0]:
+                best = share, centre
+            if share >= enough:
+                break
+        assert best is not None
+        centres.append(best[1])
+    return np.array(centres)
+
+
+class _BodyShare:
+    """The share of a cube of ``side`` mm that is body, by its centre, from sums over voxels of about 4 mm."""
+
+    def __init__(self, ct: CtImage, side: float) -> None:
+        steps = [max(1, round(_BODY_STEP / s)) for s in ct.spacing]
+        solid = ct.hu[:: steps[2], :: steps[1], :: steps[0]] > _BODY_HU
+        sums = np.pad(solid.astype(np.int32), ((1, 0),) * 3)
+        for axis in range(3):
+            np.cumsum(sums, axis=axis, out=sums)
+        self._sums, self._side = sums, side
+        self._spacing = np.array(ct.spacing) * steps
+        self._origin = np.array(ct.origin)
+
+    def __call__(self, centre: Float[np.ndarray, "3"]) -> float:
+        edges = centre + np.array([[-0.5], [0.5]]) * self._side
+        cells = np.round((edges - self._origin) / self._spacing + 0.5).astype(int)
+        z, y, x = (cells[:, 2 - i].clip(0, count - 1) for i, count in enumerate(self._sums.shape))
+        box = self._sums[np.ix_(z, y, x)]
+        count = np.diff(np.diff(np.diff(box, axis=0), axis=1), axis=2).item()
+        return count * float(np.prod(self._spacing)) / self._side**3
+
+
+def filled_share(ct: CtImage, side: float, centre: Float[np.ndarray, "3"]) -> float:
+    """The share of a cube of ``side`` mm around ``centre`` (mm LPS) that the scan fills; the rest is padding."""
+    reach = np.minimum(np.array(ct.extent) / 2, side / 2)
+    apart = np.abs(centre - np.array(ct.centre))
+    overlap = np.minimum(2 * reach, (np.array(ct.extent) + side) / 2 - apart).clip(0)
+    return float(np.prod(overlap / side))
 
 
 def seed_of(key: str, seed: int) -> list[int]:

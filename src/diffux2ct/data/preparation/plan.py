@@ -1,8 +1,8 @@
-"""What is to be done with a raw folder: which scans, under which names, for which part of the split."""
+"""The plan of a preparation: which scans of a raw folder, under which names, for which part of the split."""
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -14,18 +14,22 @@ from diffux2ct.data.prepared.split import split_patients
 from diffux2ct.data.sources import RawCase, discover
 from diffux2ct.errors import UserError
 
-OURS = "ours"  # labels that are numbered as ``label_scheme`` numbers them
+OURS = "ours"  # labels that are numbered as in ``data.labels``
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Jobs in the order of their names, the patients of each part, and what the raw folder holds that is not used."""
+    """Jobs in the order of their names, the patients of each part, and the files of the raw folder that are not used.
+
+    bad: (path below raw, reason) of scans whose header rules them out. recipe: for dataset.json, beside the settings.
+    """
 
     jobs: list[ScanJob]
     patients: dict[str, list[str]]
     not_used: list[tuple[str, str]]
     notes: list[str]
-    told: dict[str, Any]  # for dataset.json, beside the settings
+    recipe: dict[str, Any]
+    bad: list[tuple[str, str]] = field(default_factory=list)
 
     def part_of(self, job: ScanJob) -> str:
         """train, val or test."""
@@ -33,12 +37,15 @@ class Plan:
 
 
 class Request(TypedDict, total=False):
-    """What is asked for beside the folders, as ``prepare`` and ``survey`` take it; the defaults are ``make_plan``'s.
+    """Arguments of ``prepare`` and ``survey`` beside the folders; the defaults are ``make_plan``'s.
 
     source, origins: see ``discover``. settings: of every case. crops: random crops a scan instead of the settings'
     grid (0); test_crops: the same for val and test patients (None = crops). split: see ``split_patients``.
-    rescale: (slope, intercept) or a CSV table, see ``GreyLevels``. labels: how a plain folder's label numbers are
-    meant, "ours" (``label_scheme``) or a key of ``REMAP``.
+    rescale: (slope, intercept) or a CSV table, see ``GreyLevels``. labels: the scheme of a plain folder's label
+    numbers, "ours" (``data.labels``) or a key of ``REMAP``.
+    Of source x2ct alone: xrays: "stored" keeps the file's images, 8 bit, each by its own maximum (the lost scale is
+    estimated by rendering the CT the same way, and case.json says so); "rendered" makes them anew. asked: names of
+    settings that hold even where a file of ``export_x2ct`` declares its own.
     """
 
     source: str
@@ -49,6 +56,8 @@ class Request(TypedDict, total=False):
     split: Mapping[str, Any] | str | None
     rescale: Sequence[float | int] | str | Path | None
     labels: str | None
+    xrays: str
+    asked: Collection[str]
 
 
 def make_plan(
@@ -66,7 +75,7 @@ def make_plan(
 ) -> Plan:
     """Find the scans and split their patients; arguments as in ``Request``. Reads no scan and writes nothing.
 
-    Raises UserError for settings that cannot be and for a raw folder without scans.
+    Raises UserError for invalid settings and for a raw folder without scans.
     """
     settings = settings or PrepareSettings()
     settings.check()
@@ -84,6 +93,8 @@ def make_plan(
             f"grid={settings.grid} with crops={crops}: random crops lie anywhere; use crops=0 or grid=centre"
         )
     raw, grey = Path(raw), GreyLevels(rescale)
+    if settings.grid == "stored":
+        raise UserError(f"grid=stored: source {source} has no cubes that are cut already; use grid=centre")
     found = discover(source, raw, origins=origins)
     grey.check_used([_below(case, raw) for case in found.cases])
     cases = [_with_numbers(case, labels) for case in found.cases]
@@ -100,15 +111,16 @@ def make_plan(
             crops if case.patient in train else held_out,
             settings,
             grey.of(_below(case, raw)),
+            labels if case.remap == labels else None,
         )
         for case, base in zip(cases, case_names(cases), strict=True)
     ]
-    told = {"source": source, "crops": crops, "test_crops": held_out}
-    return Plan(sorted(jobs, key=lambda job: job.base), patients, list(found.left_out), notes, told)
+    recipe = {"source": source, "crops": crops, "test_crops": held_out}
+    return Plan(sorted(jobs, key=lambda job: job.base), patients, list(found.left_out), notes, recipe)
 
 
 def _with_numbers(case: RawCase, labels: str | None) -> RawCase:
-    """The case, whose label numbers are as ``labels`` says where its source does not know them."""
+    """The case with ``labels`` as the scheme of its label numbers where its source sets none."""
     if labels is None or case.labels is None or case.remap is not None:
         return case
     return replace(case, remap=labels)
@@ -125,7 +137,7 @@ def case_names(scans: Sequence[RawCase]) -> list[str]:
     for scan in scans:
         safe = re.sub(r"[^A-Za-z0-9._-]+", "_", scan.patient).strip("._") or "case"
         name, count = safe, 1
-        while name.lower() in taken:  # in lower case, for file systems that know no other
+        while name.lower() in taken:  # in lower case, for file systems that ignore case
             count += 1
             name = f"{safe}_s{count}"
         taken.add(name.lower())

@@ -5,20 +5,20 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from diffux2ct.atomic import sha256_of
+from diffux2ct.data.io.ct_image import CtImage, LabelImage, content_hash
+from diffux2ct.data.labels import LABELS, REMAP, contradiction, hips_by_position, remap
 from diffux2ct.data.preparation.settings import PrepareSettings
 from diffux2ct.data.prepared.writer import read_case, write_case
 from diffux2ct.data.sources import RawCase
 from diffux2ct.errors import UserError
 
-if TYPE_CHECKING:
-    from diffux2ct.data.io.ct_image import CtImage, LabelImage
-
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_OTHER_SCHEME = f"choose another of ours, {', '.join(REMAP)}, or labels=null"
 _BODY_HU = -800  # at or below this nothing attenuates, so that an X-ray would be empty
 
 
@@ -26,7 +26,8 @@ _BODY_HU = -800  # at or below this nothing attenuates, so that an X-ray would b
 class ScanJob:
     """One scan and the cases to cut from it; ``num_crops`` 0 = one case where the settings' grid says.
 
-    rescale: (slope, intercept) that make the file's grey levels HU; None: they are HU.
+    rescale: (slope, intercept) that make the file's grey levels HU; None: they are HU. scheme: of the label numbers,
+    where the user chose it. xrays: "stored" or "rendered" X-rays, of a grid that is stored.
     """
 
     root: Path
@@ -36,6 +37,8 @@ class ScanJob:
     num_crops: int
     settings: PrepareSettings
     rescale: tuple[float | int, float | int] | None = None
+    scheme: str | None = None
+    xrays: str = "stored"
 
     @property
     def case_ids(self) -> list[str]:
@@ -61,17 +64,29 @@ class ScanJob:
         return re.sub(rf"(?<![\w./-]){root}(?=: )", lambda _: self.raw_root.resolve().name, text)
 
 
+class _LeftOut(UserError):
+    """A scan that a setting leaves out."""
+
+
 @dataclass
 class ScanResult:
-    """Cases written, and why the scan cannot be used (None if it can); ``survey_scan`` adds what it found."""
+    """Cases written, and why the scan cannot be used (None if it can); ``survey_scan`` adds what it found.
+
+    by_choice: the scan could be used and a setting (``min_filled``) leaves it out.
+    """
 
     written: int = 0
     reason: str | None = None
+    by_choice: bool = False
     found: dict[str, Any] = field(default_factory=dict)
 
 
 def prepare_scan(job: ScanJob) -> ScanResult:
     """Cut the missing cases of one scan. What is wrong with the scan comes back as a reason; a full disk is raised."""
+    if job.settings.grid == "stored":
+        from diffux2ct.data.preparation.stored import cut_stored
+
+        return guarded(job, cut_stored)
     return guarded(job, _cut_cases)
 
 
@@ -81,6 +96,10 @@ def survey_scan(job: ScanJob) -> ScanResult:
     All of the scan is read: only its voxels tell whether it is whole, in HU, and the same as another. Implants are put
     in where there shall be any: only that tells whether its pedicles can take them.
     """
+    if job.settings.grid == "stored":
+        from diffux2ct.data.preparation.stored import look_at_stored
+
+        return guarded(job, look_at_stored)
     return guarded(job, _look)
 
 
@@ -90,6 +109,7 @@ def guarded(job: ScanJob, work: Callable[[ScanJob, ScanResult], None]) -> ScanRe
     try:
         work(job, result)
     except UserError as error:
+        result.by_choice = isinstance(error, _LeftOut)
         result.reason = job.below_raw(str(error).removeprefix(f"{job.raw.path}: "))
     except OSError as error:
         if error.errno in DISK_FULL:
@@ -100,35 +120,31 @@ def guarded(job: ScanJob, work: Callable[[ScanJob, ScanResult], None]) -> ScanRe
     return result
 
 
-def _read(job: ScanJob) -> "tuple[CtImage, LabelImage | None, dict[str, Any]]":
+def _read(job: ScanJob) -> tuple[CtImage, LabelImage | None, dict[str, Any]]:
     """The CT, its labels in our numbers, and what case.json shall tell of both."""
     # Imported here so that phantoms, which use the same writer, need no SimpleITK.
-    from diffux2ct.data.io.ct_image import content_hash
-    from diffux2ct.data.io.volume import read_labels
-    from diffux2ct.data.labels import REMAP, hips_by_position, remap
     from diffux2ct.data.preparation.scan_reader import read_scan
 
     ct = read_scan(job.raw, job.rescale)
-    labels, notes = None, list(ct.meta["notes"])
-    if job.raw.labels is not None:
-        try:
-            labels = read_labels(job.raw.labels)
-        except UserError as error:
-            notes.append(f"labels left out: {error}")
-    numbers = REMAP.get(job.raw.remap or "")
-    if labels is not None and numbers is not None:
-        sided, exchanged = hips_by_position(remap(labels.labels, numbers))
-        labels = replace(labels, labels=sided)
-        if exchanged:
-            notes.append(f"{job.raw.labels}: left and right hip exchanged, to where they lie in the patient")
-    meta = {
+    notes = list(ct.meta["notes"])
+    labels, is_mask = _read_labels(job, notes)
+    meta = describe(job, ct, notes)
+    meta["labels_are_own"] = labels is not None and (job.raw.remap is None or is_mask)
+    if is_mask:
+        meta["labels_are_mask"] = True
+    return ct, labels, meta
+
+
+def describe(job: ScanJob, ct: CtImage, notes: list[str]) -> dict[str, Any]:
+    """Entries of case.json about a scan and its settings."""
+    return {
         "patient": job.raw.patient,
         "source": job.source,
         "series_uid": job.raw.series_uid,
         "part_of": job.raw.origin,
         "content_sha256": content_hash(ct),
         "remap": job.raw.remap,
-        "labels_are_own": labels is not None and job.raw.remap is None,
+        "labels_are_own": False,
         "rescale": None if job.rescale is None else list(job.rescale),
         "orig_spacing": ct.meta["spacing"],
         "orig_orientation": ct.meta["orientation"],
@@ -137,17 +153,46 @@ def _read(job: ScanJob) -> "tuple[CtImage, LabelImage | None, dict[str, Any]]":
         "settings_hash": job.settings.hash(),
         "notes": notes,
     }
-    return ct, labels, meta
+
+
+def _read_labels(job: ScanJob, notes: list[str]) -> tuple[LabelImage | None, bool]:
+    """The labels, in our numbers where their scheme is known, and whether they are a 0/1 mask.
+
+    Raises UserError where the scheme that the user chose contradicts the anatomy.
+    """
+    from diffux2ct.data.io.volume import read_labels
+
+    path, numbers = job.raw.labels, REMAP.get(job.raw.remap or "")
+    if path is None:
+        return None, False
+    try:
+        labels = read_labels(path)
+    except UserError as error:
+        notes.append(f"labels left out: {error}")
+        return None, False
+    chosen = job.scheme is not None
+    names_c1 = numbers is None or numbers.get(1) == LABELS["C1"]
+    if labels.labels.max() == 1 and names_c1 and (chosen or job.raw.remap is None):
+        if chosen:
+            notes.append(f"{path}: holds 0 and 1 only: taken for a mask, not for vertebra C1")
+        return labels, True
+    if numbers is not None:
+        sided, exchanged = hips_by_position(remap(labels.labels, numbers))
+        if chosen and labels.labels.any() and not sided.any():
+            raise UserError(f"labels={job.scheme} names none of the numbers in {path}; {_OTHER_SCHEME}")
+        labels = replace(labels, labels=sided)
+        if exchanged:
+            notes.append(f"{path}: left and right hip exchanged, to where they lie in the patient")
+    if chosen and (fault := contradiction(labels.labels, labels.spacing)):
+        raise UserError(f"labels={job.scheme} contradicts the anatomy in {path}: {fault}; {_OTHER_SCHEME}")
+    return labels, False
 
 
 def _look(job: ScanJob, result: ScanResult) -> None:
-    from diffux2ct.data.preparation.cube import cube_centre
-
     ct, labels, meta = _read(job)
     if job.needs_vertebrae:
         labels = _known_labels(labels, meta)
-    if job.num_crops == 0:
-        cube_centre(job.settings.grid, ct, labels, job.settings.size * job.settings.spacing)
+    meta["filled"] = [filled for _, filled in _centres(ct, labels, job)]
     if job.settings.instrument is not None:
         _, labels = _altered(ct, labels, meta, job)
     meta["notes"] = [job.below_raw(note) for note in meta["notes"]]
@@ -156,7 +201,7 @@ def _look(job: ScanJob, result: ScanResult) -> None:
 
 def _cut_cases(job: ScanJob, result: ScanResult) -> None:
     from diffux2ct.data.io.volume import sample_labels
-    from diffux2ct.data.preparation.cube import cube_centre, cut_cube, random_centres, seed_of
+    from diffux2ct.data.preparation.cube import cut_cube, seed_of
 
     settings = job.settings
     ct, labels, meta = _read(job)
@@ -164,15 +209,10 @@ def _cut_cases(job: ScanJob, result: ScanResult) -> None:
         labels = _known_labels(labels, meta)
     meta["sha256"] = sha256_of(job.raw.path)
     meta["labels_sha256"] = _labels_sha256(job.raw.labels)
-    side = settings.size * settings.spacing
-    if job.num_crops:
-        shape = ct.hu.shape[::-1]
-        centres = random_centres(ct.origin, ct.spacing, shape, side, job.num_crops, job.base, settings.seed)
-    else:
-        centres = [cube_centre(settings.grid, ct, labels, side)]
+    centres = _centres(ct, labels, job)
     ct, labels = _altered(ct, labels, meta, job)
     meta["notes"] = [job.below_raw(note) for note in meta["notes"]]
-    for case_id, centre in zip(job.case_ids, centres, strict=True):
+    for case_id, (centre, filled) in zip(job.case_ids, centres, strict=True):
         if read_case(job.root, case_id) is not None:
             continue
         origin = (centre - (settings.size - 1) / 2 * settings.spacing).tolist()
@@ -188,7 +228,8 @@ def _cut_cases(job: ScanJob, result: ScanResult) -> None:
             origin,
             settings.camera,
             labels=None if labels is None else sample_labels(labels, *grid),
-            meta=meta | {"crop": np.round(centre, 3).tolist() if job.num_crops else settings.grid},
+            meta=meta
+            | {"crop": np.round(centre, 3).tolist() if job.num_crops else settings.grid, "filled": filled},
             window=settings.window,
             projector=settings.projector,
             attenuation=settings.attenuation,
@@ -198,9 +239,32 @@ def _cut_cases(job: ScanJob, result: ScanResult) -> None:
         result.written += 1
 
 
+def _centres(ct: CtImage, labels: LabelImage | None, job: ScanJob) -> list[tuple[np.ndarray, float]]:
+    """The centre (mm LPS) of each of the scan's cubes, and the share of the cube that the scan fills.
+
+    Raises UserError where labels are missing that the grid needs, and where ``min_filled`` leaves the scan out.
+    """
+    from diffux2ct.data.preparation.cube import cube_centre, filled_share, random_centres
+
+    settings = job.settings
+    side = settings.size * settings.spacing
+    if job.num_crops:
+        centres = list(random_centres(ct, side, job.num_crops, job.base, settings.seed))
+    else:
+        centres = [cube_centre(settings.grid, ct, labels, side)]
+    filled = [round(filled_share(ct, side, centre), 4) for centre in centres]
+    if min(filled) < settings.min_filled:
+        extent = " x ".join(f"{length:.0f}" for length in ct.extent)
+        raise _LeftOut(
+            f"{extent} mm fill {100 * min(filled):.0f}% of the cube of {side:g} mm, less than "
+            f"min_filled={settings.min_filled:g}"
+        )
+    return list(zip(centres, filled, strict=True))
+
+
 def _altered(
-    ct: "CtImage", labels: "LabelImage | None", meta: dict[str, Any], job: ScanJob
-) -> "tuple[CtImage, LabelImage | None]":
+    ct: CtImage, labels: LabelImage | None, meta: dict[str, Any], job: ScanJob
+) -> tuple[CtImage, LabelImage | None]:
     """The scan without its couch and with implants, as the settings say; ``meta`` gets notes and implants."""
     if job.settings.remove_couch:
         ct = _without_couch(ct, meta["notes"])
@@ -209,7 +273,7 @@ def _altered(
     return ct, labels
 
 
-def _without_couch(ct: "CtImage", notes: list[str]) -> "CtImage":
+def _without_couch(ct: CtImage, notes: list[str]) -> CtImage:
     from diffux2ct.data.body import remove_couch
 
     cleared = remove_couch(ct.hu, ct.spacing)
@@ -218,7 +282,7 @@ def _without_couch(ct: "CtImage", notes: list[str]) -> "CtImage":
     return replace(ct, hu=cleared)
 
 
-def _known_labels(labels: "LabelImage | None", meta: dict[str, Any]) -> "LabelImage":
+def _known_labels(labels: LabelImage | None, meta: dict[str, Any]) -> LabelImage:
     """The labels, if they are there and tell vertebrae; else UserError."""
     if labels is None:
         raise UserError(
@@ -231,7 +295,7 @@ def _known_labels(labels: "LabelImage | None", meta: dict[str, Any]) -> "LabelIm
     return labels
 
 
-def _instrumented(ct: "CtImage", labels: "LabelImage", job: ScanJob):
+def _instrumented(ct: CtImage, labels: LabelImage, job: ScanJob):
     from diffux2ct.data.instrumentation import instrument
     from diffux2ct.data.preparation.cube import seed_of
 

@@ -13,7 +13,6 @@ from diffux2ct.data.body import label_parts
 from diffux2ct.data.io.ct_image import CtImage
 from diffux2ct.data.io.image_file import AIR
 from diffux2ct.data.io.volume import read_ct
-from diffux2ct.data.io.x2ct.file import read_x2ct_ct
 from diffux2ct.data.sources import RawCase
 from diffux2ct.errors import UserError
 
@@ -87,8 +86,6 @@ def read_scan(raw: RawCase, line: Line | None) -> CtImage:
     Padding with one value other than air (resampled scans are often padded with 0 HU, which is water) becomes air, and
     ``meta["notes"]`` says so. Raises UserError for what is no CT in HU.
     """
-    if raw.path.suffix.lower() in (".h5", ".hdf5"):
-        return read_x2ct_ct(raw.path)
     ct = read_ct(raw.path, raw.series_uid, line)
     value = _padding_value(ct.hu)
     if value is None:

@@ -14,7 +14,7 @@ from diffux2ct.xray.attenuation import ATTENUATIONS
 from diffux2ct.xray.camera import camera_preset
 from diffux2ct.xray.drr import PROJECTORS
 
-GRIDS = ("centre", "x2ct", "lumbar")
+GRIDS = ("centre", "x2ct", "lumbar", "stored")
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,10 @@ class PrepareSettings:
     """Settings of a case.
 
     size, spacing: the cube, voxels per side and mm. camera: a ``camera_preset``. window: HU that are kept. seed: of
-    crops, implants and poses. grid: where the cube lies (``crop_grid``). remove_couch: what is not the patient becomes
-    air. instrument: arguments of ``data.instrumentation.instrument``, or None. projector, attenuation: how the X-rays
-    are made (``geometry.drr``). pose_jitter: {"degrees", "mm"}, the most by which each view is taken off its place.
+    crops, implants and poses. grid: where the cube lies (``cube_centre``; stored: cut already). remove_couch: all but
+    the patient becomes air. instrument: arguments of ``data.instrumentation.instrument``, or None. projector,
+    attenuation: see ``xray.drr``. pose_jitter: {"degrees", "mm"}, the most by which each view is taken off its place.
+    min_filled: cubes of which the scan fills a smaller share (0 to 1; the rest is padding) are left out.
     """
 
     size: int = 128
@@ -38,6 +39,7 @@ class PrepareSettings:
     projector: str = "joseph"
     attenuation: str = "plastimatch"
     pose_jitter: Mapping[str, Any] | None = None
+    min_filled: float | int = 0.0
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as case.json keeps them."""
@@ -47,6 +49,7 @@ class PrepareSettings:
             "spacing": float(self.spacing),
             "window": [float(w) for w in self.window],
             "seed": int(self.seed),
+            "min_filled": float(self.min_filled),
             "instrument": None if self.instrument is None else _plain(self.instrument),
             "pose_jitter": None if self.pose_jitter is None else _plain(self.pose_jitter),
         }
@@ -67,6 +70,8 @@ class PrepareSettings:
         for key, known in (("grid", GRIDS), ("projector", PROJECTORS), ("attenuation", ATTENUATIONS)):
             if getattr(self, key) not in known:
                 raise UserError(f"{key}={getattr(self, key)}: choose {', '.join(known)}")
+        if not 0 <= self.min_filled <= 1:
+            raise UserError(f"min_filled={self.min_filled}: give a share of the cube, from 0 to 1")
         jitter = self.pose_jitter
         if jitter is not None and (
             set(jitter) != {"degrees", "mm"}

@@ -163,8 +163,12 @@ class PreparedDataset(torch.utils.data.Dataset):
                 "them again (docs/data.md), or use another dataset.root"
             )
         self.cases = labelled
-        # A label of a number that its source alone knows is called label_<number>.
-        found = None if names is None else [int(v) for v, name in names.items() if name != f"label_{v}"]
+        # label_<number> and mask are numbers of a source's own, not ours.
+        found = (
+            None
+            if names is None
+            else [int(v) for v, name in names.items() if name not in (f"label_{v}", "mask")]
+        )
         check_structures(self.root, self.labels, found, every=self.split == "train")
 
     def _check_window(self, made_for: Sequence[float | int] | None) -> None:

@@ -17,11 +17,12 @@ from diffux2ct.atomic import replaced_folder, write_text
 from diffux2ct.data.labels import label_name
 from diffux2ct.errors import UserError
 from diffux2ct.intensity import HU_WINDOW
-from diffux2ct.xray.camera import camera_preset
+from diffux2ct.xray.camera import Camera, camera_preset
 from diffux2ct.xray.drr import render_pair
 from diffux2ct.xray.pose import Pose, random_poses
 
 FORMAT = 1
+MASK = "mask"  # the name of the 1 in labels of 0 and 1
 SPLITS = ("train", "val", "test")
 MANIFEST_FIELDS = (
     "case_id",
@@ -62,24 +63,31 @@ def write_case(
     attenuation: str = "plastimatch",
     pose_jitter: Mapping[str, float | int] | None = None,
     pose_seed: int | Sequence[int] = 0,
+    xrays: Mapping[str, np.ndarray] | None = None,
+    camera: Camera | None = None,
+    poses: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write one case, whole or not at all: volume, its DRR pair, labels if any, and case.json. Returns its folder.
+    """Write one case, whole or not at all: volume, its X-ray pair, labels if any, and case.json. Returns its folder.
 
     hu: a cube [N, N, N] in HU, axes LPS; it is clipped to ``window`` and rounded to int16 before the X-rays are made.
     spacing, origin: (x, y, z) in mm; spacing is the same along all three. camera_name: a ``camera_preset``.
     labels: [N, N, N], numbers of ``label_scheme``. meta: what else case.json shall hold (patient, source, ...).
     projector, attenuation: see ``render_pair``. pose_jitter: {"degrees", "mm"}, drawn from ``pose_seed`` for each view.
+    xrays: line integrals {"frontal", "lateral"} to store instead of rendered ones, taken with ``camera`` (None: the
+    preset) in ``poses`` (plain values of case.json; None: straight).
     An older case of this name is replaced.
     """
     _check_cube(case_id, hu, spacing, labels)
     size = hu.shape[0]
     volume = np.round(np.clip(hu, window[0], window[1])).astype(np.int16)
     step = float(spacing[0])
-    camera = camera_preset(camera_name, size, step)
-    poses = _poses(pose_jitter, pose_seed)
-    xrays = render_pair(
-        volume, (step, step, step), camera, size, projector=projector, attenuation=attenuation, jitter=poses
-    )
+    camera = camera or camera_preset(camera_name, size, step)
+    if xrays is None:
+        jitter = _poses(pose_jitter, pose_seed)
+        poses = {view: pose.to_dict() for view, pose in jitter.items()} if jitter else None
+        xrays = render_pair(
+            volume, (step,) * 3, camera, size, projector=projector, attenuation=attenuation, jitter=jitter
+        )
     arrays: dict[str, np.ndarray] = {"volume": volume} | {
         view: np.asarray(image, dtype=np.float32) for view, image in xrays.items()
     }
@@ -102,7 +110,7 @@ def write_case(
         "camera_geometry": camera.to_dict(),
         "projector": projector,
         "attenuation": attenuation,
-        "poses": {view: pose.to_dict() for view, pose in poses.items()} if poses else None,
+        "poses": poses,
         **_measured(arrays),
     }
     return _write_folder(Path(root) / "cases" / case_id, arrays, record)
@@ -150,12 +158,16 @@ def finish_dataset(
 
 
 def label_names(records: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """Names of the label values in cases' records; ``label_<value>`` where a source's numbers are its own."""
-    return {
-        str(value): f"label_{value}" if record.get("labels_are_own") else label_name(value)
-        for record in records
-        for value in record.get("label_values", ())
-    }
+    """Names of the label values in cases' records.
+
+    ``label_<value>`` where a source's numbers are its own, and ``mask`` for the 1 of a 0/1 mask.
+    """
+    names = {}
+    for record in records:
+        for value in record.get("label_values", ()):
+            own = MASK if record.get("labels_are_mask") else f"label_{value}"
+            names[str(value)] = own if record.get("labels_are_own") else label_name(value)
+    return names
 
 
 def read_case(root: str | Path, case_id: str) -> dict[str, Any] | None:
@@ -203,11 +215,12 @@ def _measured(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 def _write_folder(folder: Path, arrays: Mapping[str, np.ndarray], record: Mapping[str, Any]) -> Path:
     with replaced_folder(folder) as partial:
-        for stem, array in arrays.items():
+        for stem, values in arrays.items():
+            array = np.ascontiguousarray(values)  # the header must not promise another order
             with (partial / f"{stem}.npy").open("wb") as file:
                 # write() and not numpy's tofile(): a full disk must be an OSError with its number, not a short count
                 np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
-                file.write(np.ascontiguousarray(array).data)
+                file.write(array.data)
         write_text(partial / "case.json", _json(record))
     return folder
 

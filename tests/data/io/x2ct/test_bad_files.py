@@ -8,10 +8,11 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from tests.data.io.x2ct.x2ct_files import SIZE, STEP, body, published
+from tests.data.io.x2ct.x2ct_files import SIZE, STEP, body, import_x2ct, published, survey_x2ct
 
 from diffux2ct.data.io.x2ct.file import read_x2ct, write_x2ct, x2ct_views
-from diffux2ct.data.preparation.x2ct.exchange import SETTINGS, export_x2ct, import_x2ct, survey_x2ct
+from diffux2ct.data.preparation.stored import SETTINGS
+from diffux2ct.data.prepared.export_x2ct import export_x2ct
 from diffux2ct.errors import UserError
 
 

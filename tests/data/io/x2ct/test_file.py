@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 from tests.data.io.x2ct.x2ct_files import SIZE, STEP, body, published
 
-from diffux2ct.data.io.x2ct.file import average_to, read_x2ct, read_x2ct_ct, to_8bit, write_x2ct, x2ct_views
-from diffux2ct.data.preparation.scan_reader import read_scan
-from diffux2ct.data.sources import RawCase
+from diffux2ct.data.io.x2ct.file import average_to, ct_of, read_x2ct, to_8bit, write_x2ct, x2ct_views
 from diffux2ct.types import VIEWS
 
 
@@ -24,11 +22,9 @@ def test_reads_the_published_file(tmp_path: Path) -> None:
     views = x2ct_views(hu, (STEP,) * 3, SIZE)
     for view in VIEWS:
         np.testing.assert_allclose(scan.xrays[view], views[view] / views[view].max(), atol=1.01 / 255)
-    ct = read_x2ct_ct(tmp_path / "a/ct_xray_data.h5")
+    ct = ct_of(scan, tmp_path / "a/ct_xray_data.h5")
     np.testing.assert_array_equal(ct.hu, hu)
-    raw = read_scan(RawCase("a", tmp_path / "a/ct_xray_data.h5"), None)
-    np.testing.assert_array_equal(raw.hu, hu)
-    assert (raw.spacing, raw.meta["format"], raw.meta["size"]) == ((STEP,) * 3, "x2ct", [SIZE] * 3)
+    assert (ct.spacing, ct.meta["format"], ct.meta["size"]) == ((STEP,) * 3, "x2ct", [SIZE] * 3)
     assert ct.centre == (0.0, 0.0, 0.0)
     # Its 256 voxels a side are averaged down, the field of view stays.
     half = read_x2ct(tmp_path / "a/ct_xray_data.h5", size=SIZE // 2)

@@ -1,11 +1,13 @@
 """X2CT-GAN's files for tests: a body that looks different from every side, published as its authors do."""
 
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 
 from diffux2ct.data.io.x2ct.file import x2ct_views
+from diffux2ct.data.preparation.prepare import PrepareReport, prepare, survey
 
 SIZE, STEP = 16, 20.0  # a cube of 320 mm
 
@@ -34,3 +36,13 @@ def published(path: Path, hu: np.ndarray, views: dict[str, np.ndarray] | None = 
         for name, view in (("xray1", "frontal"), ("xray2", "lateral")):
             file[name] = (views[view] / views[view].max() * 255).astype(np.uint8)[::-1]
     return path
+
+
+def import_x2ct(raw: Path, out: Path, name: str, **request: Any) -> PrepareReport:
+    """``prepare`` of X2CT-GAN's files, in this process."""
+    return prepare(name, raw, out, source="x2ct", workers=1, **request)
+
+
+def survey_x2ct(raw: Path, **request: Any) -> tuple[list[dict[str, Any]], PrepareReport]:
+    """The dry run of ``import_x2ct``."""
+    return survey(raw, source="x2ct", workers=1, **request)

@@ -30,6 +30,7 @@ from diffux2ct.xray.camera import camera_preset
 from diffux2ct.xray.drr import render_pair
 
 OFFSET = 1024  # what is added to HU
+VIEWS_STORED = "X2CT-GAN's: 8 bit, from behind and from the patient's left"  # in case.json
 STORABLE = (-OFFSET, 32767 - OFFSET)  # HU
 
 
@@ -93,11 +94,6 @@ def averaged(scan: X2ctScan, size: int, path: Path) -> X2ctScan:
     shift = (step - scan.spacing[0]) / 2  # the cube stays, its first voxel's centre moves inward
     x, y, z = (start + shift for start in scan.origin)
     return replace(scan, hu=hu, spacing=(step, step, step), xrays=xrays, origin=(x, y, z), labels=None)
-
-
-def read_x2ct_ct(path: str | Path) -> CtImage:
-    """The CT of a file alone, as ``volume_io.read_ct`` would give it. Raises UserError, see ``read_x2ct``."""
-    return ct_of(read_x2ct(path), path)
 
 
 def ct_of(scan: X2ctScan, path: str | Path) -> CtImage:

@@ -8,13 +8,11 @@ import h5py
 import numpy as np
 import pytest
 from hydra import compose, initialize_config_module
-from tests.data.io.x2ct.x2ct_files import SIZE, STEP, body, published
+from tests.data.io.x2ct.x2ct_files import SIZE, STEP, body, import_x2ct, published, survey_x2ct
 
 from diffux2ct.cli.prepare import run as prepare_command
 from diffux2ct.data.io.x2ct.file import x2ct_views
-from diffux2ct.data.preparation.x2ct.case import orientation
-from diffux2ct.data.preparation.x2ct.exchange import SETTINGS, import_x2ct, survey_x2ct
-from diffux2ct.data.preparation.x2ct.plan import SPLIT
+from diffux2ct.data.preparation.stored import SETTINGS, SPLIT, orientation
 from diffux2ct.errors import UserError
 
 
@@ -30,6 +28,7 @@ def command(*overrides: str) -> None:
     [
         ("dataset.prepare.pose_jitter={degrees: 3, mm: 5}", "pose_jitter"),
         ("dataset.prepare.grid=lumbar", "grid=lumbar"),
+        ("dataset.prepare.min_filled=0.5", "min_filled=0.5"),
         ("dataset.prepare.remove_couch=true", "remove_couch=True"),
         ("dataset.prepare.instrument={levels: [1, 4]}", "instrument"),
         ("dataset.prepare.rescale=[1,0]", "rescale"),
