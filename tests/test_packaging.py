@@ -87,6 +87,9 @@ def test_the_wheel_carries_code_and_configs(tmp_path):
     assert {f"diffux2ct/{path}" for path in configs} <= names
     sources = {p.relative_to(ROOT / "src").as_posix() for p in (ROOT / "src" / "diffux2ct").rglob("*.py")}
     assert sources <= names
+    templates = {p.relative_to(ROOT / "src").as_posix() for p in (ROOT / "src").rglob("templates/*")}
+    assert {Path(name).suffix for name in templates} == {".html", ".css", ".js"}
+    assert templates <= names
     assert {"diffux2ct/py.typed", "diffux2ct/configs/__init__.py"} <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not any(name.startswith(("tests", "data", "configs/")) for name in names)

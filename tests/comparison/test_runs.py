@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tests.comparison.scored_runs import scored, with_distances
 
-from diffux2ct.comparison.formats import read_evaluation
+from diffux2ct.comparison.find_runs import read_evaluation
 from diffux2ct.comparison.runs import (
     ScoredRun,
     choose_metrics,

@@ -1,30 +1,22 @@
-"""What a comparison's page shows beside its table: distributions, cases in pictures, and the slice viewer."""
+"""The pictures of a comparison's page: distributions, cases, and the slice viewer."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 import numpy as np
 from jaxtyping import Num
+from markupsafe import Markup
 
 from diffux2ct.comparison.runs import ScoredRun
 from diffux2ct.errors import UserError
 from diffux2ct.evaluation.metric import Metric, metric_of
-from diffux2ct.evaluation.report.cases import colour_bar, error_figure, figure
+from diffux2ct.evaluation.report.cases import Picture, error_picture, picture, pixel_aspect
 from diffux2ct.evaluation.report.plots import compared_distributions
 from diffux2ct.evaluation.report.report import PLOT_NOTE, VIEWER_BUDGET, choose_cases, ranking_metric
 from diffux2ct.evaluation.report.tables import number
 from diffux2ct.viz.slices import ERROR_LIMIT, PLANES, WINDOWS, bone_centre, grey, orthoslices
 from diffux2ct.viz.viewer import PackedCase, Pane, next_allowance, pack_case, viewer_html
-
-CASES_STYLE = """
-.plots { grid-template-columns: repeat(auto-fill, minmax(min(330px, 100%), 1fr)); }
-.planes { display: flex; flex-wrap: wrap; gap: 24px 20px; }
-.planes .scroll { min-width: 0; max-width: 100%; }
-.grid.compared { grid-template-columns: 92px repeat(var(--columns), minmax(104px, var(--widest))); }
-.grid.compared .col { overflow-wrap: anywhere; font-size: 12px; line-height: 1.3; }
-"""
 
 _WIDEST = {4: 140}
 """Pixels of a picture by the number of columns, so that two planes stand side by side on a page of 1480."""
@@ -40,53 +32,53 @@ class ComparedCase:
     spacing: tuple[float, float, float]
 
 
-def compared_section(label: str, case: ComparedCase, scores: Mapping[str, str], place: int) -> str:
-    """The section of a case. label: why it is shown. scores: a line under each run's name. place: in the viewer."""
-    name = escape(case.case_id)
-    return (
-        f"<section class=case><h2>{name} <em>{escape(label)} case</em>"
-        f" <button type=button class=link data-open-case={place}>show in the viewer</button></h2>"
-        f"{_planes(case, scores)}{colour_bar()}</section>"
-    )
+def compared_section(label: str, case: ComparedCase, scores: Mapping[str, str]) -> dict[str, Any]:
+    """The section of a case for the template: truth and runs side by side, a grid per plane.
 
-
-def _planes(case: ComparedCase, scores: Mapping[str, str]) -> str:
-    """A grid a plane: columns truth and runs; rows soft and bone window, and errors."""
+    label: the reason why it is shown. scores: a line under each run's name.
+    """
     centre = bone_centre(case.truth)
-    slices = {who: orthoslices(hu, centre) for who, hu in {"": case.truth, **case.reconstructions}.items()}
-    heads = [
-        "Truth",
-        *(f"{escape(run)}<small>{escape(scores.get(run, ''))}</small>" for run in case.reconstructions),
-    ]
-    grids = []
+    volumes = {"Truth": case.truth, **case.reconstructions}
+    slices = [orthoslices(hu, centre) for hu in volumes.values()]
+    planes = []
     for axis, plane in enumerate(PLANES):
-        position = f"slice {centre[axis] + 1} of {case.truth.shape[axis]}"
-        cells = [f"<div class=row><b>{plane.capitalize()}</b><br>{position}</div>"]
-        cells += [f"<span class=col>{head}</span>" for head in heads]
-        images = {who: planes[plane] for who, planes in slices.items()}
-        cells += _rows(images, plane, escape(case.case_id))
-        style = f"--columns:{len(heads)};--widest:{_WIDEST.get(len(heads), 192)}px"
-        grids.append(
-            f"<div class=scroll><div class='grid compared' style='{style}'>{''.join(cells)}</div></div>"
+        names = ["truth", *case.reconstructions]
+        images = [
+            (f"{case.case_id}: {plane} {name}", each[plane]) for name, each in zip(names, slices, strict=True)
+        ]
+        planes.append(
+            {
+                "title": plane.capitalize(),
+                "position": f"slice {centre[axis] + 1} of {case.truth.shape[axis]}",
+                "rows": _rows(images, plane, case.spacing),
+            }
         )
-    return f"<div class=planes>{''.join(grids)}</div>"
+    heads = [(name, scores.get(name, "")) for name in volumes]
+    widest = _WIDEST.get(len(heads), 192)
+    return {"name": case.case_id, "label": label, "planes": planes, "heads": heads, "widest": widest}
 
 
-def _rows(images: Mapping[str, np.ndarray], plane: str, name: str) -> list[str]:
-    """The cells of a plane's rows. images: HU by run, the truth's under ""; name: the case's, escaped."""
-    cells = []
+Cells = list[Picture | None]
+
+
+def _rows(
+    images: Sequence[tuple[str, np.ndarray]], plane: str, spacing: tuple[float, float, float]
+) -> list[tuple[str, str, Cells]]:
+    """A plane's rows: title, what it shows, pictures. images: (alternative text, HU), the truth's first."""
+    rows: list[tuple[str, str, Cells]] = []
     for window, (low, high) in WINDOWS.items():
-        cells.append(f"<div class=row>{window.capitalize()}<br>{low:g} to {high:g} HU</div>")
-        for who, image in images.items():
-            told = f"{name}: {plane} {escape(who) or 'truth'}, {window} window"
-            cells.append(figure(grey(image, (low, high)), plane, told))
-    cells.append("<div class=row>Error<br>reconstruction − truth</div><span></span>")
-    truth = np.asarray(images[""], np.float32)
-    for who, image in images.items():
-        if who:
-            error = np.asarray(image, np.float32) - truth
-            cells.append(error_figure(error, ERROR_LIMIT, f"{name}: {plane} {escape(who)}, error"))
-    return cells
+        pictures: Cells = [
+            picture(grey(image, (low, high)), plane, f"{alt}, {window} window", spacing)
+            for alt, image in images
+        ]
+        rows.append((window.capitalize(), f"{low:g} to {high:g} HU", pictures))
+    truth = np.asarray(images[0][1], np.float32)
+    aspect = pixel_aspect(plane, truth.shape, spacing)
+    errors: Cells = [
+        error_picture(np.asarray(image, np.float32) - truth, ERROR_LIMIT, f"{alt}, error", aspect=aspect)
+        for alt, image in images[1:]
+    ]
+    return [*rows, ("Error", "reconstruction − truth", [None, *errors])]
 
 
 NUM_PICTURED = 3
@@ -98,17 +90,21 @@ Load = Callable[[str], ComparedCase]
 
 @dataclass(frozen=True)
 class Pictures:
-    """HTML sections in order; ``viewer``: whether the slice viewer is among them."""
+    """For the page: notes, plots, the slice viewer and how its cases were ranked (all HTML or text), and sections."""
 
-    sections: tuple[str, ...] = ()
-    viewer: bool = False
+    lines: tuple[str, ...] = ()
+    plots: str = ""
+    viewer: str = ""
+    ranking: str = ""
+    cases: tuple[dict[str, Any], ...] = ()
+    plot_note: str = PLOT_NOTE
 
 
 NO_PICTURES = Pictures()
 
 
-def distribution_section(runs: Sequence[ScoredRun], metrics: Sequence[Metric]) -> str:
-    """A plot a metric, a lane a run and one for the floor; empty where no run has a value per case.
+def distribution_plots(runs: Sequence[ScoredRun], metrics: Sequence[Metric]) -> Markup:
+    """A plot per metric, a lane per run and one for the floor; empty where no run has a value per case.
 
     ``runs``: of one test set, so that they have the same cases.
     """
@@ -116,16 +112,12 @@ def distribution_section(runs: Sequence[ScoredRun], metrics: Sequence[Metric]) -
     # The floor is the same for all, but a run may lack metrics of another, or have another order of cases.
     by_case: dict[str, dict[str, Any]] = {}
     for row in (row for lane in rows.values() for row in lane):
-        told = {key: value for key, value in row.items() if number_or_text(value)}
-        by_case[row["case_id"]] = told | by_case.get(row["case_id"], {})
+        known = {
+            key: value for key, value in row.items() if isinstance(value, str) or number(value) is not None
+        }
+        by_case[row["case_id"]] = known | by_case.get(row["case_id"], {})
     floor = list(by_case.values())
-    plots = compared_distributions(rows, floor, [metric.key for metric in metrics])
-    return f"<section><h2>Distributions</h2>{plots}<p class=note>{PLOT_NOTE}</p></section>" if plots else ""
-
-
-def number_or_text(value: Any) -> bool:
-    """Whether a cell of per_case.csv holds something."""
-    return isinstance(value, str) or number(value) is not None
+    return compared_distributions(rows, floor, [metric.key for metric in metrics])
 
 
 def case_rows(run: ScoredRun) -> list[dict[str, Any]]:
@@ -150,7 +142,7 @@ def case_sections(
         ranked_by: the run that cases were chosen by, see `chosen_cases`.
         chosen: (label, case) in order. They are loaded one by one, so that one at a time is in memory.
     """
-    sections: list[str] = []
+    sections: list[dict[str, Any]] = []
     packed: list[PackedCase] = []
     failed: list[str] = []
     panes = [Pane("truth", "Truth", "truth")]
@@ -159,26 +151,18 @@ def case_sections(
         try:
             case = load(name)
         except UserError as error:
-            failed.append(f"<p class=control>{escape(str(error).splitlines()[0])}</p>")
+            failed.append(str(error).splitlines()[0])
             continue
         made = {f"run{k}": case.reconstructions[run.name] for k, run in enumerate(runs)}
         used = sum(each.size for each in packed)
         allowance = next_allowance(VIEWER_BUDGET, used, len(chosen) - place, case.truth.size, len(made) + 1)
-        packed.append(pack_case(name, label, {"truth": case.truth, **made}, case.spacing, allowance))
         if len(sections) < NUM_PICTURED:
-            sections.append(compared_section(label, case, _scores(runs, name), len(packed) - 1))
+            sections.append({**compared_section(label, case, _scores(runs, name)), "place": len(packed)})
+        packed.append(pack_case(name, label, {"truth": case.truth, **made}, case.spacing, allowance))
     if not packed:
         return Pictures(tuple(failed))
     viewer = viewer_html(packed, panes, errors_on_demand=True)
-    return Pictures(
-        (
-            f"<section class=viewer-section><h2>Slice viewer</h2>{viewer}"
-            f"<p class=note>{escape(_ranking(ranked_by))}</p></section>",
-            *failed,
-            *sections,
-        ),
-        viewer=True,
-    )
+    return Pictures(tuple(failed), viewer=viewer, ranking=_ranking(ranked_by), cases=tuple(sections))
 
 
 def chosen_cases(run: ScoredRun, count: int) -> list[tuple[str, str]]:
@@ -195,12 +179,12 @@ def _ranking(run: ScoredRun) -> str:
 
 def _scores(runs: Sequence[ScoredRun], case: str) -> dict[str, str]:
     """By run, its score of this case in the metric that ranks cases."""
-    told = {}
+    scores = {}
     for run in runs:
         rows = case_rows(run)
         key = ranking_metric(rows) if rows else None
         row = next((row for row in rows if row["case_id"] == case), {})
         value = None if key is None else number(row.get(key))
         if key is not None and value is not None:
-            told[run.name] = f"{metric_of(key).title} {metric_of(key).text(value)}"
-    return told
+            scores[run.name] = f"{metric_of(key).title} {metric_of(key).text(value)}"
+    return scores

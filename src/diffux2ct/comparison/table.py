@@ -1,4 +1,4 @@
-"""Runs x metrics as a table of cells with their marks; `comparison_text` and `comparison_page` write it out."""
+"""Runs x metrics as a table of cells with their marks; `formats` writes it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +35,11 @@ class Cell:
     interval: str = ""
     p: float | None = None
     scored: str = ""
+
+    @property
+    def number(self) -> str:
+        """The value, with its standard deviation where there is one."""
+        return f"{self.text} ± {self.spread}" if self.spread else self.text
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The volumes behind a comparison: reconstructions that evaluations left, and the prepared folder with the truth."""
 
 from collections.abc import Mapping, Sequence
-from html import escape
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from diffux2ct.comparison.pictures import (
     Pictures,
     case_sections,
     chosen_cases,
-    distribution_section,
+    distribution_plots,
 )
 from diffux2ct.comparison.runs import ScoredRun, test_set_name, test_sets
 from diffux2ct.data.io.ct_image import CtImage
@@ -42,25 +42,21 @@ def illustrate(
     """
     first = runs[0] if reference is None else reference
     group = next(group for group in test_sets(runs) if any(run is first for run in group))
-    plots = distribution_section(group, metrics)
+    plots = distribution_plots(group, metrics)
     names = {run.name for run in group}
     others = [run.name for run in runs if run.name not in names]
-    left_out = (
-        f"Pictured: {test_set_name(first)}. Scored otherwise, so not in the pictures: {', '.join(others)}."
-    )
-    sections = [_line(left_out)] if others and (plots or volumes) else []
-    sections += [plots] if plots else []
-    if not volumes:
-        return Pictures(tuple(sections))
-    try:
-        pictures, lines = _case_pictures(group, first, num_cases, root)
-    except UserError as error:
-        return Pictures((*sections, _line(f"No pictures: {_one_line(error)}")))
-    return Pictures((*sections, *map(_line, lines), *pictures.sections), pictures.viewer)
-
-
-def _line(text: str) -> str:
-    return f"<p class=control>{escape(text)}</p>"
+    lines: list[str] = []
+    if others and (plots or volumes):
+        named = ", ".join(others)
+        lines.append(f"Pictured: {test_set_name(first)}. Scored otherwise, so not in the pictures: {named}.")
+    pictures = Pictures()
+    if volumes:
+        try:
+            pictures, left_out = _case_pictures(group, first, num_cases, root)
+            lines += left_out
+        except UserError as error:
+            lines.append(f"No pictures: {_one_line(error)}")
+    return replace(pictures, lines=(*lines, *pictures.lines), plots=plots)
 
 
 def _one_line(error: UserError) -> str:

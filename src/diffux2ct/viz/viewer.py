@@ -5,30 +5,30 @@ needs it, neighbouring slices are subtracted, and what remains is deflated; brow
 """
 
 import base64
-import json
 import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 
 import numpy as np
 from jaxtyping import Float, Num, UInt8
+from markupsafe import Markup
 
-from diffux2ct.viz.slices import EDGES, ERROR_COLOURS, ERROR_LIMIT, WINDOWS, bone_centre
+from diffux2ct.viz.pages import templates
+from diffux2ct.viz.slices import EDGES, ERROR_COLOURS, ERROR_LIMIT, PLANES, WINDOWS, bone_centre
 
 _CODES = (0, 40, 165, 255)
 _KNOTS = (-1024.0, -200.0, 300.0, 1500.0)
 
 HU_OF_CODE: Float[np.ndarray, "256"] = np.interp(np.arange(256), _CODES, _KNOTS)
-"""HU that each 8-bit value stands for: steps of 21 HU in lung, 4 HU in soft tissue and 13 HU in bone."""
+"""HU of each 8-bit value: steps of 21 HU in lung, 4 HU in soft tissue and 13 HU in bone."""
 
 VIEWER_WINDOWS = {**WINDOWS, "lung": (-1350.0, 150.0), "full": (-1024.0, 1500.0)}
 """HU shown as black and as white; the keys 1 to 4 choose them in this order."""
 
 MAX_SHRINK = 8
 _BYTES_PER_VOXEL = (
-    0.65  # of a noisy scan after deflating, a little above what was measured; only to plan ahead
+    0.65  # of a noisy scan after deflating, a little above the measured size; only to plan ahead
 )
 
 
@@ -55,7 +55,7 @@ REPORT_PANES = (
 
 @dataclass(frozen=True)
 class PackedCase:
-    """A case as the page holds it: its volumes as base64 text by name, and what the script must know of them.
+    """A case as the page holds it: its volumes as base64 text by name, and what the script needs to show them.
 
     shape: [D, H, W] as packed. spacing: (x, y, z) mm of a packed voxel. shrink: how many stored voxels became one
     along each axis. centre: the voxel [z, y, x] to show first.
@@ -87,12 +87,6 @@ def pack_volume(hu: Num[np.ndarray, "d h w"]) -> str:
     codes = encode_hu(hu)
     differences = np.diff(codes, axis=0, prepend=np.uint8(0))  # modulo 256, which the script undoes
     return base64.b64encode(zlib.compress(differences.tobytes(), 6)).decode("ascii")
-
-
-def unpack_volume(text: str, shape: tuple[int, int, int]) -> Float[np.ndarray, "d h w"]:
-    """What a browser makes of `pack_volume`: HU of the 8-bit values."""
-    differences = np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8).reshape(shape)
-    return HU_OF_CODE[np.cumsum(differences, axis=0, dtype=np.uint8)]
 
 
 def shrink_volume(hu: Num[np.ndarray, "d h w"], factor: int) -> Float[np.ndarray, "d2 h2 w2"]:
@@ -151,105 +145,50 @@ def next_allowance(
 
 def viewer_html(
     cases: Sequence[PackedCase], panes: Sequence[Pane] = REPORT_PANES, *, errors_on_demand: bool = False
-) -> str:
-    """The viewer with these cases in it; the page needs `viewer_page`'s VIEWER_STYLE and VIEWER_SCRIPT beside it.
+) -> Markup:
+    """The viewer with these cases in it; the page needs viewer.css and viewer.js beside it.
 
     panes: in the order in which they stand. errors_on_demand: a button and a key turn every pane but the truth's into
     its error, for where there is no room for panes of errors beside the others.
     """
-    told = json.dumps(_meta(cases, panes, errors_on_demand)).replace(
-        "<", "\\u003c"
-    )  # a name must not end the element
-    options = "".join(
-        f"<option value={index}>{escape(case.case_id)} ({escape(case.label)})</option>"
-        for index, case in enumerate(cases)
-    )
-    data = "".join(
-        f'<script type="text/plain" id="volume-{index}-{name}">{text}</script>'
-        for index, case in enumerate(cases)
-        for name, text in case.volumes.items()
-    )
+    buttons = {
+        "plane": [(plane, plane.capitalize(), plane[0].upper()) for plane in PLANES],
+        "window": [(name, name.capitalize(), key) for key, name in enumerate(VIEWER_WINDOWS, start=1)],
+    }
+    if errors_on_demand:
+        buttons["shown"] = [("images", "Images", ""), ("errors", "Errors", "E")]
     columns = stage_columns(len(panes))
-    controls = _CONTROLS.format(
-        options=options,
-        panes="".join(map(_pane, panes)),
-        buttons=_buttons(errors_on_demand),
-        columns=columns,
-        names=escape(", ".join(pane.title for pane in panes), quote=True),
-        error_key=_ERROR_KEY.format(limit=ERROR_LIMIT) if errors_on_demand else "",
-    )
-    return controls + f'<script type="application/json" id="viewer-meta">{told}</script>{data}</div>'
-
-
-def _meta(cases: Sequence[PackedCase], panes: Sequence[Pane], errors_on_demand: bool) -> dict:
-    """What the script is told."""
-    return {
+    meta = {
         "hu": [round(float(value), 1) for value in HU_OF_CODE],
-        "windows": {name: list(limits) for name, limits in VIEWER_WINDOWS.items()},
-        "errorColours": [list(colour) for colour in ERROR_COLOURS],
+        "windows": VIEWER_WINDOWS,
+        "errorColours": ERROR_COLOURS,
         "errorLimit": ERROR_LIMIT,
-        "edges": {plane: list(EDGES[plane]) for plane in _PLANES},
+        "edges": {plane: EDGES[plane] for plane in PLANES},
         "panes": [
             {"key": pane.key, "title": pane.title, "volume": pane.volume, "error": pane.is_error}
             for pane in panes
         ],
         "errorsOnDemand": errors_on_demand,
-        "rows": math.ceil(len(panes) / stage_columns(len(panes))),
+        "rows": math.ceil(len(panes) / columns),
         "cases": [
             {"id": case.case_id, "label": case.label, "shape": case.shape, "spacing": case.spacing}
             | {"shrink": case.shrink, "centre": case.centre}
             for case in cases
         ],
     }
+    page = templates("diffux2ct.viz").get_template("viewer.html")
+    return Markup(
+        page.render(
+            cases=cases,
+            panes=panes,
+            buttons=buttons,
+            columns=columns,
+            meta=meta,
+            errors_on_demand=errors_on_demand,
+        )
+    )
 
 
 def stage_columns(num_panes: int) -> int:
     """How many panes stand side by side: all of up to five, else half of them, six at most."""
     return num_panes if num_panes <= 5 else min(6, math.ceil(num_panes / 2))
-
-
-_CONTROLS = """
-<div id="viewer" class="viewer" role="group" aria-label="Slice viewer" aria-describedby="viewer-help">
-<div class="viewer-bar"><label>Case <select id="viewer-case">{options}</select></label>{buttons}</div>
-<div id="viewer-stage" class="viewer-stage" style="--columns:{columns}" tabindex="0" role="group"
- aria-label="Slices of {names}; arrow keys scroll">{panes}</div>
-<label class="viewer-slider"><span>Slice</span><input type="range" id="viewer-slice" min="1" value="1"></label>
-<p class="viewer-read"><output id="viewer-where" aria-live="polite"></output><span id="viewer-point"></span></p>
-<p class="note" id="viewer-help">Wheel, drag up and down, slider or
-<kbd>↑</kbd> <kbd>↓</kbd>: one slice; <kbd>PgUp</kbd> <kbd>PgDn</kbd>: ten; <kbd>Home</kbd> <kbd>End</kbd>: first, last;
-<kbd>A</kbd> <kbd>C</kbd> <kbd>S</kbd>: plane; <kbd>1</kbd> to <kbd>4</kbd>, <kbd>W</kbd>: window;
-<kbd>N</kbd> <kbd>P</kbd>: next, previous case{error_key}. <span id="viewer-note"></span></p>
-<noscript><p class="control">The viewer needs JavaScript; the pictures below do not.</p></noscript>
-"""
-
-_ERROR_KEY = "; <kbd>E</kbd>: errors (blue too low, red too high, full colour at {limit:g} HU), images"
-
-
-def _pane(pane: Pane) -> str:
-    title = escape(pane.title, quote=True)
-    return (
-        f'<div class="viewer-pane"><h3 title="{title}">{title}</h3><div class="viewer-frame">'
-        f'<canvas id="viewer-{pane.key}" role="img" aria-label="{title}"></canvas><i></i><i></i><b></b><u></u>'
-        "</div></div>"
-    )
-
-
-def _buttons(errors_on_demand: bool) -> str:
-    groups = [
-        ("plane", {plane: f"{plane.capitalize()} <kbd>{plane[0].upper()}</kbd>" for plane in _PLANES}),
-        ("window", {n: f"{n.capitalize()} <kbd>{k}</kbd>" for k, n in enumerate(VIEWER_WINDOWS, start=1)}),
-    ]
-    if errors_on_demand:
-        groups.append(("shown", {"images": "Images", "errors": "Errors <kbd>E</kbd>"}))
-    return "".join(
-        f'<span class="viewer-group" role="group" aria-label="{kind.capitalize()}">'
-        + "".join(
-            f'<button type="button" data-{kind}="{name}" aria-pressed="false">{text}</button>'
-            for name, text in choices.items()
-        )
-        + "</span>"
-        for kind, choices in groups
-    )
-
-
-_PLANES = ("axial", "coronal", "sagittal")

@@ -3,6 +3,7 @@ import io
 import re
 import sys
 import weakref
+from dataclasses import replace
 from functools import partial
 from html.parser import HTMLParser
 
@@ -81,7 +82,7 @@ def test_report_is_self_contained_and_well_formed(tmp_path):
     text = written(tmp_path / "report.html", ["a", "b", "c", "d"], [20.0, 21.0, 22.0, 23.0])
     page = Page(text)
     assert page.open == []
-    assert len(EMBEDDED.findall(text)) == 3 * 17 + 6 + 3 * 2
+    assert len(EMBEDDED.findall(text)) == 8 + 3 * 17 + 6 + 3 * 2
     assert not re.search(r"https?:|//\w|@import|url\(", EMBEDDED.sub("", text))
     assert not [a for _, a in page.tags if {"href", "srcset"} & set(a)]
     assert all(image["src"].startswith("data:image/png;base64,") for image in page.all("img"))
@@ -105,7 +106,59 @@ def test_report_has_the_promised_pictures(tmp_path):
     expected |= {
         f"Floor: {p}, {w} window" for p in ("axial", "coronal", "sagittal") for w in ("soft", "bone")
     }
-    assert sorted(alts) == sorted(expected)
+    first = {f"b: {view} X-ray, first screen" for view in ("frontal", "lateral")}
+    first |= {
+        f"b: {plane} {what}, first screen"
+        for plane in ("axial", "coronal", "sagittal")
+        for what in ("reconstruction", "truth")
+    }
+    assert sorted(alts[: len(first)]) == sorted(first)  # the median case, before all else
+    assert sorted(alts[len(first) :]) == sorted(expected)
+
+
+def test_the_first_screen_has_five_figures_with_floor_and_interval(tmp_path):
+    scores = {
+        "psnr3d": 20.0,
+        "psnr": 21.0,
+        "ssim": 0.8,
+        "ssim3d": 0.7,
+        "mae": 60.0,
+        "dice_bone": 0.5,
+        "lpips": 0.2,
+    }
+    rows = [{"case_id": c, "patient": c, "seconds": 1.0} | scores for c in "ab"]
+    rows[1] |= {"dice_bone": None}
+    text = written(
+        tmp_path / "r.html", ["a", "b"], [20.0], rows, tuple(scores), protocol="paper",
+        **{k: v for k, v in scores.items() if k != "psnr3d"}, floor=dict.fromkeys(scores, 16.0),
+        intervals={"psnr": [20.5, 21.5]},
+    )  # fmt: skip
+    first, folded = text.split("<details", 1)
+    titles = re.findall(r"<dt>([^<]*?)(?: <small>|</dt>)", first)
+    assert titles == ["PSNR", "SSIM", "MAE", "LPIPS", "Dice bone"]
+    assert "21.00 dB</b><span>95%: 20.50 dB to 21.50 dB</span><span>floor 16.00 dB; 2 cases</span>" in first
+    assert "<span>floor 16.000; 1 of 2 cases</span>" in first
+    assert "<table" not in first
+    assert "<table class=summary>" in folded
+
+
+def test_means_over_other_cases_than_the_floor_are_not_judged(tmp_path):
+    rows = [row_of("a", 20.0, hd95_bone=3.0, floor_hd95_bone=9.0), row_of("b", 20.0, floor_hd95_bone=30.0)]
+    text = written(
+        tmp_path / "r.html", ["a", "b"], [20.0, 20.0], rows, ("psnr3d", "hd95_bone"),
+        hd95_bone=3.0, floor={"psnr3d": 16.0, "hd95_bone": 19.5}, num_scored={"hd95_bone": 1},
+    )  # fmt: skip
+    assert "<td>-16.50 mm</td><td>1 of 2</td>" in text
+    assert "read it with Dice, recall and the number of cases" in Page(text).text
+
+
+def test_slices_of_flat_voxels_keep_their_shape(tmp_path):
+    def load(name, seed):
+        return replace(case_of(name, seed), spacing=(1.0, 1.0, 3.0))
+
+    text = written(tmp_path / "r.html", ["a"], [20.0], load=load)
+    ratios = dict(re.findall(r'alt="a: (\w+) truth, first screen" style="aspect-ratio:([^"]*)"', text))
+    assert ratios == {"coronal": "16/36", "sagittal": "14/36"}
 
 
 def test_report_says_how_far_above_the_floor(tmp_path):
@@ -204,8 +257,8 @@ def test_what_the_truth_does_not_show_is_told_as_a_count(tmp_path):
     text = written(tmp_path / "r.html", list("abc"), [20.0] * 3, rows, left_out={"implant_unseen": 2})
     page = Page(text)
     assert "Left out (implant_unseen): 2 in 1 case, labelled screws" in page.text
-    assert [f"<td data-v='{v}'>{v}</td>" in text for v in (2, 0)] == [True, True]
-    assert text.count("<td data-v=''>–</td>") == 1
+    assert [f'<td data-v="{v}">{v}</td>' in text for v in (2, 0)] == [True, True]
+    assert text.count('<td data-v="">–</td>') == 1
     assert "left out" not in page.text.split("Summary")[0]
 
 
@@ -228,8 +281,8 @@ def test_missing_values_are_shown_as_missing(tmp_path):
         tmp_path / "r.html", list("abcde"), [20.0] * 5, rows, ("psnr3d", "mae_metal", "fid_medclip"),
         mae_metal=305.0, floor={"psnr3d": 16.0, "mae_metal": 505.0}, fid_medclip=12.0,
     )  # fmt: skip
-    assert text.count("<td data-v=''>–</td>") == 3
-    assert "<td>505.0 HU</td><td class=better>-200.0 HU <small>better</small></td><td>2</td>" in text
+    assert text.count('<td data-v="">–</td>') == 3
+    assert "<td>505.0 HU</td><td class=better>-200.0 HU <small>better</small></td><td>2 of 5</td>" in text
     assert "<td>12.000</td><td>–</td><td>–</td><td>–</td>" in text  # of the set: no floor, no cases
     figures = text.split("<figure class=plot>")[1:]
     assert [figure.count("<circle") for figure in figures] == [2 * 5, 2 * 2]
@@ -284,7 +337,7 @@ def test_where_nothing_can_be_rendered_the_report_says_so_once(tmp_path, monkeyp
     load = partial(case_of, shape=(32, 32, 32))
     page = Page(written(tmp_path / "r.html", ["a", "b"], [20.0, 21.0], load=load))
     assert page.text.count("No volume rendering: pyvista") == 1
-    assert len(page.all("img")) == 2 * 17 + 6
+    assert len(page.all("img")) == 8 + 2 * 17 + 6
 
 
 def test_renderings_of_truth_and_reconstruction_are_shown(tmp_path):

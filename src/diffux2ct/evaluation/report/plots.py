@@ -1,15 +1,16 @@
-"""Distributions as small inline SVG: a lane a run, every case a dot, a box over the middle half, the floor below."""
+"""Distributions as small inline SVG: a lane per run, a dot per case, a box over the middle half, the floor below."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from diffux2ct.evaluation.metric import Metric, metric_of
 from diffux2ct.evaluation.report.tables import values
+from diffux2ct.viz.pages import templates
 
 FLOOR = "floor"
 """The lane of this name is drawn in grey."""
@@ -36,7 +37,7 @@ class _Layout:
 _BESIDE, _ABOVE = _Layout(46, 30.0, 32.0), _Layout(12, 36.0, 42.0, 15.0)
 
 
-def distributions(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> str:
+def distributions(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> Markup:
     """A plot per metric that at least two cases have; empty where there is none."""
     return _plots(
         metrics,
@@ -49,8 +50,8 @@ def compared_distributions(
     runs: Mapping[str, Sequence[Mapping[str, Any]]],
     floor: Sequence[Mapping[str, Any]],
     metrics: Sequence[str],
-) -> str:
-    """The same of several runs, a lane each: ``runs`` their rows by name, ``floor`` rows that tell the floor's."""
+) -> Markup:
+    """The same for several runs, a lane each. runs: rows of per_case.csv by name; floor: rows with the floor's."""
     return _plots(
         metrics,
         lambda key: (
@@ -61,16 +62,17 @@ def compared_distributions(
     )
 
 
-def _plots(metrics: Sequence[str], lanes_of: Callable[[str], Lanes], layout: _Layout) -> str:
+def _plots(metrics: Sequence[str], lanes_of: Callable[[str], Lanes], layout: _Layout) -> Markup:
     plots = []
     for metric in map(metric_of, metrics):
         lanes = {name: cases for name, cases in lanes_of(metric.key).items() if cases}
         if any(len(cases) >= 2 for name, cases in lanes.items() if name != FLOOR):
             plots.append(_plot(metric, lanes, layout))
-    return f"<div class=plots>{''.join(plots)}</div>" if plots else ""
+    page = templates("diffux2ct.evaluation.report").get_template("plots.html")
+    return Markup(page.render(plots=plots) if plots else "")
 
 
-def _plot(metric: Metric, lanes: Lanes, layout: _Layout) -> str:
+def _plot(metric: Metric, lanes: Lanes, layout: _Layout) -> dict[str, Any]:
     everything = [value for lane in lanes.values() for _, value in lane]
     ticks = _ticks(min(everything), max(everything))
     low, high = min(ticks[0], *everything), max(ticks[-1], *everything)
@@ -80,49 +82,58 @@ def _plot(metric: Metric, lanes: Lanes, layout: _Layout) -> str:
         return round(layout.left + (value - low) / (high - low) * (_WIDTH - layout.left - _RIGHT), 1)
 
     digits = max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9))
-    parts = [
-        f"<path d='M{place(tick)} 12V{axis}' class=rule /><text x={place(tick)} y={axis + 14} class=tick>"
-        f"{tick:.{digits}f}</text>"
-        for tick in ticks
-    ]
     most = max(_LEAST_DOTS, _MOST_DOTS // len(lanes))
-    for number, (name, cases) in enumerate(lanes.items()):
-        middle = layout.first + layout.pitch * number
-        drawn = _lane(cases, middle, place, metric, most)
-        kind = "floor" if name == FLOOR else "run"
-        parts.append(f"<g class={kind}>{_lane_name(name, middle, layout)}{drawn}</g>")
-    told = "; ".join(_in_words(name, cases, metric) for name, cases in lanes.items())
-    unit = f", {metric.unit}" if metric.unit else ""
-    return (
-        f"<figure class=plot><figcaption><b>{escape(metric.title)}</b>{escape(unit)} "
-        f"<small>{metric.direction}</small></figcaption>"
-        f"<svg viewBox='0 0 {_WIDTH} {axis + 18:g}' role=img aria-label='{escape(metric.title)}: {escape(told)}'>"
-        f"{''.join(parts)}</svg></figure>"
-    )
+    return {
+        "title": metric.title,
+        "unit": f", {metric.unit}" if metric.unit else "",
+        "direction": metric.direction,
+        "words": "; ".join(_in_words(name, cases, metric) for name, cases in lanes.items()),
+        "width": _WIDTH,
+        "height": f"{axis + 18:g}",
+        "axis": axis,
+        "ticks": [(place(tick), f"{tick:.{digits}f}") for tick in ticks],
+        "lanes": [
+            _lane(cases, layout.first + layout.pitch * index, place, metric, most)
+            | _lane_name(name, index, layout)
+            for index, (name, cases) in enumerate(lanes.items())
+        ],
+    }
 
 
-def _lane_name(name: str, middle: float, layout: _Layout) -> str:
+def _lane_name(name: str, index: int, layout: _Layout) -> dict[str, Any]:
+    middle, kind = layout.first + layout.pitch * index, "floor" if name == FLOOR else "run"
     if layout.name_above is None:
-        return f"<text x={layout.left - 8} y={middle + 4} class=lane>{escape(name)}</text>"
-    short = name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
-    return f"<text x={layout.left} y={middle - layout.name_above} class=name>{escape(short)}</text>"
+        place = {"name_x": layout.left - 8, "name_y": middle + 4, "name_kind": "lane"}
+    else:
+        place = {"name_x": layout.left, "name_y": middle - layout.name_above, "name_kind": "name"}
+        name = name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
+    return {"kind": kind, "name": name, **place}
 
 
-def _lane(cases: Sequence[tuple[str, float]], middle: float, place: Any, metric: Metric, most: int) -> str:
+def _lane(
+    cases: Sequence[tuple[str, float]],
+    middle: float,
+    place: Callable[[float], float],
+    metric: Metric,
+    most: int,
+) -> dict[str, Any]:
     numbers = np.array([value for _, value in cases])
     first, median, third = (place(float(q)) for q in np.quantile(numbers, (0.25, 0.5, 0.75)))
-    box = f"<rect x={first} y={middle - 9} width={max(third - first, 0.5):.1f} height=18 class=box />"
-    line = f"<path d='M{median} {middle - 11}V{middle + 11}' class=median />"
     step = max(1, math.ceil(len(cases) / most))
     ordered = sorted(cases, key=lambda case: case[1])
     drawn = ordered[:-1:step] + ordered[-1:]  # the extremes are always among them
     # The golden ratio spreads neighbours apart, the same way each time.
-    dots = "".join(
-        f"<circle cx={place(value)} cy={middle + 14 * (k * 0.618034 % 1 - 0.5):.1f} r=2.6>"
-        f"<title>{escape(case)}: {escape(metric.text(value))}</title></circle>"
+    dots = [
+        (place(value), f"{middle + 14 * (k * 0.618034 % 1 - 0.5):.1f}", f"{case}: {metric.text(value)}")
         for k, (case, value) in enumerate(drawn)
-    )
-    return box + dots + line
+    ]
+    return {
+        "middle": middle,
+        "first": first,
+        "median": median,
+        "width": f"{max(third - first, 0.5):.1f}",
+        "dots": dots,
+    }
 
 
 def _in_words(name: str, cases: Sequence[tuple[str, float]], metric: Metric) -> str:

@@ -1,7 +1,6 @@
-"""The evaluation report: one HTML file with numbers, floors and pictures that asks nothing of the network."""
+"""The evaluation report: one HTML file with pictures, numbers and floors that works from disk, without a network."""
 
 from collections.abc import Callable, Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +8,28 @@ import numpy as np
 from jaxtyping import Num
 
 from diffux2ct.evaluation.metric import metric_of
-from diffux2ct.evaluation.report.cases import Renderer, ReportCase, case_section, floor_section
-from diffux2ct.evaluation.report.page import SCRIPT, STYLE
+from diffux2ct.evaluation.report.cases import (
+    RENDER_NOTE,
+    XRAY_NOTE,
+    Renderer,
+    ReportCase,
+    case_section,
+    first_pictures,
+    floor_pictures,
+)
 from diffux2ct.evaluation.report.plots import distributions
-from diffux2ct.evaluation.report.tables import case_table, facts, summary_table, values
+from diffux2ct.evaluation.report.tables import (
+    case_table,
+    facts,
+    headline_figures,
+    number,
+    subtitle,
+    summary_table,
+    values,
+)
+from diffux2ct.viz.pages import templates
 from diffux2ct.viz.slices import orthoslices
 from diffux2ct.viz.viewer import PackedCase, next_allowance, pack_case, viewer_html
-from diffux2ct.viz.viewer_page import VIEWER_SCRIPT, VIEWER_STYLE
 
 __all__ = ["ReportCase", "choose_cases", "floor_panels", "write_report"]
 
@@ -72,45 +86,55 @@ def write_report(
     floor: Mapping[str, np.ndarray],
     title: str,
 ) -> None:
-    """Write the report.
+    """Write the report: X-rays, reconstruction and truth with headline figures first, all else folded below.
 
     Args:
         summary: the content of metrics.json. ``summary["run"]``, where given, heads the page; ``["floor"]`` has the
             floor of the metrics that have one, ``["intervals"]`` {metric: [low, high]}, ``["unavailable"]``
             {metric: "reason; command"}.
-        rows: the content of per_case.csv; a metric that a case lacks is absent, None or "".
+        rows: the content of per_case.csv; a metric that a case has no value of is absent, None or "".
         metrics: the keys to show, each in ``summary``, those of single cases in ``rows`` too.
         cases: those to picture, each with a label ("best", ...) and a function that loads it. They are called one by
             one, so that one case at a time is in memory.
         floor: slices of the mean training volume, see `floor_panels`.
     """
-    heading = escape(str(summary.get("run", title)))
-    sections, packed, renderer = _case_sections(rows, metrics, cases)
-    plots = distributions(rows, metrics)
-    parts = [
-        "<header><p class=kicker>DiffuX2CT · evaluation</p>",
-        f"<h1>{heading}</h1>{facts(summary, metrics)}</header>",
-        _control(summary),
-        f"<section><h2>Summary</h2>{summary_table(summary, rows, metrics)}",
-        f"<p class=note>{escape(FLOOR_SENTENCE)}</p></section>",
-        f"<section><h2>Distributions</h2>{plots}<p class=note>{PLOT_NOTE}</p></section>" if plots else "",
-        f"<section><h2>Cases</h2>{case_table(rows, metrics)}",
-        "<p class=note>Click a heading to sort. Small numbers are the floor of the same case.</p></section>",
-        f"<section class=viewer-section><h2>Slice viewer</h2>{viewer_html(packed)}</section>"
-        if packed
-        else "",
-        f"<p class=note>No volume rendering: {escape(renderer.failure)}</p>" if renderer.failure else "",
-        *sections,
-        floor_section(floor) if cases else "",
-    ]
-    page = (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{heading} · evaluation</title><style>{STYLE}{VIEWER_STYLE}</style></head>\n<body><main>"
-        + "\n".join(parts)
-        + f"</main><script>{SCRIPT}{VIEWER_SCRIPT}</script></body></html>\n"
+    sections, packed, first = [], [], {}
+    renderer = Renderer()
+    first_label = _first_label([label for label, _ in cases])
+    by_name = {row["case_id"]: row for row in rows}
+
+    def add(place: int, label: str, case: ReportCase) -> None:
+        row = by_name[case.case_id]
+        packed.append(_packed(label, case, packed, len(cases) - place))
+        if label == first_label and not first:
+            first.update(pictures=first_pictures(case), about=_first_note(label, case.case_id, rows, row))
+        section = case_section(label, case, row, metrics, renderer.pictures(case))
+        sections.append({**section, "place": place})
+
+    for place, (label, load) in enumerate(cases):
+        # No name here holds the case, so that it is freed before the next one is loaded.
+        add(place, label, load())
+    page = templates("diffux2ct.evaluation.report", "diffux2ct.viz").get_template("report.html")
+    text = page.render(
+        heading=str(summary.get("run", title)),
+        subtitle=subtitle(summary),
+        control=CONTROLS.get(str(summary.get("xray_source")), ""),
+        first=first,
+        cards=headline_figures(summary, rows, metrics),
+        floor_sentence=FLOOR_SENTENCE,
+        viewer=viewer_html(packed) if packed else "",
+        summary=summary_table(summary, rows, metrics),
+        plots=distributions(rows, metrics),
+        plot_note=PLOT_NOTE,
+        case_table=case_table(rows, metrics),
+        sections=sections,
+        xray_note=XRAY_NOTE,
+        render_note=RENDER_NOTE,
+        render_failure=renderer.failure,
+        floor=floor_pictures(floor),
+        facts=facts(summary, metrics),
     )
-    path.write_text(page, encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
 
 
 PLOT_NOTE = (
@@ -118,31 +142,21 @@ PLOT_NOTE = (
 )
 
 
-def _control(summary: Mapping[str, Any]) -> str:
-    text = CONTROLS.get(str(summary.get("xray_source")), "")
-    return f"<p class=control>{escape(text)}</p>" if text else ""
+def _first_label(labels: Sequence[str]) -> str:
+    """The case of the first screen: the median, which shows neither luck nor failure."""
+    return next((label for label in ("median", *labels) if label in labels), "")
 
 
-def _case_sections(
-    rows: Sequence[Mapping[str, Any]],
-    metrics: Sequence[str],
-    cases: Sequence[tuple[str, Callable[[], ReportCase]]],
-) -> tuple[list[str], list[PackedCase], Renderer]:
-    by_name = {row["case_id"]: row for row in rows}
-    sections: list[str] = []
-    packed: list[PackedCase] = []
-    renderer = Renderer()
+def _first_note(label: str, case_id: str, rows: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) -> str:
+    by = ranking_metric(rows)
+    value = None if by is None else number(row.get(by))
+    score = "" if by is None or value is None else f" ({metric_of(by).title} {metric_of(by).text(value)})"
+    which = {"only": "The only case", "further": "A case"}.get(label, f"The {label} case of those scored")
+    return f"{which}: {case_id}{score}, bone window, slices through the middle of its bone."
 
-    def add(place: int, label: str, case: ReportCase) -> None:
-        used, remaining = sum(each.size for each in packed), len(cases) - place
-        allowance = next_allowance(VIEWER_BUDGET, used, remaining, case.truth.size)
-        volumes = {"truth": case.truth, "reconstruction": case.reconstruction}
-        packed.append(pack_case(case.case_id, label, volumes, case.spacing, allowance))
-        renderings = renderer.html(case)
-        sections.append(case_section(label, case, by_name[case.case_id], metrics, renderings, place))
 
-    for place, (label, load) in enumerate(cases):
-        add(
-            place, label, load()
-        )  # no name here holds the case, so that it is gone when the next one is loaded
-    return sections, packed, renderer
+def _packed(label: str, case: ReportCase, before: Sequence[PackedCase], remaining: int) -> PackedCase:
+    used = sum(each.size for each in before)
+    allowance = next_allowance(VIEWER_BUDGET, used, remaining, case.truth.size)
+    volumes = {"truth": case.truth, "reconstruction": case.reconstruction}
+    return pack_case(case.case_id, label, volumes, case.spacing, allowance)

@@ -1,9 +1,9 @@
-"""The tables of the report: what was evaluated, every metric beside its floor, every case."""
+"""The numbers of the report, as its templates show them: settings, metrics beside their floor, every case."""
 
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from html import escape
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -28,38 +28,41 @@ def values(rows: Sequence[Mapping[str, Any]], key: str) -> Iterator[tuple[str, f
 
 
 LABELS = {"num_cases": "cases", "xray_source": "X-rays", "of_the_set": "metrics of the set"}
-"""Header entries that read better under another name than their key in metrics.json."""
+"""Names of settings that read better than their key in metrics.json."""
 
 _LEADING = ("dataset", "split", "sampler", "sampling", "seed", "num_cases", "seconds_per_volume")
 _ELSEWHERE = {
-    "run",
-    "root",
-    "floor",
-    "num_scored",
-    "unavailable",
-    "intervals",
-    "bootstrap",
-    "left_out",
+    *("run", "root", "floor", "num_scored", "unavailable", "intervals", "bootstrap", "left_out"),
     RECORDS_KEY,
 }
 
+NUM_FIGURES = 5
+FIGURES = ("psnr3d", "ssim", "mae", "lpips", "dice_bone", "psnr", "ssim3d")
+"""Metrics for the first screen, in this order: the first five of them that were computed."""
 
-def facts(summary: Mapping[str, Any], metrics: Sequence[str]) -> str:
-    """The header's list of what was evaluated and how."""
+
+def facts(summary: Mapping[str, Any], metrics: Sequence[str]) -> list[tuple[str, str]]:
+    """Names and values of the settings that this evaluation was run with."""
+    keys = dict.fromkeys((*(key for key in _LEADING if key in summary), *summary))
+    shown_elsewhere = _ELSEWHERE.union(metrics)
     items = []
-    for key in [
-        *(key for key in _LEADING if key in summary),
-        *(key for key in summary if key not in _LEADING),
-    ]:
-        value = summary[key]
-        if key in _ELSEWHERE or key in metrics or value is None:
-            continue
-        text = _plain(value)
-        text = text if len(text) <= 160 else text[:157] + "…"
-        items.append(
-            f"<div><dt>{escape(LABELS.get(key, key.replace('_', ' ')))}</dt><dd>{escape(text)}</dd></div>"
-        )
-    return f"<dl>{''.join(items)}</dl>"
+    for key in keys:
+        if key not in shown_elsewhere and summary[key] is not None:
+            text = _plain(summary[key])
+            text = text if len(text) <= 160 else text[:157] + "…"
+            items.append((LABELS.get(key, key.replace("_", " ")), text))
+    return items
+
+
+def subtitle(summary: Mapping[str, Any]) -> str:
+    """Data set, split, number of cases and sampler in one line."""
+    place = " ".join(str(summary[key]) for key in ("dataset", "split") if summary.get(key))
+    count = summary.get("num_cases")
+    cases = f"{count} case{'' if count == 1 else 's'}" if count is not None else ""
+    sampling = summary.get("sampling") or {}
+    steps = sampling.get("num_inference_steps")
+    sampler = f"{sampling.get('name', 'sampler')}, {steps} steps" if steps else ""
+    return " · ".join(part for part in (place, cases, sampler) if part)
 
 
 def _plain(value: Any) -> str:
@@ -70,39 +73,105 @@ def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """A metric of this run beside its floor, as text; "–" where there is no value.
+
+    cases: how many have a value, "5 of 8" where some have none. side: "better" or "worse" than the floor; empty
+    without a direction, and where the two means are over different cases, which says nothing.
+    """
+
+    title: str
+    about: str
+    direction: str
+    value: str
+    interval: str
+    floor: str
+    difference: str
+    side: str
+    cases: str
+    headline: bool = False
+
+
+def compare_with_floor(
+    key: str, summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], headline: bool = False
+) -> Comparison:
+    """The metric ``key`` of metrics.json, ``rows`` being those of per_case.csv."""
+    metric = metric_of(key)
+    value, floor = number(summary.get(key)), number((summary.get("floor") or {}).get(key))
+    ends = (summary.get("intervals") or {}).get(key)
+    scored = [case for case, _ in values(rows, key)]
+    same_cases = scored == [case for case, _ in values(rows, f"floor_{key}")]
+    difference = None if value is None or floor is None else value - floor
+    return Comparison(
+        metric.title,
+        metric.about,
+        metric.direction,
+        _optional(metric, value),
+        f"{metric.text(ends[0])} to {metric.text(ends[1])}" if ends else "–",
+        _optional(metric, floor),
+        _optional(metric, difference, sign=True),
+        "" if difference is None or not same_cases else metric.side(difference),
+        "–"
+        if not scored
+        else f"{len(scored)}"
+        if len(scored) == len(rows)
+        else f"{len(scored)} of {len(rows)}",
+        headline,
+    )
+
+
+def _optional(metric: Metric, value: float | None, sign: bool = False) -> str:
+    return "–" if value is None else metric.text(value, sign)
+
+
+def _headline(summary: Mapping[str, Any]) -> str | None:
+    protocol = PROTOCOLS.get(str(summary.get("protocol")))
+    return None if protocol is None else protocol.headline
+
+
+def headline_figures(
+    summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]
+) -> list[Comparison]:
+    """The figures of the first screen; the protocol's own headline takes the place of PSNR3D."""
+    first = _headline(summary)
+    wanted = dict.fromkeys((*([first] if first else []), *FIGURES[first is not None :], "psnr3d", *metrics))
+    keys = [key for key in wanted if key in metrics and number(summary.get(key)) is not None][:NUM_FIGURES]
+    return [compare_with_floor(key, summary, rows) for key in keys]
+
+
 def summary_table(
     summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]
-) -> str:
-    """Every metric: this run, its interval where there is one, the floor, their difference, the number of cases."""
-    intervals = summary.get("intervals") or {}
-    columns = [
-        "Metric",
-        "This run",
-        *(["95% interval"] if intervals else []),
-        "Floor",
-        "Difference",
-        "Cases",
-        "",
-    ]
-    head = "".join(f"<th scope=col>{column}</th>" for column in columns)
-    known = sorted((metric_of(key) for key in metrics), key=_group_order(metrics))
-    protocol = PROTOCOLS.get(str(summary.get("protocol")))
-    headline = None if protocol is None else protocol.headline
-    parts = []
+) -> dict[str, Any]:
+    """Every metric in groups, with what is unavailable and notes on how the numbers were computed."""
+    has_intervals = bool(summary.get("intervals"))
+    interval = ["95% interval"] if has_intervals else []
+    known = sorted(map(metric_of, metrics), key=_group_order(metrics))
+    headline = _headline(summary)
+    groups = []
     for group, members in groupby(known, key=lambda metric: metric.group):
-        lines = [_summary_row(metric, summary, rows, intervals, metric.key == headline) for metric in members]
-        parts.append(f"<tbody><tr class=group><th colspan={len(columns)} scope=rowgroup>{group}</th></tr>")
-        parts.append("".join(lines) + "</tbody>")
-    if summary.get("unavailable"):
-        parts.append(_unavailable(summary["unavailable"], len(columns)))
-    table = (
-        f"<div class=scroll><table class=summary><thead><tr>{head}</tr></thead>{''.join(parts)}</table></div>"
-    )
-    return table + "".join(f"<p class=note>{escape(note)}</p>" for note in _notes(summary, rows))
+        lines = [compare_with_floor(m.key, summary, rows, m.key == headline) for m in members]
+        groups.append((group, [_line(line, has_intervals) for line in lines]))
+    unavailable = []
+    for key, text in (summary.get("unavailable") or {}).items():
+        # The command that helps follows the last "; ".
+        reason, _, command = str(text).rpartition("; ")
+        unavailable.append((metric_of(key).title, reason, command))
+    return {
+        "columns": ["Metric", "This run", *interval, "Floor", "Difference", "Cases", ""],
+        "groups": groups,
+        "unavailable": unavailable,
+        "notes": _notes(summary, rows),
+    }
+
+
+def _line(line: Comparison, has_intervals: bool) -> dict[str, Any]:
+    cells = [line.value, *([line.interval] if has_intervals else []), line.floor]
+    return {**vars(line), "cells": cells}
 
 
 def _notes(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """How the numbers came about: the protocol, the intervals, what was left out."""
+    """The protocol, the intervals, and items that were left out."""
     notes = []
     protocol = PROTOCOLS.get(str(summary.get("protocol")))
     if protocol is not None:
@@ -113,6 +182,12 @@ def _notes(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> lis
         notes.append(
             f"Intervals: of the mean, from {drawn['num_resamples']} bootstrap resamples of {drawn['over']}, "
             f"seed {drawn['seed']}."
+        )
+    if summary.get("num_scored"):
+        notes.append(
+            "n of m cases: the mean is over the n cases that have a value. A distance is measured on matched "
+            "structures only, so read it with Dice, recall and the number of cases; a method that matches only the "
+            "easy ones has the smaller distance."
         )
     for key, count in (summary.get("left_out") or {}).items():
         cases = sum(1 for _, value in values(rows, key) if value)
@@ -129,77 +204,25 @@ def _group_order(metrics: Sequence[str]) -> Any:
     return lambda metric: first[metric.group]
 
 
-def _summary_row(
-    metric: Metric,
-    summary: Mapping[str, Any],
-    rows: Sequence[Mapping[str, Any]],
-    intervals: Mapping[str, Any],
-    is_headline: bool,
-) -> str:
-    value, floor = number(summary.get(metric.key)), number((summary.get("floor") or {}).get(metric.key))
-    count = sum(1 for _ in values(rows, metric.key))
-    cells = [f"<td>{_optional(metric, value)}</td>"]
-    if intervals:
-        ends = intervals.get(metric.key)
-        cells.append(f"<td>{f'{metric.text(ends[0])} to {metric.text(ends[1])}' if ends else '–'}</td>")
-    cells.append(f"<td>{_optional(metric, floor)}</td>")
-    cells.append(_difference(metric, value, floor))
-    cells.append(f"<td>{count or '–'}</td>")
-    direction = f" <small>({metric.direction})</small>" if metric.direction else ""
-    note = escape(metric.about) + direction
-    name = escape(metric.title) + (" <em>headline</em>" if is_headline else "")
-    kind = " class=headline" if is_headline else ""
-    return f"<tr{kind}><th scope=row>{name}</th>{''.join(cells)}<td class=about>{note}</td></tr>"
+Cell = tuple[Any, str, str]
+"""The value that a cell of the table of cases sorts by, its text, and the floor's text."""
 
 
-def _optional(metric: Metric, value: float | None) -> str:
-    return "–" if value is None else escape(metric.text(value))
-
-
-def _difference(metric: Metric, value: float | None, floor: float | None) -> str:
-    if value is None or floor is None:
-        return "<td>–</td>"
-    side, text = metric.side(value - floor), escape(metric.text(value - floor, sign=True))
-    return f"<td class={side}>{text} <small>{side}</small></td>" if side else f"<td>{text}</td>"
-
-
-def _unavailable(reasons: Mapping[str, str], columns: int) -> str:
-    """Metrics that could not be computed, with the reason and the command that would help (after the last "; ")."""
-    lines = []
-    for key, text in reasons.items():
-        reason, _, command = str(text).rpartition("; ")
-        told = f"{escape(reason)}<br><code>{escape(command)}</code>" if reason else escape(command)
-        lines.append(
-            f"<tr><th scope=row>{escape(metric_of(key).title)}</th>"
-            f"<td colspan={columns - 1} class=about>{told}</td></tr>"
-        )
-    head = f"<tr class=group><th colspan={columns} scope=rowgroup>Unavailable here</th></tr>"
-    return f"<tbody class=unavailable>{head}{''.join(lines)}</tbody>"
-
-
-def case_table(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> str:
-    """Every case with its metrics, the floor of the same case in small; a click on a heading sorts."""
+def case_table(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> dict[str, Any]:
+    """Headings, and a row of cells for each case."""
     known = [metric_of(key) for key in metrics if any(True for _ in values(rows, key))]
     counts = [key for key in CASE_COUNTS if any(True for _ in values(rows, key))]
-    columns = ["Case", "Patient", *[metric.title for metric in known], *counts, "Seconds"]
-    head = "".join(f"<th scope=col><button type=button>{escape(column)}</button></th>" for column in columns)
-    body = []
+    table: list[list[Cell]] = []
     for row in rows:
-        cells = [_cell(row[key], escape(str(row[key]))) for key in ("case_id", "patient")]
+        cells: list[Cell] = [(row[key], str(row[key]), "") for key in ("case_id", "patient")]
         for metric in known:
             value, floor = number(row.get(metric.key)), number(row.get(f"floor_{metric.key}"))
-            text = "–" if value is None else f"{value:.{metric.digits}f}"
-            small = "" if floor is None else f" <small>{floor:.{metric.digits}f}</small>"
-            cells.append(_cell("" if value is None else value, text + small))
-        for key in counts:
-            count = number(row.get(key))
-            cells.append(_cell("", "–") if count is None else _cell(int(count), f"{count:.0f}"))
-        cells.append(_cell(row["seconds"], f"{row['seconds']:.3g}"))
-        body.append(f"<tr>{''.join(cells)}</tr>")
-    table = f"<table id=cases><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
-    return f"<div class='scroll tall' tabindex=0 role=region aria-label='Table of cases'>{table}</div>"
-
-
-def _cell(value: Any, text: str) -> str:
-    """A table cell that sorts by ``value`` whatever it shows."""
-    return f"<td data-v='{escape(str(value))}'>{text}</td>"
+            below = "" if floor is None else f"{floor:.{metric.digits}f}"
+            cells.append(("", "–", below) if value is None else (value, f"{value:.{metric.digits}f}", below))
+        for count in (number(row.get(key)) for key in counts):
+            cells.append(("", "–", "") if count is None else (int(count), f"{count:.0f}", ""))
+        table.append([*cells, (row["seconds"], f"{row['seconds']:.3g}", "")])
+    return {
+        "columns": ["Case", "Patient", *(metric.title for metric in known), *counts, "Seconds"],
+        "rows": table,
+    }

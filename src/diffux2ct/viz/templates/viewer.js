@@ -1,53 +1,3 @@
-"""Stylesheet and script of the slice viewer, kept apart so that `viewer` holds only what is made in Python."""
-
-VIEWER_STYLE = """
-.viewer-bar { display: flex; flex-wrap: wrap; gap: 8px 20px; align-items: center; margin-bottom: 12px; }
-.viewer-bar label { font-size: 13px; color: var(--soft); }
-.viewer-bar select { font: inherit; color: var(--ink); padding: 4px 6px; max-width: 22em; }
-.viewer-group { display: inline-flex; flex-wrap: wrap; }
-.viewer-group button {
-  font: inherit; font-size: 13px; padding: 4px 10px; border: 1px solid #b9c1cc; margin-left: -1px; cursor: pointer;
-  background: var(--paper); color: var(--ink);
-}
-.viewer-group button[aria-pressed=true] { background: var(--ink); color: #fff; border-color: var(--ink); }
-.viewer kbd {
-  font: 11px/1 ui-monospace, monospace; border: 1px solid currentColor; border-radius: 3px;
-  padding: 0 3px; opacity: .75;
-}
-.viewer-stage {
-  display: grid; grid-template-columns: repeat(var(--columns), minmax(0, 1fr)); gap: 10px; background: #0d1117;
-  padding: 10px; border-radius: 8px; touch-action: pan-x pinch-zoom; cursor: ns-resize;
-  user-select: none; -webkit-user-select: none;
-}
-.viewer-stage h3 { color: #c6ced9; overflow-wrap: anywhere; }
-.viewer-pane { display: flex; flex-direction: column; justify-content: flex-end; }
-.viewer-frame { width: 100%; }
-.viewer :focus-visible { outline: 3px solid #2f6fde; outline-offset: 2px; }
-.viewer-frame { position: relative; margin: 0 auto; line-height: 0; overflow: hidden; }
-.viewer-frame canvas { width: 100%; image-rendering: pixelated; background: #000; }
-.viewer-frame i {
-  position: absolute; top: 50%; left: 5px; font: 600 12px/1 system-ui, sans-serif; color: #fff;
-  text-shadow: 0 0 3px #000, 0 0 2px #000; pointer-events: none;
-}
-.viewer-frame i + i { left: auto; right: 5px; }
-.viewer-frame b, .viewer-frame u {
-  position: absolute; background: #ffd60a; opacity: .7; display: none; pointer-events: none;
-}
-.viewer-frame b { left: 0; right: 0; height: 1px; }
-.viewer-frame u { top: 0; bottom: 0; width: 1px; }
-.viewer-stage.pointing b, .viewer-stage.pointing u { display: block; }
-.viewer-slider { display: flex; gap: 12px; align-items: center; margin-top: 12px; font-size: 13px; color: var(--soft); }
-.viewer-slider input { flex: 1; min-width: 0; }
-.viewer-read {
-  margin: 6px 0 0; display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 24px; min-height: 1.5em;
-  font-variant-numeric: tabular-nums;
-}
-#viewer-point { color: var(--soft); }
-@media (max-width: 640px) { .viewer-stage { grid-template-columns: repeat(2, minmax(0, 1fr)); } }
-@media print { .viewer-section { display: none; } }
-"""
-
-VIEWER_SCRIPT = """
 (() => {
   const root = document.getElementById("viewer");
   if (!root) return;
@@ -264,4 +214,3 @@ VIEWER_SCRIPT = """
   }
   open(0).catch(error => { part("where").textContent = "The viewer could not start: " + error.message; });
 })();
-"""
