@@ -94,6 +94,32 @@ def check_in_step(page, volumes, window_limits):
     assert np.abs(pixels - expected).max() <= 3
 
 
+def unfold(page, title):
+    """Opens a folded part by a click on its heading."""
+    page.locator("summary").filter(has=page.get_by_role("heading", name=title, exact=True)).click()
+
+
+@pytest.mark.parametrize(("width", "columns"), [(1280, 4), (390, 2)])
+def test_the_first_screen_is_the_picture_and_its_figures(page, width, columns):
+    page.set_viewport_size({"width": width, "height": 800})
+    panels = {}
+    for picture in page.locator(".panels img").all():
+        box = picture.bounding_box()
+        name = picture.get_attribute("alt").split(": ")[1].removesuffix(", first screen")
+        panels[name] = (round(box["x"]), round(box["y"]))
+        assert box["width"] == pytest.approx(box["height"], abs=1)
+        assert box["width"] >= 150
+    assert len({x for x, _ in panels.values()}) == columns
+    assert len(set(panels.values())) == 8
+    for plane in ("axial", "coronal", "sagittal"):
+        # A reconstruction stands beside or above its truth, with nothing between them.
+        (x, y), (true_x, true_y) = panels[f"{plane} reconstruction"], panels[f"{plane} truth"]
+        assert (x == true_x and y < true_y) if columns == 4 else (x < true_x and y == true_y)
+    last = page.locator(".figures > div").last.bounding_box()
+    assert width < 1280 or last["y"] + last["height"] <= 800
+    assert page.locator("details[open]").count() == 0
+
+
 def test_the_keyboard_scrolls_both_volumes_in_step(page, evaluated):
     volumes = evaluated[1]
     first = volumes[chosen(page)]["truth"]
@@ -166,6 +192,7 @@ def test_another_case_is_chosen_by_key_by_list_and_from_its_section(page, evalua
     page.select_option("#viewer-case", "1")
     page.wait_for_selector("#viewer[data-ready=true][data-case='1']")
     assert chosen(page) == names[1]
+    unfold(page, "Cases in pictures")
     page.locator("[data-open-case='2']").click()
     page.wait_for_selector("#viewer[data-ready=true][data-case='2']")
     check_in_step(page, volumes, WINDOWS["bone"])
@@ -197,6 +224,7 @@ def test_everything_in_the_viewer_is_reached_by_tab_and_has_a_name(page):
 @pytest.mark.parametrize("width", [360, 768, 1600])
 def test_nothing_spills_out_of_the_window(page, width):
     page.set_viewport_size({"width": width, "height": 800})
+    page.evaluate("document.querySelectorAll('details').forEach(part => { part.open = true; })")
     assert page.evaluate("document.documentElement.scrollWidth") == width
 
 
@@ -206,6 +234,8 @@ def test_a_click_on_a_heading_sorts_the_cases(page):
             "#cases tbody tr", "rows => rows.map(r => Number(r.cells[2].dataset.v))"
         )
 
+    assert not page.locator("#cases").is_visible()
+    unfold(page, "Cases")
     page.locator("#cases th button").nth(2).click()
     assert column() == sorted(column(), reverse=True)
     page.locator("#cases th button").nth(2).click()
