@@ -80,11 +80,47 @@ def test_a_table_of_real_runs(runs, capsys):
         assert float(row["seconds"]) == metrics["seconds_per_volume"]
         assert float(rows[2]["ssim"]) == pytest.approx(metrics["floor"]["ssim"])
         assert (int(row["steps"]), int(row["volumes"]), row["seeds"]) == (2, 8, "0")
+    assert all(row["method"] for row in rows[:2])
+    assert rows[0]["method"] != rows[1]["method"]
     compare.run([str(runs["diffusion"]), str(runs["regressor"])])
     shown = capsys.readouterr().out
     for note in ("phantom test, 3 cases of 3 patients, protocol paper.", "Volumes seen in training: 8 in every row.",
                  "ddim, 2 steps (diffusion); one pass (regressor).", "3 patients", "are too few"):  # fmt: skip
         assert note in shown, note
+
+
+def test_the_fullest_evaluation_counts_and_of_equals_the_newest(tmp_path):
+    def written(name, time, **summary):
+        folder = tmp_path / "evaluation" / name
+        folder.mkdir(parents=True)
+        (folder / "metrics.json").write_text(json.dumps(summary), encoding="utf-8")
+        os.utime(folder / "metrics.json", (time, time))
+
+    def chosen():
+        return find_evaluations(tmp_path, None)[0].name
+
+    written("full", 1, num_cases=12, psnr3d=20.0, ssim=0.5)
+    written("fewer-metrics", 2, num_cases=12, psnr3d=20.0)
+    written("fewer-cases", 3, num_cases=2, psnr3d=20.0, ssim=0.5)
+    written("control", 4, num_cases=12, psnr3d=20.0, ssim=0.5, mae=9.0, xray_source="shuffled")
+    assert chosen() == "full"
+    written("again", 5, num_cases=12, psnr3d=20.0, ssim=0.5)
+    assert chosen() == "again"
+
+
+def test_curves_of_losses_instead_of_a_table(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    for parent in "ab":
+        (tmp_path / parent / "run").mkdir(parents=True)
+        (tmp_path / parent / "run" / "metrics.csv").write_text("step,name,value\n1,g/mse,0.5\n2,g/mse,0.25\n")
+    runs = [str(tmp_path / parent / "run") for parent in "ab"]
+    compare.run([*runs, "--losses", str(tmp_path / "x" / "losses.svg"), "--smooth", "2"])
+    assert capsys.readouterr().out == f"wrote {tmp_path / 'x' / 'losses.svg'}\n"
+    assert (tmp_path / "x" / "losses.svg").stat().st_size > 1000
+    with pytest.raises(UserError, match="--smooth 0: must be at least 1"):
+        compare.run([*runs, "--losses", str(tmp_path / "y.png"), "--smooth", "0"])
+    with pytest.raises(UserError, match=r"c: no metrics.csv here"):
+        compare.run([str(tmp_path / "c"), "--losses", str(tmp_path / "y.png")])
 
 
 @pytest.mark.parametrize("model", ["diffux2ct", "x_ctrsnet_like", "icm_reg", "x2ct_gan"])
@@ -131,7 +167,8 @@ def test_counting_allocates_nothing(compose):
 def test_evaluations_are_chosen(runs, capsys):
     folder = runs["diffusion"]
     notes = " ".join(read_runs([folder, runs["regressor"]])[1])
-    assert "Of several evaluations the newest: diffusion/phantom-test-ddim2-distortion; --eval" in notes
+    chosen = "Of several evaluations the fullest, of equals the newest: diffusion/phantom-test-ddim2-distortion; --eval"
+    assert chosen in notes
     assert read_runs([folder / "evaluation" / "phantom-test-ddim2-distortion"])[1] == []
     (newest,) = find_evaluations(folder, None)
     assert newest.name == "phantom-test-ddim2-distortion"

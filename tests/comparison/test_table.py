@@ -55,6 +55,15 @@ def test_the_best_is_bold_by_its_direction_and_the_floor_marks():
     assert not any(cell.best for cell in table_of(scored("a", 20.0, 40.0)).rows[0].cells)
 
 
+def test_the_method_has_a_column_where_it_is_known():
+    known = replace(scored("a", 20.0, 40.0), method="x2ct_gan")
+    table = table_of(known, scored("b", 19.0, 50.0), sort="method")
+    assert [column.key for column in table.columns[:2]] == ["run", "method"]
+    assert [row.cells[1].text for row in table.rows] == ["x2ct_gan", "–", "–"]
+    assert {len(row.cells) for row in table.rows} == {len(table.columns)}
+    assert "method" not in [column.key for column in table_of(scored("b", 19.0, 50.0)).columns]
+
+
 def test_ties_are_both_bold_and_unknown_values_are_dashes():
     one, two = scored("a", 20.0, 40.0, steps=None), replace(scored("b", 20.0, 41.0), cost=None, seeds=())
     table = table_of(one, two)

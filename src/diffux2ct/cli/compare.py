@@ -17,8 +17,9 @@ _EXAMPLES = """examples:
   python scripts/compare.py runs/table1_* --sort psnr3d --out table1.md --out table1.tex --out table1.html
   python scripts/compare.py runs/table3_* --merge-seeds --intervals --reference runs/table3_full
   python scripts/compare.py runs/table1_* --cases 20 --out page.html     with pictures, a slice viewer and distributions
-  python scripts/compare.py runs/a runs/b --evaluation '*-ddim10'     these evaluations, not the newest
+  python scripts/compare.py runs/a runs/b --evaluation '*-ddim10'     these evaluations, not the fullest
   python scripts/compare.py runs/a/evaluation/test-ddim10 runs/a/evaluation/test-ddim50    two of one run
+  python scripts/compare.py runs/a runs/b --losses losses.png --smooth 5     curves of what training logged, no table
 
 Each run must have been evaluated (python evaluate.py ckpt=RUN). The floor is what the mean of all training volumes
 scores as the answer to every case. Parameters and TFLOP are counted without allocating the model.
@@ -45,13 +46,14 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     },
     "--evaluation": {
         "metavar": "NAME",
-        "help": "a folder under RUN/evaluation/, or a pattern of which every match is a row (the newest evaluation "
+        "help": "a folder under RUN/evaluation/, or a pattern of which every match is a row (the fullest evaluation "
         "with paired X-rays)",
     },
     "--metrics": {"metavar": "A,B", "help": "which metrics, in this order; or all (the headline's)"},
     "--sort": {
         "metavar": "KEY",
-        "help": "best first by a metric; or by run, steps, volumes, seeds, parameters, tflop, seconds (as given)",
+        "help": "best first by a metric; or by run, method, steps, volumes, seeds, parameters, tflop, seconds (as "
+        "given)",
     },
     "--reference": {
         "metavar": "RUN",
@@ -88,9 +90,21 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "action": "store_true",
         "help": "an HTML page without volumes: small, and made at once",
     },
+    "--losses": {
+        "type": Path,
+        "metavar": "FILE",
+        "help": "draw what training logged (metrics.csv) instead, a panel per objective: .png .svg .pdf; needs the "
+        "extra viz",
+    },
+    "--smooth": {
+        "type": int,
+        "default": 1,
+        "metavar": "N",
+        "help": "losses averaged over N logged points (1)",
+    },
     "--title": {"default": "Comparison of runs", "help": "heading of the page, caption in LaTeX"},
 }
-"""What the command takes; in brackets the default."""
+"""Options of the command line; the default in brackets."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -116,6 +130,9 @@ def parser() -> argparse.ArgumentParser:
 def run(arguments: Sequence[str] | None = None) -> None:
     """Compare as the command line says; prints the table or writes files."""
     asked = parser().parse_args(arguments)
+    _check(asked)
+    if asked.losses is not None:
+        return _plot_losses(asked)
     # Imported here so that --help answers at once.
     from diffux2ct.atomic import write_text
     from diffux2ct.comparison.find_runs import find_row, read_runs, rename
@@ -125,7 +142,6 @@ def run(arguments: Sequence[str] | None = None) -> None:
     from diffux2ct.comparison.table import build_table, sort_keys
     from diffux2ct.comparison.volumes import illustrate
 
-    _check(asked)
     runs, problems = read_runs(asked.runs, asked.evaluation)
     if asked.merge_seeds:
         runs = merge_seeds(runs)
@@ -170,21 +186,28 @@ def _check(asked: argparse.Namespace) -> None:
             raise UserError(f"--out {path}: is a folder; give a file")
     if asked.cases < 1:
         raise UserError(f"--cases {asked.cases}: must be at least 1; --no-pictures leaves all out")
+    if asked.smooth < 1:
+        raise UserError(f"--smooth {asked.smooth}: must be at least 1")
+
+
+def _plot_losses(asked: argparse.Namespace) -> None:
+    from diffux2ct.viz.loss_curves import draw_curves, read_curves
+
+    names = [Path(run).resolve().name for run in asked.runs]
+    # Runs of one name in several folders are distinguished by their paths.
+    labels = names if len(set(names)) == len(names) else asked.runs
+    curves = {label: read_curves(run) for label, run in zip(labels, asked.runs, strict=True)}
+    draw_curves(curves, asked.losses, asked.smooth)
+    print(f"wrote {asked.losses}")
 
 
 def written(table: Any, form: str, pictures: Callable[[], Any]) -> str:
     """A table as text of this format; ``pictures`` are made for a page alone, since they take a while."""
-    from diffux2ct.comparison import formats as comparison_page
-    from diffux2ct.comparison import formats as comparison_text
+    from diffux2ct.comparison.formats import as_csv, latex, markdown, page
 
     if form == "html":
-        return comparison_page.page(table, pictures())
-    writers = {
-        "markdown": comparison_text.markdown,
-        "latex": comparison_text.latex,
-        "csv": comparison_text.as_csv,
-    }
-    return writers[form](table)
+        return page(table, pictures())
+    return {"markdown": markdown, "latex": latex, "csv": as_csv}[form](table)
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ def read_runs(
 ) -> tuple[list[ScoredRun], list[str]]:
     """The runs in order, each evaluation once, with names that differ; and notes on what could not be counted.
 
-    ``evaluation``: name or pattern of the evaluations to take; None takes each run's newest with paired X-rays.
+    ``evaluation``: name or pattern of the evaluations to take; None takes each run's fullest with paired X-rays.
 
     Raises:
         UserError: no such folder, none evaluated, a damaged file.
@@ -55,7 +55,9 @@ def _chosen_among_several(folders: Sequence[str | Path], found: Iterable[Path]) 
     if not chosen:
         return []
     names = ", ".join(f"{path.parent.parent.name}/{path.name}" for path in chosen)
-    return [f"Of several evaluations the newest: {names}; --evaluation NAME takes another."]
+    return [
+        f"Of several evaluations the fullest, of equals the newest: {names}; --evaluation NAME takes another."
+    ]
 
 
 def find_row(wanted: str, runs: Sequence[ScoredRun]) -> ScoredRun:
@@ -81,7 +83,7 @@ def rename(runs: Sequence[ScoredRun], names: Sequence[str]) -> list[ScoredRun]:
 def find_evaluations(folder: Path, pattern: str | None) -> list[Path]:
     """The evaluation folder that ``folder`` is, or those that it holds and that ``pattern`` matches.
 
-    Without a pattern: the newest that was given the cases' own X-rays.
+    Without a pattern: the fullest (metrics times cases) with the cases' own X-rays, of equally full ones the newest.
     """
     if (folder / "metrics.json").is_file():
         return [folder.resolve()]
@@ -98,13 +100,21 @@ def find_evaluations(folder: Path, pattern: str | None) -> list[Path]:
             names = ", ".join(path.name for path in every)
             raise UserError(f"{folder}: holds no evaluation {pattern}; choose from {names}")
         return chosen
-    paired = [path for path in every if read_evaluation(path)[0].get("xray_source", "paired") == "paired"]
+    summaries = {path: read_evaluation(path)[0] for path in every}
+    paired = [path for path in every if summaries[path].get("xray_source", "paired") == "paired"]
     if not paired:
         raise UserError(
             f"{folder}: was evaluated with wrong X-rays only, as a control; first: {_evaluate(folder)}, or name "
             f"one with --evaluation {every[0].name}"
         )
-    return [max(paired, key=lambda path: os.stat(path / "metrics.json").st_mtime_ns)]
+
+    def fullness(path: Path) -> tuple[int, int]:
+        num_scores = sum(map(is_number, summaries[path].values()))
+        return num_scores * int(summaries[path].get("num_cases") or 0), os.stat(
+            path / "metrics.json"
+        ).st_mtime_ns
+
+    return [max(paired, key=fullness)]
 
 
 def _not_evaluated(folder: Path) -> str:
@@ -163,8 +173,21 @@ def _read_run(evaluation: Path, config: dict[str, Any]) -> tuple[ScoredRun, str]
         # Where an evaluation does not say what it ran on, the run's machine stands in for it.
         machine=_machine(summary) or _machine(recorded),
         train_set=recorded.get("manifest_sha256"),
+        method=_method(config),
     )
     return run, note
+
+
+def _method(config: dict[str, Any]) -> str | None:
+    """The config's ``method``; where that is missing, the class of its network or of its reconstructor."""
+    if isinstance(config.get("method"), str):
+        return config["method"]
+    model = config.get("model")
+    parts = (
+        [model.get(name) for name in ("network", "generator")] + [model] if isinstance(model, dict) else []
+    )
+    targets = (part.get("_target_") for part in parts if isinstance(part, dict))
+    return next((target.rpartition(".")[2] for target in targets if isinstance(target, str)), None)
 
 
 def _provenance(folder: Path | None) -> dict[str, Any]:

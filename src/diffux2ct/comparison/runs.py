@@ -49,7 +49,8 @@ class ScoredRun:
     """One row: an evaluation and what is known of the run that it belongs to. None where it is not known.
 
     experiment: the same for runs that differ in their seed alone. seeds: more than one where such runs were merged.
-    spread: standard deviation over the merged runs, by metric. merged: their evaluations' folders.
+    spread: standard deviation over the merged runs, by metric. merged: their evaluations' folders. method: the model's
+    name.
     """
 
     name: str
@@ -65,6 +66,7 @@ class ScoredRun:
     experiment: str = ""
     spread: Mapping[str, float] = field(default_factory=dict)
     merged: tuple[Path, ...] = ()
+    method: str | None = None
 
     @property
     def volumes_seen(self) -> int | None:

@@ -105,8 +105,10 @@ def build_table(
     """
     sets = test_sets(runs)
     machines = list(dict.fromkeys(run.machine for run in runs if run.machine))
+    has_methods = any(run.method for run in runs)
     columns = [
         Column("run", "Run"),
+        *([Column("method", "Method")] if has_methods else []),
         *([Column("test_set", "Set")] if len(sets) > 1 else []),
         Column("steps", "Steps"),
         Column("volumes", "Volumes seen"),
@@ -120,10 +122,12 @@ def build_table(
     for number, group in enumerate(sets):
         letter = [Cell(chr(ord("A") + number), chr(ord("A") + number))] if len(sets) > 1 else []
         for run in sorted(group, key=_order(sort, metrics)) if sort else group:
-            cells = [Cell(run.name, run.name), *letter, *_costs(run, machines)]
+            method = [Cell(run.method or "–", run.method)] if has_methods else []
+            cells = [Cell(run.name, run.name), *method, *letter, *_costs(run, machines)]
             cells += [_score(run, metric, group, marks) for metric in metrics]
             rows.append(Row(tuple(cells), test_set=number))
-        rows.append(_floor(group, metrics, letter, number))
+        no_method = [Cell("–")] if has_methods else []
+        rows.append(_floor(group, metrics, [*no_method, *letter], number))
     notes = (
         *_legend(rows),
         *column_notes(sets, metrics),
@@ -136,7 +140,7 @@ def build_table(
 
 def sort_keys(metrics: Sequence[Metric]) -> list[str]:
     """What a table may be sorted by."""
-    return ["run", *COSTS, *(metric.key for metric in metrics)]
+    return ["run", "method", *COSTS, *(metric.key for metric in metrics)]
 
 
 def _order(sort: str, metrics: Sequence[Metric]) -> Callable[[ScoredRun], tuple]:
@@ -144,8 +148,9 @@ def _order(sort: str, metrics: Sequence[Metric]) -> Callable[[ScoredRun], tuple]
     metric = next((m for m in metrics if m.key == sort), None)
 
     def key(run: ScoredRun) -> tuple:
-        if sort == "run":
-            return (False, run.name)
+        if sort in ("run", "method"):
+            name = run.name if sort == "run" else run.method
+            return (name is None, name or "")
         if sort == "seeds":
             return (not run.seeds, run.seeds)
         value = _number(run, sort) if metric is None else run.score(sort)
@@ -222,7 +227,7 @@ def _of(count: int | None, total: int | None) -> str:
     return "" if count is None or total is None or count >= total else f"{count} of {total}"
 
 
-def _floor(group: Sequence[ScoredRun], metrics: Sequence[Metric], letter: Sequence[Cell], number: int) -> Row:
+def _floor(group: Sequence[ScoredRun], metrics: Sequence[Metric], before: Sequence[Cell], number: int) -> Row:
     name, run = "Floor: mean training volume", group[0]
     scores = []
     for metric in metrics:
@@ -233,7 +238,7 @@ def _floor(group: Sequence[ScoredRun], metrics: Sequence[Metric], letter: Sequen
         told = run.values(f"floor_{metric.key}")
         count = None if told is None else int(np.isfinite(told).sum())
         scores.append(Cell(f"{value:.{metric.digits}f}", value, scored=_of(count, run.num_cases)))
-    return Row((Cell(name, name), *letter, *[Cell("–", None)] * len(COSTS), *scores), True, number)
+    return Row((Cell(name, name), *before, *[Cell("–", None)] * len(COSTS), *scores), True, number)
 
 
 def _legend(rows: Sequence[Row]) -> list[str]:
