@@ -13,7 +13,6 @@ SCRIPTS = {
     "export_model": "scripts/export_model.py",
     "export_x2ct": "scripts/export_x2ct.py",
     "fetch_weights": "scripts/fetch_weights.py",
-    "plot_losses": "scripts/plot_losses.py",
     "prepare": "scripts/prepare_dataset.py",
     "reconstruct": "scripts/reconstruct.py",
     "segment": "scripts/segment.py",
