@@ -205,3 +205,13 @@ def test_bad_options_say_what_to_do(size, options: dict, message: str):
 def test_xrays_of_another_size():
     with pytest.raises(UserError, match=r"the model was built for \(16, 16\)"):
         make_generator(16)(*make_xrays((24, 24, 24)))
+
+
+def test_view_modulators_are_fp32_under_autocast():
+    torch.manual_seed(0)
+    modulators = ViewModulators(16)
+    exact = modulators.weights()
+    with torch.autocast("cpu", torch.bfloat16):
+        under_autocast = modulators.weights()
+    for a, b in zip(exact, under_autocast, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffux2ct.errors import UserError
-from diffux2ct.models.layers.blocks import Downsample, ResBlock2d, conv_norm_act
+from diffux2ct.models.layers.blocks import Downsample, ResBlock2d, conv_norm_act, without_autocast
 from diffux2ct.types import Plane
 
 Planes = tuple[Tensor, Tensor, Tensor]  # (zx, zy, yx)
@@ -32,7 +32,7 @@ def shared(module: Callable[[Tensor], Tensor], planes: Sequence[Tensor]) -> tupl
 def sine_encoding_2d(channels: int, rows: int, cols: int) -> Float[Tensor, "1 c r s"]:
     """2D sin-cos position encoding: the first half of the channels encodes the row, the second the column."""
     if channels % 4:
-        raise ValueError(f"a 2D sine encoding needs a multiple of 4 channels, not {channels}")
+        raise UserError(f"plane_channels={channels}: must be a multiple of 4, for the 2D sine encoding")
     quarter = channels // 4
     rates = torch.exp(torch.arange(quarter) * (-math.log(10000.0) / quarter))
 
@@ -149,7 +149,8 @@ class ViewModulators(nn.Module):
 
     def weights(self) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
         """Eq. 3, in fp32 (delta vanishes in bf16)."""
-        gamma1, gamma2 = self.mlp1(self.s1).float(), self.mlp2(self.s2).float()
+        with without_autocast(self.s1.device.type):
+            gamma1, gamma2 = self.mlp1(self.s1).float(), self.mlp2(self.s2).float()
         scale = torch.rsqrt(gamma1**2 + gamma2**2 + self.delta)
         return gamma1.abs() * scale, gamma2.abs() * scale
 

@@ -136,3 +136,14 @@ def test_grid_that_the_window_does_not_divide():
 
 def test_bias_table_has_the_papers_size():
     assert WindowAttention3d(256, 8, 8).relative_bias.shape == (15**3, 8)
+
+
+def test_gradients_of_the_bias_are_added_up_in_fp32():
+    torch.manual_seed(0)
+    attention = WindowAttention3d(8, 2, window_size=4)
+    shape = ((4, 4, 4), (4, 4, 4), (0, 0, 0))
+    weight = torch.randn_like(attention.attention_bias(*shape, torch.float32)).bfloat16()
+    (attention.attention_bias(*shape, torch.bfloat16) * weight).sum().backward()
+    rounded, attention.relative_bias.grad = attention.relative_bias.grad, None
+    (attention.attention_bias(*shape, torch.float32) * weight.float()).sum().backward()
+    torch.testing.assert_close(rounded, attention.relative_bias.grad, rtol=0, atol=1e-5)

@@ -75,8 +75,8 @@ class WindowAttention3d(nn.Module):
 
     def __init__(self, channels: int, num_heads: int = 8, window_size: int = 8, shift_size: int = 0):
         super().__init__()
-        if channels % num_heads:
-            raise ValueError(f"{channels} channels do not split into {num_heads} heads")
+        if num_heads < 1 or channels % num_heads:
+            raise UserError(f"num_heads={num_heads}: does not divide {channels} channels; choose a divisor")
         self.num_heads, self.window_size, self.shift_size = num_heads, window_size, shift_size
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = nn.Linear(channels, channels)
@@ -86,9 +86,10 @@ class WindowAttention3d(nn.Module):
     def attention_bias(self, grid: Triple, window: Triple, shift: Triple, dtype: torch.dtype) -> Tensor:
         """[1, heads, n, n]: relative bias; where shifted [1, num_windows * heads, n, n], with -inf across wrapped
         regions."""
-        table = self.relative_bias.to(dtype).t()
+        table = self.relative_bias.t()
         index = relative_position_index(window, self.window_size, table.device)
-        bias = table[:, index.flatten()].view(1, self.num_heads, *index.shape)
+        # Gathered before the cast: backward adds up each entry's many gradients in fp32.
+        bias = table[:, index.flatten()].view(1, self.num_heads, *index.shape).to(dtype)
         if not any(shift):
             return bias
         return (bias + shift_mask(grid, window, shift, table.device, dtype)[:, None]).flatten(0, 1)[None]
