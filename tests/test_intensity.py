@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from diffux2ct.errors import UserError
 from diffux2ct.intensity import HU_WINDOW, attenuation_from_hu, denormalize_hu, normalize_hu
 
 
@@ -37,5 +38,5 @@ def test_attenuation_is_plastimatchs():
 
 
 def test_an_empty_window_is_refused():
-    with pytest.raises(ValueError, match="window must rise"):
+    with pytest.raises(UserError, match="the lower one first"):
         normalize_hu(torch.zeros(1), (100, 100))

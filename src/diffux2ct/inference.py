@@ -20,10 +20,10 @@ from diffux2ct.data.io.camera_file import CameraFile, check_extent, geometry_dif
 from diffux2ct.data.io.ct_image import triple
 from diffux2ct.data.io.volume import write_nifti
 from diffux2ct.data.io.xray_file import XrayImage, fit_xray, read_xray, xray_from_array
-from diffux2ct.data.prepared.dataset import normalize_xray, read_description
+from diffux2ct.data.prepared.dataset import read_description
 from diffux2ct.diffusion.samplers.sampling import Sampler, sampling_record
 from diffux2ct.errors import UserError
-from diffux2ct.intensity import denormalize_hu
+from diffux2ct.intensity import normalize_xray, to_hu
 from diffux2ct.reconstructors.base import Reconstructor
 from diffux2ct.types import VIEWS
 from diffux2ct.viz import slices
@@ -160,7 +160,7 @@ def reconstruct(
 
     start = time.perf_counter()
     volume = _sample(run, xrays, seed, precision, sampling)
-    hu = np.round(np.asarray(denormalize_hu(volume.clamp(-1, 1), tuple(dataset.window)))).astype(np.int16)
+    hu = to_hu(volume[None], tuple(dataset.window))
     record = {
         "diffux2ct": __version__,
         "checkpoint": {"path": str(run.path), "sha256": sha256_of(run.path), "step": run.step},

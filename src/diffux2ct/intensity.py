@@ -1,14 +1,20 @@
-"""Hounsfield units to and from what the models see ([-1, 1]) and what X-rays see (linear attenuation)."""
+"""Where numbers change scale: HU to and from [-1, 1], HU to linear attenuation, line integrals to [-1, 1]."""
 
 from typing import TypeVar
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int16
+
+from diffux2ct.errors import UserError
 
 HU_WINDOW = (-1024.0, 1500.0)
 
 WATER_ATTENUATION = 0.022  # mm^-1, the value built into plastimatch's DRR program
 AIR_BELOW_HU = -800.0  # at and below this, plastimatch sees air
+XRAY_SCALE = (
+    8.0  # line integral that "fixed" maps to 1: about 36 cm of water; a torso from the side stays below
+)
 
 Array = TypeVar("Array", torch.Tensor, np.ndarray)
 Window = tuple[float | int, float | int]
@@ -22,7 +28,7 @@ def normalize_hu(hu: Array, window: Window = HU_WINDOW) -> Array:
         window: the HU that become -1 and 1.
 
     Raises:
-        ValueError: the window is empty.
+        UserError: the window is empty.
     """
     low, high = _checked(window)
     return (_floating(hu).clip(low, high) - low) * (2.0 / (high - low)) - 1.0
@@ -32,6 +38,11 @@ def denormalize_hu(x: Array, window: Window = HU_WINDOW) -> Array:
     """Map [-1, 1] back to HU: the inverse of ``normalize_hu`` inside the window. Does not clip."""
     low, high = _checked(window)
     return (_floating(x) + 1.0) * ((high - low) / 2.0) + low
+
+
+def to_hu(volume: Float[torch.Tensor, "1 d h w"], window: Window) -> Int16[np.ndarray, "d h w"]:
+    """[-1, 1], clipped, to whole HU."""
+    return np.round(denormalize_hu(volume[0].clamp(-1, 1).cpu().numpy(), window)).astype(np.int16)
 
 
 def attenuation_from_hu(hu: Array) -> Array:
@@ -44,6 +55,25 @@ def attenuation_from_hu(hu: Array) -> Array:
     return (WATER_ATTENUATION / 1000.0 * hu + WATER_ATTENUATION) * (hu > AIR_BELOW_HU)
 
 
+def normalize_xray(
+    line_integrals: torch.Tensor, mode: str = "max", scale: float = XRAY_SCALE
+) -> torch.Tensor:
+    """Line integrals [..., V, U] to [-1, 1], float32.
+
+    mode: "max" divides each image by its own maximum (absolute scale is lost, as in X2CT-GAN); "fixed" divides by
+    ``scale`` and clips. An empty image becomes -1 everywhere.
+    """
+    images = line_integrals.float()
+    if mode == "max":
+        peak = images.amax(dim=(-2, -1), keepdim=True)
+        unit = images / torch.where(peak > 0, peak, torch.ones_like(peak))
+    elif mode == "fixed":
+        unit = images / scale
+    else:
+        raise UserError(f"xray_normalization={mode}: choose max or fixed")
+    return 2.0 * unit.clamp(0.0, 1.0) - 1.0
+
+
 def _floating(values: Array) -> Array:
     if isinstance(values, torch.Tensor):
         return values if values.is_floating_point() else values.float()
@@ -54,5 +84,5 @@ def _floating(values: Array) -> Array:
 def _checked(window: Window) -> Window:
     low, high = window
     if not low < high:
-        raise ValueError(f"HU window must rise, got [{low}, {high}]")
+        raise UserError(f"window=[{low}, {high}]: give two HU, the lower one first")
     return low, high

@@ -21,8 +21,7 @@ from diffux2ct.data.io.ct_image import CtImage
 from diffux2ct.data.prepared.dataset import PreparedDataset
 from diffux2ct.errors import UserError
 from diffux2ct.evaluation.metric import Metric
-from diffux2ct.evaluation.scored_case import to_hu
-from diffux2ct.intensity import HU_WINDOW
+from diffux2ct.intensity import HU_WINDOW, to_hu
 
 
 def illustrate(

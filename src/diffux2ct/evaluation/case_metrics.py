@@ -20,7 +20,8 @@ from diffux2ct.evaluation.fidelity.xray_consistency import residual_scores
 from diffux2ct.evaluation.metric import measure
 from diffux2ct.evaluation.perception.lpips import Lpips
 from diffux2ct.evaluation.perception.weights import Unavailable
-from diffux2ct.evaluation.scored_case import ScoredCase, to_hu
+from diffux2ct.evaluation.scored_case import ScoredCase
+from diffux2ct.intensity import to_hu
 
 Scores = dict[str, float | None]
 

@@ -25,7 +25,8 @@ from diffux2ct.evaluation.metric import RECORDS_KEY, find_metric
 from diffux2ct.evaluation.metric_set import DEFAULT_NAMES, MetricSet
 from diffux2ct.evaluation.report.report import ReportCase, choose_cases, floor_panels, write_report
 from diffux2ct.evaluation.results import summarize
-from diffux2ct.evaluation.scored_case import ScoredCase, to_hu
+from diffux2ct.evaluation.scored_case import ScoredCase
+from diffux2ct.intensity import to_hu
 from diffux2ct.types import VIEWS
 
 XRAY_SOURCES = ("paired", "shuffled", "swapped")

@@ -12,7 +12,7 @@ from torch import Tensor
 from diffux2ct.evaluation.anatomy.implants import Implants, true_implants
 from diffux2ct.evaluation.fidelity.xray_consistency import CaseXrays
 from diffux2ct.evaluation.perception.weights import Unavailable
-from diffux2ct.intensity import Window, denormalize_hu
+from diffux2ct.intensity import Window
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,3 @@ class ScoredCase:
     def xrays(self) -> CaseXrays | None:
         """The case's X-rays and cameras. UserError where it cannot be projected again; None without a folder."""
         return None if self.path is None else CaseXrays(self.path, self.volume.shape[1])
-
-
-def to_hu(volume: Float[Tensor, "1 d h w"], window: Window) -> Int16[np.ndarray, "d h w"]:
-    """[-1, 1] to whole HU."""
-    return np.round(denormalize_hu(volume[0].clamp(-1, 1).cpu().numpy(), window)).astype(np.int16)

@@ -10,9 +10,10 @@ import torch
 
 from diffux2ct import build
 from diffux2ct.cli import train
-from diffux2ct.data.prepared.dataset import PreparedDataset, normalize_xray
+from diffux2ct.data.prepared.dataset import PreparedDataset
 from diffux2ct.data.prepared.writer import finish_dataset, read_case, write_case
 from diffux2ct.errors import UserError
+from diffux2ct.intensity import normalize_xray
 from diffux2ct.training.checkpoints import file as checkpoint
 from diffux2ct.training.settings import TrainerSettings
 from diffux2ct.training.steps import endless_batches

@@ -18,15 +18,12 @@ from diffux2ct.data.io.ct_image import triple
 from diffux2ct.data.io.dicom.kind import has_dicom_magic
 from diffux2ct.data.labels import check_structures, class_table, reduce_classes
 from diffux2ct.errors import UserError
-from diffux2ct.intensity import HU_WINDOW, normalize_hu
+from diffux2ct.intensity import HU_WINDOW, normalize_hu, normalize_xray
 from diffux2ct.xray.effects import XrayRandomization
 
 FORMAT = 1
 _SCANS = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".dcm", ".ima", ".dicom")
 PUBLIC_SETS = ("lumbarv", "lidc_idri", "ctspine1k", "ctpelvic1k")
-XRAY_SCALE = (
-    8.0  # line integral that "fixed" maps to 1: about 36 cm of water; a torso from the side stays below
-)
 
 
 _EXPOSURE_STREAM = 0x5851F42D4C957F2D
@@ -49,7 +46,7 @@ class PreparedDataset(torch.utils.data.Dataset):
     root, split: the prepared folder (docs/data.md), and "train", "val" or "test".
     size: voxels per side that the model sees, the stored size divided by a whole number (block means of HU and of
     line integrals); None = as stored. window: HU that become -1 and 1 (clipped).
-    xray_normalization: see ``normalize_xray``.
+    xray_normalization: see `diffux2ct.intensity.normalize_xray`.
     cache: keep the cases in memory; they are shared, so do not write to them.
     randomize: exposures that an item asked for as (index, seed), as training asks, is drawn from (docs/data.md);
     an item asked for by its index alone is as prepared.
@@ -242,23 +239,6 @@ def read_description(root: str | Path) -> dict:
     if description.get("format") != FORMAT or not (root / "manifest.csv").is_file():
         raise UserError(f"{root}: not a prepared folder of format {FORMAT}; prepare it again")
     return description
-
-
-def normalize_xray(line_integrals: Tensor, mode: str = "max", scale: float = XRAY_SCALE) -> Tensor:
-    """Line integrals [..., V, U] to [-1, 1], float32.
-
-    mode: "max" divides each image by its own maximum (absolute scale is lost, as in X2CT-GAN); "fixed" divides by
-    ``scale`` and clips. An empty image becomes -1 everywhere.
-    """
-    images = line_integrals.float()
-    if mode == "max":
-        peak = images.amax(dim=(-2, -1), keepdim=True)
-        unit = images / torch.where(peak > 0, peak, torch.ones_like(peak))
-    elif mode == "fixed":
-        unit = images / scale
-    else:
-        raise UserError(f"xray_normalization={mode}: choose max or fixed")
-    return 2.0 * unit.clamp(0.0, 1.0) - 1.0
 
 
 def _block_mean(array: np.ndarray, factor: int) -> np.ndarray:
