@@ -79,3 +79,17 @@ def test_added_noise_keeps_unit_variance():
 def test_wrong_settings_are_named(wrong):
     with pytest.raises(UserError, match=next(k for k in reversed(wrong))):
         DiffusionProcess(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"schedule": "square"}, "diffusion.schedule=square: choose linear or cosine"),
+        ({"num_train_timesteps": 0}, "num_train_timesteps=0: must be at least 1"),
+        ({"beta_start": -0.1}, "beta_start=-0.1"),
+        ({"beta_end": 1.0}, "beta_end=1.0"),
+    ],
+)
+def test_settings_that_give_no_schedule_are_refused(settings, words):
+    with pytest.raises(UserError, match=words):
+        DiffusionProcess(**settings)

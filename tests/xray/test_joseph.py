@@ -9,7 +9,7 @@ from diffux2ct.intensity import attenuation_from_hu
 from diffux2ct.xray import joseph as projector
 from diffux2ct.xray.camera import Camera, camera_preset
 from diffux2ct.xray.drr import render_pair
-from diffux2ct.xray.joseph import Projector, mean_projections, project
+from diffux2ct.xray.joseph import mean_projections, project
 
 VIEWS = ("frontal", "lateral")
 
@@ -219,14 +219,10 @@ def test_mean_projections_keep_the_other_two_axes():
     assert sagittal.sum() == 10
 
 
-def test_projector_module_gives_both_views():
+def test_both_views_give_the_volume_a_gradient():
     volume = smooth_volume((8, 8, 8), seed=6)[None, None].requires_grad_()
     camera = camera_preset("lumbar", 8, 4.0)
-    images = Projector(camera, 4.0)(volume)
-    assert set(images) == set(VIEWS)
-    for view in VIEWS:
-        torch.testing.assert_close(images[view], project(volume, 4.0, camera, view))
-    sum(image.sum() for image in images.values()).backward()
+    sum(project(volume, 4.0, camera, view).sum() for view in VIEWS).backward()
     assert volume.grad.abs().sum() > 0
 
 

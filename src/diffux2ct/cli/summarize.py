@@ -1,16 +1,15 @@
 """``python scripts/summarize_model.py``: what a model costs, counted on the meta device."""
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor
 
 from diffux2ct import build
 from diffux2ct.cli.hydra_app import hydra_app
+from diffux2ct.reconstructors.cost import part_cost
 from diffux2ct.types import VIEWS
 
 
@@ -36,7 +35,7 @@ def summarize(cfg: DictConfig) -> dict[str, Any]:
     with torch.device("meta"):
         model = build.build_reconstructor(cfg)
         parts = {
-            name: {"parameters": sum(p.numel() for p in part.parameters()), **measure(model, call)}
+            name: {"parameters": sum(p.numel() for p in part.parameters()), **part_cost(model, call)}
             for name, (part, call) in model.parts(empty_batch(cfg.dataset.size)).items()
         }
     total = {key: sum(part[key] for part in parts.values()) for key in ("forward_tflop", "saved_gib")}
@@ -52,25 +51,6 @@ def empty_batch(size: int) -> dict[str, Tensor]:
         **xrays,
         "seed": torch.zeros(1, dtype=torch.long),
     }
-
-
-def measure(model: nn.Module, call: Callable[[], Any]) -> dict[str, float]:
-    """Forward FLOP and bytes saved for backward of one call; parameters are not counted as saved."""
-    own = {id(p) for p in model.parameters()}
-    saved: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        if id(tensor) not in own:
-            storage = tensor.untyped_storage()
-            saved[storage._cdata] = max(saved.get(storage._cdata, 0), tensor.numel() * tensor.element_size())
-            kept.append(tensor)
-        return tensor
-
-    kept: list[Tensor] = []  # keeps storages alive, so that no address is counted for two of them
-    counter = FlopCounterMode(display=False)
-    with counter, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        call()
-    return {"forward_tflop": counter.get_total_flops() / 1e12, "saved_gib": sum(saved.values()) / 2**30}
 
 
 def main() -> None:

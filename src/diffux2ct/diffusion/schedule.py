@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffux2ct.errors import UserError
+
 
 def linear_betas(num_train_timesteps: int, start: float, end: float) -> Float[Tensor, " t"]:
     """Betas growing linearly from ``start`` to ``end`` (Ho et al. 2020)."""
@@ -40,13 +42,19 @@ def make_alphas_cumprod(
 ) -> Float[Tensor, " t"]:
     """The cumulative product of 1 - beta in float64, indexed by t = 0 .. T-1 (the paper's t = 1 .. T).
 
-    Raises ValueError for an unknown schedule. The paper leaves T and beta unstated: docs/method.md.
+    UserError for settings that give no schedule. The paper leaves T and beta unstated: docs/method.md.
     """
+    if num_train_timesteps < 1:
+        raise UserError(f"diffusion.num_train_timesteps={num_train_timesteps}: must be at least 1")
     if schedule == "linear":
+        if not 0 < beta_start <= beta_end < 1:
+            raise UserError(
+                f"diffusion.beta_start={beta_start}, beta_end={beta_end}: must rise and lie between 0 and 1"
+            )
         betas = linear_betas(num_train_timesteps, beta_start, beta_end)
     elif schedule == "cosine":
         betas = cosine_betas(num_train_timesteps)
     else:
-        raise ValueError(f"schedule must be 'linear' or 'cosine', not {schedule!r}")
+        raise UserError(f"diffusion.schedule={schedule}: choose linear or cosine")
     alphas_cumprod = torch.cumprod(1 - betas, dim=0)
     return rescale_zero_terminal_snr(alphas_cumprod) if zero_terminal_snr else alphas_cumprod

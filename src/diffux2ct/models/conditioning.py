@@ -116,7 +116,9 @@ class ExpandConditioning(Conditioning):
     ):
         super().__init__()
         if len(channels) > len(encoder_channels):
-            raise ValueError(f"{len(channels)} scales need {len(channels)} encoder levels or more")
+            raise UserError(
+                f"encoder_channels: {len(channels)} scales need {len(channels)} levels or more; lengthen it"
+            )
         self.channels = tuple(channels)
         self.stem = conv_norm_act(2, 1, plane_channels)
         self.encoder = PlaneEncoder(plane_channels, encoder_channels, num_blocks)

@@ -67,7 +67,9 @@ class UNet3d(nn.Module):
     ):
         super().__init__()
         if len(condition_channels) != len(channels):
-            raise ValueError(f"{len(channels)} stages need as many conditions, not {len(condition_channels)}")
+            raise UserError(
+                f"denoiser.channels: {len(channels)} stages, {len(condition_channels)} conditions; give one for each"
+            )
         self.condition_channels = tuple(condition_channels)
         self.checkpoint_stages = frozenset(checkpoint_stages or ())
         time_channels = 4 * channels[0]

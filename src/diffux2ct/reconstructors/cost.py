@@ -1,4 +1,4 @@
-"""What one reconstruction costs: parameters and FLOP, counted on the meta device, where nothing is allocated."""
+"""Parameters, FLOP and activation memory, counted on the meta device, where nothing is allocated."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -77,7 +77,25 @@ def _parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-# What a training step costs, counted once on the meta device, and how fast the device multiplies matrices.
+def part_cost(model: nn.Module, call: Callable[[], Any]) -> dict[str, float]:
+    """Forward FLOP and bytes saved for backward of one call; parameters are not counted as saved."""
+    own = {id(p) for p in model.parameters()}
+    saved: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if id(tensor) not in own:
+            storage = tensor.untyped_storage()
+            saved[storage._cdata] = max(saved.get(storage._cdata, 0), tensor.numel() * tensor.element_size())
+            kept.append(tensor)
+        return tensor
+
+    kept: list[Tensor] = []  # keeps storages alive, so that no address is counted for two of them
+    with (
+        FlopCounterMode(display=False) as counter,
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+    ):
+        call()
+    return {"forward_tflop": counter.get_total_flops() / 1e12, "saved_gib": sum(saved.values()) / 2**30}
 
 
 def step_flops(make_model: Callable[[], Trainable], sample: Mapping[str, Tensor]) -> float:

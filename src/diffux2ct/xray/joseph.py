@@ -6,14 +6,14 @@ along an axis, so a slab's interpolation separates into one banded matrix for th
 and the whole projection is a batched matrix product. Outside the volume there is air.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffux2ct.errors import UserError
-from diffux2ct.types import VIEWS, Volume, Xray
+from diffux2ct.types import Volume, Xray
 from diffux2ct.xray.camera import Camera, Real, checked_view, spacing_xyz
 
 # Weights are built for blocks of slabs: a block that stays in a CPU's cache is about twice as fast as all slabs
@@ -105,19 +105,3 @@ def mean_projections(
 ) -> tuple[Float[Tensor, "b 1 h w"], Float[Tensor, "b 1 d w"], Float[Tensor, "b 1 d h"]]:
     """Means along each axis: axial (over z), coronal (over y), sagittal (over x). Keeps the unit."""
     return volume.mean(2), volume.mean(3), volume.mean(4)
-
-
-class Projector(nn.Module):
-    """``project`` for a fixed camera and spacing: attenuation [B, 1, D, H, W] to both views' line integrals."""
-
-    def __init__(self, camera: Camera, spacing: Real | Sequence[Real]) -> None:
-        super().__init__()
-        self.camera = camera
-        self.spacing = spacing_xyz(spacing)
-
-    def forward(self, attenuation: Volume) -> Mapping[str, Tensor]:
-        """{"frontal", "lateral"}, each [B, 1, rows, cols]."""
-        return {view: project(attenuation, self.spacing, self.camera, view) for view in VIEWS}
-
-    def extra_repr(self) -> str:
-        return f"{self.camera}, spacing={self.spacing}"

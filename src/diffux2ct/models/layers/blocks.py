@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from diffux2ct.errors import UserError
 from diffux2ct.models.layers.normalization import GroupNormSiLU
 
 
@@ -58,6 +59,8 @@ class ResBlock(nn.Module):
         dropout: float = 0.0,
     ):
         super().__init__()
+        if not 0 <= dropout < 1:
+            raise UserError(f"dropout={dropout}: must lie between 0 and 1")
         conv = CONV[dims]
         self.norm1 = GroupNormSiLU(in_channels)
         self.conv1 = conv(in_channels, out_channels, 3, padding=1)
@@ -153,7 +156,9 @@ class TimeEmbedding(nn.Module):
     def __init__(self, channels: int, out_channels: int):
         super().__init__()
         if channels % 2:
-            raise ValueError(f"the time embedding needs an even width, not {channels}")
+            raise UserError(
+                f"denoiser.channels: the time embedding needs an even width, not {channels}; change the first"
+            )
         self.channels = channels
         self.linear1 = nn.Linear(channels, out_channels)
         self.linear2 = nn.Linear(out_channels, out_channels)
