@@ -53,7 +53,7 @@ def config(root: Path, name: str, steps: int):
         "trainer.device=cpu",
         "trainer.num_threads=1",
         "trainer.lr_schedule=constant",
-        "widths.dropout=0.1",
+        "sizes.tiny.dropout=0.1",
     ]
     with initialize_config_module("diffux2ct.configs", version_base="1.3"):
         return compose("train", overrides=overrides)

@@ -1,7 +1,48 @@
-"""The Hydra configs, installed as the package ``diffux2ct.configs``."""
+"""The Hydra configs, installed as the package ``diffux2ct.configs``, and the resolvers that they use."""
+
+import json
+from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 # The default of evaluate.py and reconstruct.py: the run's own sampler, of which any setting may be changed.
 ConfigStore.instance().store("own", OmegaConf.create({}, flags={"struct": False}), group="sampler")
+
+
+def run_name(*own: str, _root_: DictConfig) -> str:
+    """Name of a run: its experiment, or else its model, then whatever differs from the experiment's own choices.
+
+    ``own``: the experiment's name and the model, dataset and size that go without saying in it. The default
+    experiment has none, the others name at least their model.
+    """
+    name, model, dataset, size = (*own, "", "", "", "")[:4]
+    parts = [name or _root_.method]
+    parts += [_root_.method] if name and _root_.method != model else []
+    parts += [_root_.dataset.name] if _root_.dataset.name != dataset else []
+    parts += [_root_.size] if _root_.size != (size or "paper") else []
+    return "-".join(str(part) for part in parts)
+
+
+def stored_size(*, _parent_: DictConfig) -> int:
+    """Voxels per side of the dataset node's prepared folder; before there is one, of those it would be prepared to."""
+    root = None if OmegaConf.is_missing(_parent_, "root") else _parent_.root
+    try:
+        return int(json.loads((Path(root or "") / "dataset.json").read_text(encoding="utf-8"))["size"])
+    except (OSError, ValueError, KeyError, TypeError):  # its reader reports what is wrong with it
+        return _parent_.prepare.size
+
+
+def phantom_name(*, _parent_: DictConfig) -> str:
+    """Name of a set of phantoms, by their region."""
+    region = OmegaConf.select(_parent_, "generate.region") or "lumbar"
+    return "phantom" if region == "lumbar" else f"phantom_{region}"
+
+
+def least(value: float | int | None, limit: float | int) -> float | int | None:
+    """The smaller of the two; None, which turns a setting off, stays None."""
+    return None if value is None else min(value, limit)
+
+
+for resolver in (run_name, stored_size, phantom_name, least):
+    OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)

@@ -2,6 +2,8 @@
 
 import inspect
 import json
+import re
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,6 +25,38 @@ from diffux2ct.training.settings import TrainerSettings
 from diffux2ct.training.validation import Validator
 from diffux2ct.xray.effects import XrayRandomization
 
+PARTS = ("conditioning", "diffusion", "loss")
+"""Nodes that a model's YAML may refer to, as ``${loss}``; for a model that does not, they have no meaning."""
+
+
+def resolved(cfg: DictConfig) -> DictConfig:
+    """The composed config with all interpolations resolved, without what the model has no use for.
+
+    Raises UserError for a size that the model does not have, and for a node that was given a word.
+    """
+    for key in ("dataset", "diffusion", "loss", "metrics", "logger", "model", "optim", "recipe", "trainer"):
+        if not OmegaConf.is_config(cfg.get(key)):
+            choice = "choose objective=epsilon, v or x0, or give" if key in ("diffusion", "loss") else "give"
+            raise UserError(
+                f"{key}={cfg.get(key)}: is no choice; {choice} one of its keys as {key}.KEY=VALUE"
+            )
+    if cfg.size not in cfg.sizes:
+        raise UserError(f"size={cfg.size}: choose one of {', '.join(cfg.sizes)}")
+    unused = {"sizes", "recipe", *unused_parts(cfg)}
+    return OmegaConf.create(
+        {
+            str(key): plain(cfg[key]) if OmegaConf.is_config(cfg[key]) else cfg[key]
+            for key in cfg
+            if key not in unused
+        }
+    )
+
+
+def unused_parts(cfg: DictConfig) -> list[str]:
+    """The ``PARTS`` of a composed config that its model does not refer to."""
+    text = OmegaConf.to_yaml(cfg.model)
+    return [part for part in PARTS if not re.search(rf"\$\{{{part}[.}}]", text)]
+
 
 def build_reconstructor(cfg: DictConfig) -> Trainable:
     """The model that ``cfg.model`` names, with its parts, freshly initialised.
@@ -38,8 +72,13 @@ def reconstructs(cfg: DictConfig) -> bool:
 
 
 def build_settings(cfg: DictConfig) -> TrainerSettings:
-    """The trainer's settings, checked."""
-    return _instantiate(cfg.trainer)
+    """The trainer's settings, checked; without ``max_steps``, ``max_epochs`` alone counts."""
+    node = plain(cfg.trainer)
+    if node["max_steps"] is None and node["max_epochs"] is None:
+        raise UserError("trainer.max_steps=null: give trainer.max_steps or trainer.max_epochs")
+    if node["max_steps"] is None:
+        node["max_steps"] = sys.maxsize
+    return _instantiate(OmegaConf.create(node))
 
 
 def _instantiate(node: DictConfig) -> Any:
@@ -150,7 +189,7 @@ def build_loggers(cfg: DictConfig, run_dir: Path) -> Callable[[int], Loggers]:
         loggers: list[Logger] = [CsvLogger(run_dir, step)]
         if cfg.logger.tensorboard:
             loggers.append(TensorBoardLogger(run_dir, step))
-        if cfg.logger.wandb:
+        if cfg.logger.wandb.mode != "disabled":
             settings = {"project": cfg.logger.wandb.project, "mode": cfg.logger.wandb.mode}
             loggers.append(WandbLogger(run_dir, plain(cfg), name=run_dir.name, resume_step=step, **settings))
         return Loggers(loggers)

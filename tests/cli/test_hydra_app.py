@@ -7,10 +7,9 @@ import pytest
 
 from diffux2ct.arguments import read
 from diffux2ct.cli.evaluate import Evaluation
-from diffux2ct.cli.hydra_app import WIDTHS, check_choices, hydra_app, keep_text
-from diffux2ct.cli.train import sweep_suffix
+from diffux2ct.cli.hydra_app import hydra_app, keep_text
+from diffux2ct.cli.train import fixed_keys, sweep_suffix
 from diffux2ct.command_line import as_typed
-from diffux2ct.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -22,7 +21,7 @@ def call(monkeypatch, tmp_path):
     def call(config: str, *words: str) -> list:
         got = []
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", [config, *words])
+        monkeypatch.setattr(sys, "argv", [config, *words, *fixed_keys(words)])
         hydra_app(config, lambda cfg: got.append((cfg, sweep_suffix())))
         return got
 
@@ -38,7 +37,7 @@ def call(monkeypatch, tmp_path):
         ("train", "loss.projection_wieght=4", ["did you mean loss.projection_weight?"]),
         ("train", "zzz=1", ["unknown key 'zzz'; --cfg job"]),
         ("train", "model=3", ["a number"]),
-        ("train", "loss=paper,snr", ["-m runs once for each"]),
+        ("train", "objective=epsilon,v", ["-m runs once for each"]),
         (
             "drr",
             "ct=../my scans/patient 7 (b=2).nii.gz",
@@ -108,25 +107,16 @@ def test_runs_of_a_sweep_have_names_that_can_be_typed_and_litter_nothing(call, t
         "train",
         "-m",
         "experiment=demo",
-        "loss=paper,snr",
+        "objective=epsilon,v",
         "trainer.max_steps=4",
-        "'dataset.window=[-1000,900]'"[1:-1],
+        "'dataset.window=[-1000,900],[-500,900]'"[1:-1],
     )
     names = [cfg.run_dir + suffix for cfg, suffix in got]
-    common = "_trainer.max_steps-4_dataset.window--1000-900"
-    assert names == [f"runs/demo-loss-{loss}{common}" for loss in ("paper", "snr")]
+    # The steps are the same in all.
+    assert names == [
+        f"runs/demo-objective-{objective}_dataset.window--{window}"
+        for objective in ("epsilon", "v")
+        for window in ("1000-900", "500-900")
+    ]
     assert [as_typed("ckpt", name) for name in names] == [f"ckpt={name}" for name in names]
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.iterdir()] == ["runs"]
-
-
-def test_a_models_widths_are_not_lost_behind_an_experiments():
-    message = "model=small means widths=small, .* widths=tiny; say widths=small"
-    with pytest.raises(UserError, match=message):
-        check_choices({"model": "small", "widths": "tiny"})
-    check_choices({"model": "small", "widths": "small"})
-    check_choices({"model": "icm_reg", "widths": "tiny"})
-
-
-def test_options_that_mean_widths_are_known():
-    options = {path.stem for path in (ROOT / "configs" / "widths").glob("*.yaml")}
-    assert options == set(WIDTHS) <= {path.stem for path in (ROOT / "configs" / "model").glob("*.yaml")}

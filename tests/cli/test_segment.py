@@ -13,7 +13,7 @@ from diffux2ct.data.prepared.dataset import PreparedDataset
 from diffux2ct.errors import UserError
 from diffux2ct.training.checkpoints import file as checkpoint
 
-VNET = ("model=vnet", "widths.vnet_channels=[4,4]", "widths.vnet_convs=[1,1]")
+VNET = ("model=vnet", "sizes.tiny.channels=[4,4]", "sizes.tiny.convs=[1,1]")
 
 
 def config(name: str, *overrides: str):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.training.toy import THIN
+from tests.training.toy import THIN, thin
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -75,7 +75,7 @@ class Layouts(TorchDispatchMode):
 
 def prepared(compose, device: str, overrides: tuple[str, ...], contiguous_weights: bool) -> nn.Module:
     torch.manual_seed(0)
-    model = build_reconstructor(compose(*THIN, *overrides))
+    model = build_reconstructor(compose(*thin(*overrides), *overrides))
     return prepare_model(model, torch.device(device), True, contiguous_weights).train()
 
 
@@ -157,7 +157,7 @@ def test_channels_last_off_leaves_everything_as_it_was(compose):
 @pytest.mark.parametrize("name", ["diffux2ct", "x2ct_gan"])
 def test_channels_last_changes_no_volume(compose, name: str):
     torch.manual_seed(0)
-    model = build_reconstructor(compose(*THIN, f"model={name}")).eval()
+    model = build_reconstructor(compose(*thin(f"model={name}"), f"model={name}")).eval()
     if name == "diffux2ct":
         torch.nn.init.normal_(model.denoiser.out.weight, std=0.1)
     xrays = {view: torch.rand(1, 1, SIZE, SIZE) for view in ("frontal", "lateral")}

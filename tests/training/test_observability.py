@@ -117,7 +117,6 @@ def test_csv_tensorboard_and_offline_wandb_show_the_same(compose, tmp_path, monk
             "trainer.log_every=5",
             "trainer.val_every=5",
             "trainer.num_val_cases=1",
-            "logger=wandb",
             "logger.wandb.mode=offline",
             "logger.tensorboard=true",
             "trainer.profile=1",

@@ -14,15 +14,28 @@ from diffux2ct.training.settings import TrainerSettings
 
 # All of the paper's parts in a hundredth of a second: for what a run does with the real models.
 THIN = (
-    "widths.channels=[8,8,8]",
-    "widths.num_heads=1",
-    "widths.condition_channels=[4,4,4]",
-    "widths.regression_channels=[4,4,4,4]",
-    "widths.plane_channels=8",
-    "widths.encoder_channels=[8,8,8,8]",
-    "widths.x2ct={stem: 8, growth: 4, dense_layers: [1, 1, 1, 1, 1], channels: [4, 4, 8, 8, 16, 16], "
-    "discriminator_channels: [8, 8, 16, 16]}",
+    "++sizes.tiny.channels=[8,8,8]",
+    "++sizes.tiny.num_heads=1",
+    "++sizes.tiny.condition_channels=[4,4,4]",
+    "++sizes.tiny.plane_channels=8",
+    "++sizes.tiny.encoder_channels=[8,8,8,8]",
 )
+# What another model needs besides.
+THIN_MODELS = {
+    "icm_reg": ("++sizes.tiny.condition_channels=[4,4,4,4]",),
+    "backprojection_cnn": ("++sizes.tiny.channels=8",),
+    "vnet": ("++sizes.tiny.channels=[8,16,32,64]",),
+    "x2ct_gan": (
+        "++sizes.tiny={stem: 8, growth: 4, dense_layers: [1, 1, 1, 1, 1], channels: [4, 4, 8, 8, 16, 16], "
+        "discriminator_channels: [8, 8, 16, 16]}",
+    ),
+}
+
+
+def thin(*overrides: str) -> tuple[str, ...]:
+    """Overrides that make the model that ``overrides`` choose thin."""
+    models = [word.removeprefix("model=") for word in overrides if word.startswith("model=")]
+    return (*THIN, *(THIN_MODELS.get(models[-1], ()) if models else ()))
 
 
 class Toy(Trainable):

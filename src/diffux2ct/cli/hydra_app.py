@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -19,9 +18,6 @@ from diffux2ct.command_line import as_typed, quoted
 from diffux2ct.errors import UserError
 
 CONFIGS = "diffux2ct.configs"
-
-WIDTHS = ("tiny", "small", "paper")
-"""Options of ``model`` that are nothing but DiffuX2CT with the ``widths`` of this name."""
 
 
 def hydra_app(config_name: str, command: Callable[[DictConfig], object], schema: type | None = None) -> None:
@@ -36,14 +32,8 @@ def hydra_app(config_name: str, command: Callable[[DictConfig], object], schema:
 
     @hydra.main(version_base="1.3", config_path=f"pkg://{CONFIGS}", config_name=config_name)
     def task(cfg: DictConfig) -> None:
-        def checked() -> None:
-            check_choices(
-                {str(group): str(name) for group, name in HydraConfig.get().runtime.choices.items()}
-            )
-            command(cfg)
-
         # Also inside the job: Hydra would print a line of its own before it passes an exception on.
-        _in_one_line(checked, config_name)
+        _in_one_line(lambda: command(cfg), config_name)
 
     _in_one_line(task, config_name)
 
@@ -61,16 +51,6 @@ def keep_text(arguments: Sequence[str], keys: Set[str]) -> list[str]:
         return word if key.lstrip("+") not in keys or special else f"{key}{equals}{quoted(value)}"
 
     return [kept(word) for word in arguments]
-
-
-def check_choices(choices: Mapping[str, str]) -> None:
-    """UserError where ``model=small``, which means small widths, comes with an experiment (or else) of other widths."""
-    model, widths = choices.get("model"), choices.get("widths")
-    if model in WIDTHS and model != widths:
-        raise UserError(
-            f"model={model} means widths={model}, and something else here (an experiment or a scale) says "
-            f"widths={widths}; say widths={model} in place of model={model}"
-        )
 
 
 def _in_one_line(command: Callable[[], object], config_name: str) -> None:

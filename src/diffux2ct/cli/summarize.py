@@ -15,6 +15,7 @@ from diffux2ct.types import VIEWS
 
 def run(cfg: DictConfig) -> None:
     """Print the summary of the model that ``cfg`` names, as a table or as JSON (``json=true``)."""
+    cfg = build.resolved(cfg)
     summary = summarize(cfg)
     if cfg.json:
         print(json.dumps(summary, indent=2))

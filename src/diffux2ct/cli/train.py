@@ -5,12 +5,14 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -33,7 +35,8 @@ from diffux2ct.training.settings import TrainerSettings, resolve_device
 def run(cfg: DictConfig) -> None:
     """Train as ``cfg`` says; writes ``cfg.run_dir``."""
     # Check the settings, before anything is read or written.
-    cfg = cfg.copy()
+    warn_of_unused(cfg)
+    cfg = build.resolved(cfg)
     run_dir = Path(cfg.run_dir + sweep_suffix())
     cfg.run_dir = str(run_dir)
     settings = build.build_settings(cfg)
@@ -107,7 +110,8 @@ def why_ended(ended: Ended, settings: TrainerSettings) -> str:
 def typed_again(**changes: float | int) -> str:
     """The command that this process was started with, with these keys of ``trainer`` replaced."""
     words = sys.argv[1:] if HydraConfig.initialized() else []
-    kept = [word for word in words if word.partition("=")[0] not in {f"trainer.{key}" for key in changes}]
+    replaced = {_FIXED_KEYS, *(f"trainer.{key}" for key in changes)}
+    kept = [word for word in words if word.partition("=")[0] not in replaced]
     added = [f"trainer.{key}={value:.12g}" for key, value in changes.items()]
     # Resuming is the default; the earlier choice would begin again.
     kept = [word for word in kept if not word.startswith("trainer.resume=")]
@@ -131,15 +135,51 @@ def _naming_the_next_command() -> Iterator[None]:
         ) from diverged
 
 
+def warn_of_unused(cfg: DictConfig) -> None:
+    """Warns, on rank 0, of overrides of parts that the chosen model does not have."""
+    if not HydraConfig.initialized() or int(os.environ.get("RANK", "0")):
+        return
+    unused = build.unused_parts(cfg)
+    groups = {"objective": {"diffusion", "loss"}} | {part: {part} for part in build.PARTS}
+    for override in HydraConfig.get().overrides.task:
+        head = re.split(r"[.=]", override.lstrip("+~"), maxsplit=1)[0]
+        if groups.get(head, {""}) <= set(unused):
+            print(f"warning: {override}: no effect, model={cfg.method} has no {head}", file=sys.stderr)
+
+
+# What a run's name (`run_name` in configs) tells by itself; the launcher changes nothing.
+_IN_NAME = ("experiment", "model", "dataset", "size")
+_NO_SETTING = ("name", "run_dir", "launcher")
+_FIXED_KEYS = "hydra.job.config.override_dirname.exclude_keys"
+
+
+def fixed_keys(arguments: Sequence[str]) -> list[str]:
+    """Hydra's way to pass on, to each run of a sweep, the keys that have one value in all of it.
+
+    arguments: the command line's words. Empty unless they start a sweep.
+    """
+    if not {"-m", "--multirun"} & set(arguments):
+        return []
+    typed = [word for word in arguments if "=" in word and not word.startswith("-")]
+    try:
+        overrides = OverridesParser.create().parse_overrides(typed)
+    except HydraException:  # Hydra reports it
+        return []
+    fixed = [o.key_or_group for o in overrides if not o.is_sweep_override() and "hydra" not in o.key_or_group]
+    return [f"{_FIXED_KEYS}=[{','.join(fixed)}]"] if fixed else []
+
+
 def sweep_suffix() -> str:
-    """In a sweep, the overrides of this run as a part of its folder's name."""
+    """In a sweep, the settings that vary in it, so that each run has its own folder."""
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         return ""
-    overrides = [
-        o for o in HydraConfig.get().overrides.task if not re.match(r"(experiment|name|run_dir|launcher)=", o)
-    ]
+    hydra = HydraConfig.get()
+    overrides = {o.partition("=")[0]: o for o in hydra.overrides.task}
+    named = () if {"name", "run_dir"} & set(overrides) else _IN_NAME
+    left_out = {*hydra.job.config.override_dirname.exclude_keys, *named, *_NO_SETTING}
     # No comma or equals sign: the name goes into other commands, where Hydra would read them as syntax.
-    slug = "_".join(re.sub(r"[^\w.-]+", "-", override).strip("-") for override in overrides)
+    varying = [o for key, o in overrides.items() if key.lstrip("+~") not in left_out]
+    slug = "_".join(re.sub(r"[^\w.-]+", "-", override).strip("-") for override in varying)
     if len(slug) > 120:  # a file name has a limit
         slug = f"{slug[:100]}-{hashlib.sha256(slug.encode()).hexdigest()[:8]}"
     return f"-{slug}" if slug else ""
@@ -148,6 +188,7 @@ def sweep_suffix() -> str:
 def main() -> None:
     """Console entry."""
     run_main(lambda: check_launcher(sys.argv[1:]))
+    sys.argv += fixed_keys(sys.argv[1:])
     hydra_app("train", recorded(run))
 
 

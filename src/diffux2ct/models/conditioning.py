@@ -141,9 +141,9 @@ class ExpandConditioning(Conditioning):
 class NoConditioning(Conditioning):
     """Unconditional: feature volumes of zero channels, so that the denoiser needs no branch for it."""
 
-    def __init__(self, num_scales: int = 3):
+    def __init__(self, channels: Sequence[int] = (0, 0, 0)):
         super().__init__()
-        self.channels = (0,) * num_scales
+        self.channels = tuple(channels)
 
     def forward(self, xrays: Xrays, z: Plane | None = None) -> Conditions:
         """Empty volumes of every scale's size."""

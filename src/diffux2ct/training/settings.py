@@ -30,8 +30,8 @@ _WHOLE_NUMBERS = (
 class TrainerSettings:
     """Plain settings of a run. ``batch_size`` is the global batch, over all ranks and accumulated parts.
 
-    ``max_epochs``, where given, takes the place of ``max_steps``. ``max_minutes`` ends a run early (time of all its
-    resumed parts); cadences are in steps, 0 turns one off.
+    A run ends with the first of ``max_steps``, ``max_epochs`` and ``max_minutes`` (of all its resumed parts);
+    cadences are in steps, 0 turns one off.
     ``lr_schedule``: ``constant`` (the paper), ``cosine`` to zero at ``max_steps``, or ``linear_decay``: constant for
     the first half of ``max_steps``, then linear to zero (X2CT-GAN's code).
     ``strategy``: ``ddp``, each process holds the whole model, or ``fsdp``, weights, averages and optimisers are
@@ -98,10 +98,11 @@ class TrainerSettings:
                 raise UserError(f"trainer.{key}={getattr(self, key)}: choose {names}")
 
     def with_steps_for(self, num_train_cases: int) -> "TrainerSettings":
-        """These settings with the steps that ``max_epochs`` over so many cases take; themselves where it is None."""
+        """These settings whose one limit is the first of ``max_steps`` and ``max_epochs`` over so many cases."""
         if self.max_epochs is None:
             return self
-        return replace(self, max_steps=max(1, round(self.max_epochs * num_train_cases / self.batch_size)))
+        steps = max(1, round(self.max_epochs * num_train_cases / self.batch_size))
+        return replace(self, max_epochs=None) if self.max_steps < steps else replace(self, max_steps=steps)
 
     def check_world(self, world: int) -> None:
         """Raise UserError unless the global batch divides evenly over ranks and accumulated parts."""

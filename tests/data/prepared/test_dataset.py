@@ -85,7 +85,7 @@ def test_smaller_size_is_a_block_mean_at_the_right_place(root: Path) -> None:
     torch.testing.assert_close(half[0]["frontal"], normalize_xray(torch.nn.functional.avg_pool2d(raw, 2)))
     assert half.cases[0].spacing == (8.0, 8.0, 8.0)
     assert half.cases[0].origin == (3.0, 4.0, 5.0)
-    with pytest.raises(UserError, match=r"train with dataset.size=16 or 8 \(with widths="):
+    with pytest.raises(UserError, match=r"train with dataset.size=16 or 8 \(with size="):
         PreparedDataset(root, size=12)
 
 

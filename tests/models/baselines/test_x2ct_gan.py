@@ -66,7 +66,7 @@ def test_smaller_sizes_drop_levels(size, patches):
 
 
 @pytest.mark.parametrize(
-    ("size", "reason"), [(48, "power of two"), (4, "power of two"), (64, "widths.x2ct has 3")]
+    ("size", "reason"), [(48, "power of two"), (4, "power of two"), (64, "lists of sizes have 3")]
 )
 def test_a_size_that_does_not_halve_to_four_is_refused(size, reason):
     with pytest.raises(UserError, match=rf"dataset\.size={size}: .*{reason}"):

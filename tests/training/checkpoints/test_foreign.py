@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
-from tests.training.toy import THIN
+from tests.training.toy import thin
 
 from diffux2ct import build, load
 from diffux2ct.cli.evaluate import run as evaluate
@@ -41,7 +41,12 @@ def config(phantoms: Path, folder: Path, *overrides: str):
     from hydra import compose, initialize_config_module
 
     small = ["experiment=demo", "name=run", "dataset.size=16", "dataset.generate=null", "trainer.device=cpu"]
-    small += ["trainer.max_steps=1", "trainer.lr_schedule=constant", f"dataset.root={phantoms}", *THIN]
+    small += [
+        "trainer.max_steps=1",
+        "trainer.lr_schedule=constant",
+        f"dataset.root={phantoms}",
+        *thin(*overrides),
+    ]
     with initialize_config_module("diffux2ct.configs", version_base="1.3"):
         return compose("train", overrides=[*small, f"run_dir={folder}", *overrides])
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_module
-from tests.training.toy import THIN
+from tests.training.toy import THIN, THIN_MODELS
 
 from diffux2ct.cli.train import run
 from diffux2ct.training.checkpoints import file as checkpoint
@@ -63,7 +63,7 @@ SMALL = (
     "trainer.lr_schedule=constant",
     *THIN,
 )
-GAN = ("model=x2ct_gan",)
+GAN = ("model=x2ct_gan", *THIN_MODELS["x2ct_gan"])
 
 
 def train_forked(

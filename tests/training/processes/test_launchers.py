@@ -150,7 +150,7 @@ def test_a_sweep_of_three_experiments_is_put_back_after_a_timeout_signal_and_goe
     steps, sizes = 12, ("0.1", "0.2", "0.3")
     call = [sys.executable, str(ROOT / "train.py"), "-m", "hydra/launcher=submitit_local"]
     call += [
-        f"widths.dropout={','.join(sizes)}",
+        f"sizes.tiny.dropout={','.join(sizes)}",
         "experiment=demo",
         "name=sweep",
         "run_dir=runs/sweep",

@@ -254,7 +254,7 @@ def _block_mean(array: np.ndarray, factor: int) -> np.ndarray:
 def _wrong_size(root: Path, stored: int, asked: int) -> str:
     sizes = [stored // k for k in range(1, stored // 8 + 1) if stored % k == 0] or [stored]
     # The experiments' models: the nearest that such cubes suit.
-    hint = "experiment=pilot trains at 32" if 32 in sizes else "with widths=small or tiny for a smaller model"
+    hint = "experiment=pilot trains at 32" if 32 in sizes else "with size=small or tiny for a smaller model"
     return (
         f"{root}: cubes of {stored} voxels cannot be read at {asked}; train with "
         f"dataset.size={' or '.join(map(str, sizes))} ({hint})"

@@ -155,7 +155,7 @@ def num_levels(size: int, most: int) -> int:
         )
     if levels > most:
         raise UserError(
-            f"dataset.size={size}: needs {levels} levels and widths.x2ct has {most}; lengthen its lists"
+            f"dataset.size={size}: needs {levels} levels and the lists of sizes have {most}; lengthen them"
         )
     return levels
 

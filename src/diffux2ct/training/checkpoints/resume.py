@@ -38,7 +38,6 @@ FREE_TO_CHANGE = (
     "trainer.max_step_backs",
     "trainer.explosion_ratio",
     "trainer.profile",
-    "denoiser.checkpoint_stages",
     "model.denoiser.checkpoint_stages",
     "model.perturbation",  # of reconstructions alone
     "dataset.prepare",  # how raw scans are prepared; training reads what was prepared
@@ -56,6 +55,7 @@ def changed_keys(saved: dict, current: dict) -> list[str]:
     """Dotted keys that differ between two configs, those free to change left out."""
     a, b = _flatten(saved), _flatten(current)
     keys = sorted(k for k in a.keys() | b.keys() if a.get(k, None) != b.get(k, None))
+    keys.sort(key=lambda k: k not in ("method", "size"))  # these two explain most of the others
     return [k for k in keys if not any(k == f or k.startswith(f + ".") for f in FREE_TO_CHANGE)]
 
 
