@@ -121,6 +121,17 @@ def test_group_choices_of_the_readme_exist():
         assert len(list((configs / group).glob(f"{pattern}.yaml"))) > 1, f"{group}=glob({pattern})"
 
 
+def test_the_readme_begins_with_a_picture_and_stays_narrow():
+    lines = README.splitlines()
+    assert max(map(len, lines)) <= 120
+    first_screen = lines[:16]
+    assert any(line.startswith("![") for line in first_screen)
+    assert [line.split()[:2] for line in first_screen if line.startswith("make")] == [
+        ["make", "demo"],
+        ["make", "test"],
+    ]
+
+
 def test_the_files_that_the_readme_links_to_exist():
     linked = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
     assert len(linked) >= 4

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from diffux2ct.inference import Reconstruction, load_model, reconstruct
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Reconstruction", "__version__", "load_model", "reconstruct"]
 
 

@@ -178,7 +178,7 @@ def _numbered(first: int, end: int, index: int, what: str) -> int:
     return first + index
 
 
-# Structures to segment: names and groups of ``label_scheme`` as classes 1..K of a voxel.
+# Structures to segment: names and groups of labels as classes 1..K of a voxel.
 
 _SPINE = frozenset(range(LABELS["C1"], LABELS["L6"] + 1)) | {LABELS["lumbar_spine"]}
 _SCREWS, _RODS = frozenset(range(FIRST_SCREW, FIRST_ROD)), frozenset(range(FIRST_ROD, FIRST_OTHER))

@@ -41,7 +41,7 @@ class ScoredCase:
 
     @cached_property
     def labels(self) -> "UInt8[np.ndarray, 'd h w'] | None":
-        """Label of each voxel (``data/label_scheme``); None without labels, and where they are of another size."""
+        """Label of each voxel (``data/labels``); None without labels, and where they are of another size."""
         stored = self._stored_labels
         # Screws are thinner than the blocks that voxels of a smaller size stand for.
         return None if stored is None or stored.shape != self.volume.shape[1:] else np.array(stored)

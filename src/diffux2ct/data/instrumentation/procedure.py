@@ -47,7 +47,7 @@ def instrument(
 
     Args:
         ct: the scan, HU, any spacing; it is not changed.
-        labels: vertebrae in the values of ``label_scheme``; on any grid, brought onto the scan's by nearest label.
+        labels: vertebrae in the values of ``data/labels``; on any grid, brought onto the scan's by nearest label.
         seed: decides everything random; the same seed gives the same bytes.
         vertebrae: which to use, for example ("L3", "L4"); None = drawn.
         settings: keys of ``InstrumentSettings``.

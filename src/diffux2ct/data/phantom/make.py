@@ -41,7 +41,7 @@ def make_phantom(
     seed, index: name the patient. size: voxels per side. extent_mm: side of the cube. region: lumbar (L3 near the
     centre; 256 mm reach from T10 to the sacrum), pelvis (iliac crests to below the hips) or thorax (C7 to the domes of
     the diaphragm). Sizes below 64 are painted finer and block-averaged, so the same patient at 32 looks like the block
-    average of itself at 128. Labels are those of ``label_scheme``. Raises UserError on a size that is not positive
+    average of itself at 128. Labels are those of ``data/labels``. Raises UserError on a size that is not positive
     and on another region.
     """
     if size < 1 or extent_mm <= 0:

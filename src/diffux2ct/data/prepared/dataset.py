@@ -50,7 +50,7 @@ class PreparedDataset(torch.utils.data.Dataset):
     cache: keep the cases in memory; they are shared, so do not write to them.
     randomize: exposures that an item asked for as (index, seed), as training asks, is drawn from (docs/data.md);
     an item asked for by its index alone is as prepared.
-    labels: structures or groups of ``data/structures.py``; items then have "labels" [D, H, W], uint8, k where the k-th
+    labels: structures or groups of ``data/labels``; items then have "labels" [D, H, W], uint8, k where the k-th
     of them is and 0 elsewhere (at a smaller size: ``reduce_classes``), and cases without labels are left out.
     Raises UserError where the folder is missing, empty, unfinished or damaged (missing: three lines), was made for
     another window, or has not the labels.

@@ -71,7 +71,7 @@ def write_case(
 
     hu: a cube [N, N, N] in HU, axes LPS; it is clipped to ``window`` and rounded to int16 before the X-rays are made.
     spacing, origin: (x, y, z) in mm; spacing is the same along all three. camera_name: a ``camera_preset``.
-    labels: [N, N, N], numbers of ``label_scheme``. meta: what else case.json shall hold (patient, source, ...).
+    labels: [N, N, N], numbers of ``data/labels``. meta: what else case.json shall hold (patient, source, ...).
     projector, attenuation: see ``render_pair``. pose_jitter: {"degrees", "mm"}, drawn from ``pose_seed`` for each view.
     xrays: line integrals {"frontal", "lateral"} to store instead of rendered ones, taken with ``camera`` (None: the
     preset) in ``poses`` (plain values of case.json; None: straight).

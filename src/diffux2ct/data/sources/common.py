@@ -1,7 +1,7 @@
 """What every source answers with, and how it looks through a raw folder.
 
 A source says which files are scans, of which patients, with which labels, and what else lies there and why it is not
-used. What is in the files is settled by ``volume_io``; here at most a DICOM header is read.
+used. What is in the files is settled by ``data/io``; here at most a DICOM header is read.
 """
 
 import os
@@ -34,7 +34,7 @@ class RawCase:
 
     patient: whose it is; splits are by patient. path: a volume file, the folder of a DICOM series, or an X2CT-GAN
     ``.h5``. labels: its label file. series_uid: which series of a DICOM folder; None = its CT series with most
-    slices. remap: how its label values become ours, a key of ``label_scheme.REMAP``; None = as stored. origin: the
+    slices. remap: how its label values become ours, a key of ``labels.REMAP``; None = as stored. origin: the
     part of a collection that it is from, such as COLONOG or CLINIC-metal.
     """
 

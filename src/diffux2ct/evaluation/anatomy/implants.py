@@ -109,7 +109,7 @@ def true_implants(
     Left out are stumps (screws under 15 mm, rods under 30 mm, as at the volume's edge), prostheses and plates, and
     implants that even in the truth are not found; ``unseen`` counts these.
 
-    labels: ``label_scheme``; None: bars whose voxels mostly reach 1450 HU, which bone does not, are implants: stretches
+    labels: ``data/labels``; None: bars whose voxels mostly reach 1450 HU, which bone does not, are implants: stretches
     of rods within 45 degrees of the body's axis, screws elsewhere. spacing: (x, y, z) mm, ``MAX_VOXEL_MM`` at most, or
     there are no implants. seed: of the search for bars.
     """

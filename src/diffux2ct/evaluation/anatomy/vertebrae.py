@@ -40,7 +40,7 @@ class VertebralBody:
 def measure_bodies(labels: UInt8[np.ndarray, "d h w"], spacing: Spacing) -> dict[int, VertebralBody]:
     """Bodies of all vertebrae (labels C3 to L6) that lie whole within the volume, by label value.
 
-    labels: ``label_scheme``; screws in a body count as the body. spacing: (x, y, z) mm. C1 and C2 have no such body.
+    labels: ``data/labels``; screws in a body count as the body. spacing: (x, y, z) mm. C1 and C2 have no such body.
     """
     first, last = VERTEBRAE.index("C3") + 1, len(VERTEBRAE)
     implants = (labels >= FIRST_SCREW) & (labels < FIRST_OTHER)
