@@ -213,7 +213,7 @@ def _machine(recorded: dict[str, Any]) -> str | None:
 def count_cost(
     config: dict[str, Any], sampling: dict[str, Any], folder: Path | None
 ) -> tuple[Cost | None, str]:
-    """What a volume costs, counted on the meta device; None and a sentence why where the config does not build."""
+    """Cost of a volume, counted on the meta device; None and a sentence why where the config does not build."""
     try:
         load.check_targets(config.get("model"), folder or Path("config.yaml"))
         with torch.device("meta"):
@@ -295,15 +295,15 @@ def read_evaluation(folder: Path) -> tuple[dict[str, Any], CaseScores | None]:
         raise UserError(f"{path}: not what evaluate.py writes: {wrong}; run evaluate.py again")
     read_records(summary)
     cases = _read_cases(table) if table.is_file() else None
-    told = summary.get("num_cases")
-    if cases is not None and told is not None and told != len(cases.cases):
-        counts = f"{plural(len(cases.cases), 'case')}, and metrics.json is of {told}"
+    stated = summary.get("num_cases")
+    if cases is not None and stated is not None and stated != len(cases.cases):
+        counts = f"{plural(len(cases.cases), 'case')}, and metrics.json is of {stated}"
         raise UserError(f"{table}: holds {counts}; run evaluate.py again")
     return summary, cases
 
 
 def _wrong(summary: dict[str, Any]) -> str:
-    """What is not as an evaluation writes it of all that a comparison reads; "" where nothing is.
+    """The first entry that a comparison reads and that no evaluation writes so; "" without one.
 
     What is missing or null was not known, but a floor and a number of cases are numbers.
     """

@@ -26,7 +26,7 @@ def table_notes(
     sets: Sequence[Sequence[ScoredRun]],
     machines: Sequence[str],
 ) -> list[str]:
-    """What to know before reading the rows against each other, most important first."""
+    """Notes for reading the rows against each other, most important first."""
     notes = [*_test_sets(sets)]
     notes += _alike(runs, "Volumes seen in training", lambda run: run.volumes_seen)
     notes += _alike(runs, "Seeds", lambda run: ", ".join(map(str, run.seeds)) or None)
@@ -123,7 +123,7 @@ def _seconds(runs: Sequence[ScoredRun], machines: Sequence[str]) -> list[str]:
 
 
 def _unavailable(runs: Sequence[ScoredRun]) -> list[str]:
-    """What evaluate.py could not compute, with the reason that it gave."""
+    """Metrics that evaluate.py could not compute, each with its reason."""
     reasons: dict[Hashable, list[str]] = defaultdict(list)
     for run in runs:
         missing = run.summary.get("unavailable")
@@ -132,11 +132,11 @@ def _unavailable(runs: Sequence[ScoredRun]) -> list[str]:
     return [f"Not available ({_names(names, runs)}): {reason}" for reason, names in reasons.items()]
 
 
-# Whether a column's scores are of the same thing, so that one of them may be called the best.
+# Fairness: the best score of a column is bold only if all of them measure the same.
 
 
 def same_segmenter(a: ScoredRun, b: ScoredRun) -> bool:
-    """Whether one network segmented for both, as far as they tell.
+    """True if one network segmented for both, as far as is recorded.
 
     An evaluation that names none may be older than the entry; its floor then tells another network.
     """
@@ -148,7 +148,7 @@ def same_segmenter(a: ScoredRun, b: ScoredRun) -> bool:
 
 
 def otherwise_segmented(group: Sequence[ScoredRun], key: str) -> bool:
-    """Whether runs of a test set have this metric from different segmentation networks."""
+    """True if runs of a test set have this metric from different segmentation networks."""
     if not depends_on_segmenter(key):
         return False
     scored = [run for run in group if run.score(key) is not None]
@@ -156,7 +156,7 @@ def otherwise_segmented(group: Sequence[ScoredRun], key: str) -> bool:
 
 
 def other_cases(group: Sequence[ScoredRun], key: str) -> bool:
-    """Whether the means of a test set's runs are over different cases, because some lack a value.
+    """True if the means of a test set's runs are over different cases, because some have no value.
 
     Where not every run tells which cases have one, their numbers are compared.
     """
@@ -194,8 +194,8 @@ def column_notes(sets: Sequence[Sequence[ScoredRun]], metrics: Sequence[Metric])
 
 
 def _network(summary: Mapping[str, Any]) -> str:
-    told = summary.get("segmenter")
-    if not told:
+    network = summary.get("segmenter")
+    if not network:
         return "not recorded"
-    step = "" if told.get("step") is None else f", step {told['step']}"
-    return f"{told.get('run', 'unnamed')}{step}"
+    step = "" if network.get("step") is None else f", step {network['step']}"
+    return f"{network.get('run', 'unnamed')}{step}"

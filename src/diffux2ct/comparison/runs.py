@@ -1,4 +1,4 @@
-"""What a comparison of runs rests on: their scores, and which of them were scored on the same cases."""
+"""Scored runs: their scores and costs, and groups that were scored on the same cases."""
 
 import difflib
 import math
@@ -93,7 +93,7 @@ class ScoredRun:
         return None if self.cases is None else self.cases.scores.get(key)
 
     def num_scored(self, key: str) -> int | None:
-        """How many cases have a value, which the mean is over; all for a metric of the whole set."""
+        """Number of cases with a value, over which the mean is taken; all for a metric of the whole set."""
         values = self.values(key)
         if values is not None:
             return int(np.isfinite(values).sum())
@@ -118,12 +118,12 @@ class Difference:
 
     @property
     def significant(self) -> bool:
-        """Whether the difference is larger than chance explains, at `ALPHA`."""
+        """True if the difference is larger than chance explains, at `ALPHA`."""
         return self.p < ALPHA
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Whether a value of metrics.json is a finite number."""
+    """True for a value of metrics.json that is a finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -200,7 +200,7 @@ def differences(a: ScoredRun, b: ScoredRun) -> list[str]:
 
 
 def depends_on_segmenter(key: str) -> bool:
-    """Whether a metric is of what a network segmented; bone is segmented by a threshold."""
+    """True for a metric of structures that a network segmented; bone is segmented by a threshold."""
     if key.startswith("segmented_"):
         return True
     family, _, structure = key.partition("_")

@@ -13,7 +13,7 @@ from diffux2ct.errors import UserError
 
 _NOT_AVERAGED = {"step", "num_cases", "seed", "batch_size", "num_train_cases", "threads"}
 _OF_ONE_SEED = {"intervals", "bootstrap", "num_scored"}
-"""What says nothing of the mean over seeds."""
+"""Entries of one seed, which do not hold for the mean over seeds."""
 
 
 def merge_seeds(runs: Sequence[ScoredRun]) -> list[ScoredRun]:

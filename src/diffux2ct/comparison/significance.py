@@ -1,4 +1,4 @@
-"""Statistics of a comparison: intervals, and which rows cannot be told from the reference."""
+"""Statistics of a comparison: intervals, and rows that do not differ from the reference."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ def statistics_marks(
     test: str | None = "permutation",
     reference: str | None = None,
 ) -> Marks:
-    """What the statistics say of a table's scores.
+    """Intervals and tests of a table's scores.
 
     ``test``: see `paired_test`; None makes none. ``reference``: name of the run that the others of its test set are
     tested against; None takes each set's best by PSNR3D (by the first metric where there is none), and then all pairs

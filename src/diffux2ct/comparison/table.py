@@ -67,7 +67,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """What is written: rows in order, each test set's followed by its floor, and notes in sentences."""
+    """A table: rows in order, each test set's followed by its floor, and notes in sentences."""
 
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
@@ -78,7 +78,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Marks:
-    """What statistics add: intervals by (run's name, metric's key), the tests that were made, sentences on both."""
+    """Statistics for a table: intervals by (run's name, metric's key), the tests that were made, sentences on both."""
 
     intervals: Mapping[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
     tests: tuple[Difference, ...] = ()
@@ -139,7 +139,7 @@ def build_table(
 
 
 def sort_keys(metrics: Sequence[Metric]) -> list[str]:
-    """What a table may be sorted by."""
+    """Keys that sort a table."""
     return ["run", "method", *COSTS, *(metric.key for metric in metrics)]
 
 
@@ -235,8 +235,8 @@ def _floor(group: Sequence[ScoredRun], metrics: Sequence[Metric], before: Sequen
         if value is None or otherwise_segmented(group, metric.key):
             scores.append(Cell("–", None))
             continue
-        told = run.values(f"floor_{metric.key}")
-        count = None if told is None else int(np.isfinite(told).sum())
+        by_case = run.values(f"floor_{metric.key}")
+        count = None if by_case is None else int(np.isfinite(by_case).sum())
         scores.append(Cell(f"{value:.{metric.digits}f}", value, scored=_of(count, run.num_cases)))
     return Row((Cell(name, name), *before, *[Cell("–", None)] * len(COSTS), *scores), True, number)
 

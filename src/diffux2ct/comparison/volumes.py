@@ -1,4 +1,4 @@
-"""The volumes behind a comparison: reconstructions that evaluations left, and the prepared folder with the truth."""
+"""The volumes of a comparison: reconstructions of the evaluations, and the truth in the prepared folder."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -33,7 +33,7 @@ def illustrate(
     root: Path | None = None,
     volumes: bool = True,
 ) -> Pictures:
-    """What the page shows beside its table, of one test set: that of ``reference``, which also ranks the cases.
+    """Pictures for the page, of one test set: that of ``reference``, which also ranks the cases.
 
     reference: None takes the first run. num_cases: to show. root: the prepared folder; None takes that which an
     evaluation or its run's config names. volumes: False leaves only distributions. Whatever keeps volumes from being
@@ -98,7 +98,7 @@ def _case_pictures(
 def find_truth(runs: Sequence[ScoredRun], case_id: str, root: Path | None) -> PreparedDataset:
     """The prepared split that the runs were scored on, at the size that they reconstruct.
 
-    root: its folder; None takes the first that a run knows and that is still there.
+    root: its folder; None takes the first that a run names and that still exists.
 
     Raises:
         UserError: none is known, or none is there any more and holds ``case_id``; tells of the first.

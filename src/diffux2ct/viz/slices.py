@@ -26,7 +26,7 @@ EDGES = {
     "frontal": ("R", "L"),
     "lateral": ("A", "P"),
 }
-"""What lies at the left and right edge of a picture: patient Right/Left, Anterior/Posterior."""
+"""Sides at the left and right edge of a picture: patient Right/Left, Anterior/Posterior."""
 
 WINDOWS = {"soft": (-160.0, 240.0), "bone": (-450.0, 1050.0)}
 """HU shown as black and as white: soft tissue (level 40, width 400) and bone (level 300, width 1500)."""

@@ -130,7 +130,7 @@ def expected_size(voxels: int, num_volumes: int = 2) -> float:
 def next_allowance(
     budget: float | int, used: int, remaining: int, voxels: int, num_volumes: int = 2
 ) -> float:
-    """What the next case may take so that those after it fit too.
+    """Bytes for the next case, so that those after it fit too.
 
     budget, used: bytes of page for all cases, and spent. remaining: cases left, this one included. voxels: of each of
     the ``num_volumes`` volumes that a case has. Each later case is reserved what it takes at the smallest shrink at
@@ -190,5 +190,5 @@ def viewer_html(
 
 
 def stage_columns(num_panes: int) -> int:
-    """How many panes stand side by side: all of up to five, else half of them, six at most."""
+    """Number of panes side by side: all of up to five, else half of them, six at most."""
     return num_panes if num_panes <= 5 else min(6, math.ceil(num_panes / 2))
