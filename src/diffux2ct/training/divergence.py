@@ -1,4 +1,4 @@
-"""A loss that is no longer finite, or explodes: noticed at its step, told with the cases that were in the batch."""
+"""Divergence: a loss that is no longer finite or explodes is found at its step and reported with the batch's cases."""
 
 import json
 import math
@@ -18,7 +18,7 @@ _FIRST_STEPS = 10
 
 
 class Diverged(UserError):
-    """A run's losses are of no more use. ``step_backs``: how often it had stepped back before."""
+    """A loss became NaN or infinite, or exploded. ``step_backs``: the number of earlier steps back."""
 
     def __init__(self, message: str, step_backs: int) -> None:
         super().__init__(message)
@@ -26,7 +26,7 @@ class Diverged(UserError):
 
 
 class LossWatch:
-    """Notes the first step whose losses or gradients are not finite, or whose loss explodes.
+    """Records the first step whose losses or gradients are not finite, or whose loss explodes.
 
     A loss explodes above ``ratio`` times the largest of the first ten steps (None: never). All is kept on the device
     and read only by ``first_bad_step``, so that watching each step does not wait for the GPU.
@@ -43,7 +43,7 @@ class LossWatch:
         self.bad_values: Tensor | None = None
 
     def observe(self, step: int, losses: dict[str, Tensor]) -> None:
-        """Take note of the losses of the step after ``step`` steps."""
+        """Check the losses of the step after ``step`` steps."""
         if self.reference is not None and len(self.reference) != len(losses):
             self.reference, self.num_seen = None, 0  # restored from a run of other losses
         if self.names != list(losses):
@@ -64,12 +64,12 @@ class LossWatch:
         self.first_bad = torch.where(now, torch.full_like(self.first_bad, step), self.first_bad)
 
     def first_bad_step(self) -> int | None:
-        """How many steps had been taken before the first bad one on any rank; None while all is well. Collective."""
+        """The number of steps before the first bad one on any rank; None without one. Collective."""
         step = distributed.earliest(self.first_bad)
         return None if step == _NEVER else step
 
     def describe(self) -> tuple[str, dict[str, float]]:
-        """What went wrong at this rank's first bad step, and all its losses."""
+        """The fault of this rank's first bad step, and all its losses."""
         if self.bad_values is None or int(self.first_bad) == _NEVER:
             return "a loss of another process is not finite", {}
         values = dict(zip(self.names, self.bad_values.tolist(), strict=True))
@@ -82,7 +82,7 @@ class LossWatch:
         return f"{name} exploded to {values[name]:.3g}", values
 
     def state_dict(self) -> dict[str, Any]:
-        """What exploding is measured against."""
+        """The reference that losses are compared with."""
         reference = None if self.reference is None else self.reference.cpu()
         return {"num_seen": self.num_seen, "reference": reference}
 

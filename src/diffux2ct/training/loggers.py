@@ -1,4 +1,4 @@
-"""Where a run's numbers and pictures go: CSV always, TensorBoard and Weights & Biases on request."""
+"""Loggers of a run's numbers and pictures: CSV always, TensorBoard and Weights & Biases on request."""
 
 import csv
 import secrets
@@ -32,7 +32,7 @@ class CsvLogger:
         path = run_dir / "metrics.csv"
         kept = []
         if path.exists() and resume_step > 0:
-            # Rows past the checkpoint will be made again.
+            # Rows past the checkpoint will be written again.
             with open(path, newline="") as file:
                 kept = [
                     row for row in csv.DictReader(file) if row["value"] and int(row["step"]) <= resume_step
@@ -68,7 +68,7 @@ class TensorBoardLogger:
     def __init__(self, run_dir: Path, resume_step: int = 0) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # What is past the checkpoint will be made again; TensorBoard then shows the newer alone.
+        # Steps past the checkpoint will be logged again; TensorBoard then shows the newer values alone.
         self.writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume_step + 1)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
@@ -101,7 +101,7 @@ class WandbLogger:
         import wandb
 
         self.wandb = wandb
-        # A resumed run goes on in its record; one that starts over gets a new one.
+        # A resumed run continues its record; one that begins anew gets a new one.
         note = run_dir / "wandb_id.txt"
         known = resume_step > 0 and note.exists()
         run_id = note.read_text(encoding="utf-8").strip() if known else secrets.token_hex(4)
@@ -109,7 +109,7 @@ class WandbLogger:
         self.run = wandb.init(
             dir=str(run_dir), config=config, project=project, name=name, id=run_id, resume="allow", mode=mode
         )
-        # W&B's own step only grows, and drops what a run that went back logs; steps of our own do not.
+        # W&B's own step only grows, and drops the values of a run that went back; our steps keep them.
         self.run.define_metric("*", step_metric="step")
 
     def scalars(self, step: int, values: dict[str, float]) -> None:

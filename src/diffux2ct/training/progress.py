@@ -1,4 +1,4 @@
-"""Time, speed and cost of a run: when it is over, what the bar and the log show, a profile on request."""
+"""Time, speed and cost of a run, for its end, the progress bar and the log; a profile on request."""
 
 import resource
 import sys
@@ -25,10 +25,10 @@ _WORTH_COUNTING = 10
 
 
 class Progress:
-    """When a run is over, what the bar shows, and how fast and at what cost it goes.
+    """The budget of a run, its progress bar, and its speed and cost.
 
-    ``sample_flops`` tells the FLOP of a step on one sample, None where they cannot be counted; it is asked once, at the
-    first report, in runs of ten steps and more.
+    ``sample_flops`` returns the FLOP of a step on one sample, None where they cannot be counted; it is called once, at
+    the first report, in runs of ten steps and more.
     """
 
     def __init__(
@@ -50,14 +50,14 @@ class Progress:
         self.bar = tqdm(total=total, initial=state.step, unit="step", disable=rank != 0, dynamic_ncols=True)
 
     def finished(self) -> bool:
-        """Whether the budget is used up or a signal asks to stop; the same answer on all ranks."""
+        """True when the budget is used up or a signal has come; the same on all ranks."""
         self.state.elapsed = self.elapsed_before + time.monotonic() - self.began
         minutes = self.settings.max_minutes
         over = self.stop.received > 0 or (minutes is not None and self.state.elapsed > minutes * 60)
         return self.state.step >= self.settings.max_steps or distributed.agree(over) > 0
 
     def wait_for(self, make: Callable[[], Item]) -> Item:
-        """What ``make`` gives, its time counted as waiting for data."""
+        """The result of ``make``, its time counted as waiting for data."""
         start = time.monotonic()
         item = make()
         self.waited += time.monotonic() - start
@@ -65,7 +65,7 @@ class Progress:
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """What is done inside, validation and saving, counts for no step."""
+        """A block, such as validation or saving, whose time counts for no step."""
         start = time.monotonic()
         yield
         self.last_time += time.monotonic() - start
@@ -115,7 +115,7 @@ def peak_memory(device: torch.device) -> int:
 
 @contextmanager
 def profiled(num_steps: int, run_dir: Path, rank: int) -> Iterator[Callable[[], None]]:
-    """Gives what to call after each step; ``num_steps`` of them, after two to warm up, are traced.
+    """Yields a function to call after each step; ``num_steps`` of them, after two to warm up, are traced.
 
     The trace is ``<run>/profile/rank<rank>.json`` for chrome://tracing or Perfetto, written when it is whole.
     """

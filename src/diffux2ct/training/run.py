@@ -89,7 +89,7 @@ class Run:
         return losses
 
     def is_due(self, every: int) -> bool:
-        """Whether something with this cadence, in steps, happens now."""
+        """True where an action with this cadence, in steps, is due now."""
         return self.settings.is_due(every, self.state.step)
 
     def check(self) -> None:
@@ -125,7 +125,7 @@ class Run:
         raise Diverged(f"{message}: lower optim.lr, {ways}", tries)
 
     def validate(self, validator: Validator | None, loggers: Loggers) -> bool:
-        """Sample, score and log; whether it was the best so far. Collective: rank 0 samples, all where sharded.
+        """Sample, score and log; True if it was the best so far. Collective: rank 0 samples, all where sharded.
 
         A signal ends it without scores.
         """
@@ -156,7 +156,7 @@ class Run:
         yield
 
     def save(self, best: bool = False) -> bool:
-        """Write a checkpoint, never of weights that a bad loss has spoilt; whether it was written. Collective."""
+        """Write a checkpoint unless a loss was bad; True if it was written. Collective."""
         self.check()
         assert self.state.watch is not None
         if self.state.watch.first_bad_step() is not None:
@@ -191,7 +191,7 @@ def start(
 
     ``resume``: its state is emptied once it is restored, to free the memory.
 
-    ``step_backs``: how often this run has stepped back from a divergence; batches and noise depend on it.
+    ``step_backs``: the number of steps back from a divergence so far; batches and noise depend on it.
     """
     # Join the other processes and settle how this one computes.
     rank, world = distributed.start()
@@ -262,7 +262,7 @@ def _settle(
 
 
 def set_deterministic(on: bool) -> None:
-    """Whether PyTorch may use only operations that give the same bits each time."""
+    """Restrict PyTorch to operations that give the same bits each time, or allow all."""
     if on:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
         torch.backends.cudnn.benchmark = False

@@ -1,4 +1,4 @@
-"""What a training run may be told, checked before anything is built."""
+"""Training settings, validated before anything is built."""
 
 import math
 from dataclasses import dataclass, replace
@@ -114,11 +114,11 @@ class TrainerSettings:
 
     @staticmethod
     def is_due(every: int, step: int) -> bool:
-        """Whether something with cadence ``every`` (0: never) happens after ``step`` steps."""
+        """True where an action with cadence ``every`` (0: never) is due after ``step`` steps."""
         return every > 0 and step % every == 0
 
     def lr_factor(self, step: int) -> float:
-        """What the learning rate is multiplied with at ``step`` (0-based)."""
+        """The factor of the learning rate at ``step`` (0-based)."""
         factor = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
         if self.lr_schedule == "cosine":
             factor *= 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.max_steps)))

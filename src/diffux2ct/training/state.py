@@ -1,4 +1,4 @@
-"""What a run holds between steps, saved and restored as one: model, optimisers, average, step and time."""
+"""The state of a run between steps, saved and restored as one: model, optimisers, average, step and time."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -74,9 +74,9 @@ OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 @dataclass
 class RunState:
-    """Everything that a checkpoint holds. ``elapsed`` is training time in seconds, all resumed parts included.
+    """The contents of a checkpoint. ``elapsed`` is training time in seconds, all resumed parts included.
 
-    ``best_score``: the highest validation PSNR3D (dB) so far. ``step_backs``: how often the run stepped back from
+    ``best_score``: the highest validation PSNR3D (dB) so far. ``step_backs``: the number of steps back from
     a divergence. ``cases``: digest of the training cases.
     """
 

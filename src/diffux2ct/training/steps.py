@@ -95,9 +95,11 @@ def step_objectives(
     """Step each objective in order on the same batch; returns losses and gradient norms by name."""
     losses: dict[str, Tensor] = {}
     for objective in objectives:
+        # Set the rate of this step, and forget the gradients of the last.
         optimizer = state.optimizers[objective.name]
         set_lr(optimizer, settings.lr_factor(state.step))
         optimizer.zero_grad(set_to_none=True)
+        # Backward through the parts, clip, and step.
         losses |= accumulate(run_step, wrapped, objective.name, parts, settings, device)
         losses[f"{objective.name}/grad_norm"] = clip(objective.parameters, settings.grad_clip)
         optimizer.step()

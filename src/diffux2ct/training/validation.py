@@ -1,4 +1,4 @@
-"""Validation by what users do: reconstruct held-out cases from their X-rays, score them, show them."""
+"""Validation: reconstruct held-out cases from their X-rays as users do, score them, and show one."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext

@@ -109,9 +109,9 @@ def without_step(state: dict, phantoms: Path, path: Path) -> None:
 
 
 BAD = {
-    pickled: r"not a readable checkpoint: it names code \(\w+\.mkdir\), of which nothing is run",
-    bare: "a pickle of another program, of which nothing is run",
-    sealed: r"not a readable checkpoint: it names code \(\w+\.mkdir\), of which nothing is run",
+    pickled: r"not a readable checkpoint: it names code \(\w+\.mkdir\), which is not run",
+    bare: "a pickle of another program, which is not run",
+    sealed: r"not a readable checkpoint: it names code \(\w+\.mkdir\), which is not run",
     naming: r"was made under another config|its config names 'os\.mkdir', which is no part of diffux2ct",
     truncated: "not a readable checkpoint, perhaps truncated",
     swapped: rf"its weights do not fit the model \({WEIGHT} is float32 \[",

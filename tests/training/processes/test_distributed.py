@@ -216,7 +216,8 @@ def test_a_killed_rank_ends_the_others_in_one_line_and_the_run_goes_on(phantoms,
     _, err = running.communicate(timeout=60)
     assert running.returncode == 1
     assert (
-        "rank 0: another process of this run ended, and says why itself; the last checkpoint is intact" in err
+        "rank 0: another process of this run ended, and reports its own error; the last checkpoint is intact"
+        in err
     )
     assert re.search(r"rank\s*: 1 .*\n.*exitcode\s*: -9", err), err[-3000:]
     step = checkpoint.load(folder)["step"]

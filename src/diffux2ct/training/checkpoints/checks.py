@@ -1,7 +1,7 @@
-"""What a checkpoint must hold to be taken: each check names the file and what is wrong with it.
+"""Checks of a checkpoint's contents; each raises UserError with the file and the fault.
 
-A file of another program, or one changed on purpose, may hold anything of any type that PyTorch reads without running
-code: all that is used of one is looked at here first.
+A file of another program, or one changed on purpose, may hold values of any type that PyTorch reads without running
+code: every value is checked here before it is used.
 """
 
 import math
@@ -27,9 +27,9 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "ema": (dict, type(None)),
     "rng": Tensor,
 }
-# Counts must fit the 64 bits in which processes compare them, and the seeds that are made of them.
+# Counts must fit the 64 bits in which processes compare them, and the seeds derived from them.
 _BELOW = {"step": 2**48, "elapsed": math.inf, "step_backs": 2**8}
-# What is used of a config beside its model, by dotted key.
+# The types of the config's keys that loading uses, beside its model.
 _NUMBER, _NONE = (int, float), type(None)
 _CONFIG_TYPES: dict[str, tuple[type, ...]] = {
     "name": (str,),
@@ -49,7 +49,7 @@ _CONFIG_TYPES: dict[str, tuple[type, ...]] = {
     "sampler": (dict,),
     "sampler._target_": (str,),
 }
-_MAY_LACK = {
+_OPTIONAL = {
     "dataset.labels",
     "dataset.generate",
     "dataset.prepare",
@@ -61,7 +61,7 @@ _OF_MODEL = "use a checkpoint of this model"
 
 
 def check_types(path: Path | str, state: Mapping[str, Any]) -> None:
-    """UserError unless what is there has the types that ``RunState.save`` writes, with no negative count."""
+    """UserError unless the entries present have the types that ``RunState.save`` writes, with no negative count."""
     for key, types in _TYPES.items():
         if key not in state:
             continue
@@ -76,12 +76,12 @@ def check_types(path: Path | str, state: Mapping[str, Any]) -> None:
 
 
 def shown(text: Any) -> str:
-    """A name out of a file, which may be of any length and hold line ends, for a message of one line."""
+    """A text from a file, shortened and without line ends, for a message of one line."""
     return repr(str(text))[1:-1][:80]
 
 
 def _leaves(node: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """What a config holds, by dotted key; a container that lies too deep, as one that holds itself does."""
+    """A config's values by dotted key, and each container that lies too deep, as one that contains itself does."""
     if not isinstance(node, (dict, list)) or depth == _DEEPEST:
         yield prefix, node
         return
@@ -95,7 +95,7 @@ def check_config(path: Path | str, config: Mapping[str, Any]) -> None:
     for key, types in _CONFIG_TYPES.items():
         parent, _, own = key.rpartition(".")
         holder = config[parent] if parent else config
-        if own not in holder and key in _MAY_LACK:
+        if own not in holder and key in _OPTIONAL:
             continue
         if own not in holder:
             raise UserError(f"{path}: its config has no {key}; {_OURS}")
@@ -112,7 +112,7 @@ def check_config(path: Path | str, config: Mapping[str, Any]) -> None:
 
 
 def check_holds(path: Path | str, state: Mapping[str, Any], *keys: str) -> None:
-    """UserError, naming the first that is not there, unless a checkpoint's state has all ``keys``."""
+    """UserError, naming the first missing one, unless a checkpoint's state has all ``keys``."""
     for key in keys:
         if key not in state:
             raise UserError(f"{path}: it holds no {key}; {_OURS}")
@@ -138,7 +138,7 @@ def check_fits(path: Path | str, saved: Any, expected: Mapping[str, Tensor], wha
 
 
 def _is(value: Any, shape: torch.Size, dtype: torch.dtype) -> bool:
-    """Whether ``value`` is a plain tensor of this shape and dtype, with its values in the file."""
+    """True for a plain tensor of this shape and dtype, with its values in the file."""
     if not isinstance(value, Tensor) or value.is_nested:  # which has no shape
         return False
     return (value.shape, value.dtype, value.layout, value.is_meta) == (shape, dtype, torch.strided, False)
@@ -179,7 +179,7 @@ def check_optimizer(path: Path | str, saved: Any, optimizer: torch.optim.Optimiz
     if not isinstance(saved.get("state"), dict):
         raise refuse("has no state")
     expected: dict[str, Any] = {}
-    stepped = None  # the shape and dtype of which `expected` is
+    stepped = None  # shape and dtype of the parameter that `expected` belongs to
     for index, values in saved["state"].items():
         if not isinstance(index, int) or not 0 <= index < count or not isinstance(values, dict):
             raise refuse(f"has a state for {shown(index)}, of {count} parameters")
@@ -194,7 +194,7 @@ def check_optimizer(path: Path | str, saved: Any, optimizer: torch.optim.Optimiz
 
 
 def _state_of_one(optimizer: torch.optim.Optimizer, shape: torch.Size, dtype: torch.dtype) -> dict[str, Any]:
-    """What an optimiser of this kind keeps for a parameter after a step. Some keep sums over its rows or columns."""
+    """The state that an optimiser of this kind keeps for a parameter. Some keep sums over its rows or columns."""
     kernels = ("fused", "foreach", "capturable")  # these may want a GPU, and keep the same
     defaults = {key: value for key, value in optimizer.defaults.items() if key not in kernels}
     probe = nn.Parameter(torch.zeros(shape, dtype=dtype))
@@ -241,4 +241,4 @@ def check_watch(path: Path | str, saved: Mapping[str, Any] | None) -> None:
         and _is(reference, torch.Size([reference.numel()]), torch.float32)
     )
     if not fits or not isinstance(seen, int) or isinstance(seen, bool) or seen < 0:
-        raise UserError(f"{path}: its watch is not what a run notes of its losses; {_OURS}")
+        raise UserError(f"{path}: loss-watch state is invalid; {_OURS}")

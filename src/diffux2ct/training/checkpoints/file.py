@@ -24,7 +24,7 @@ class _Hashed:
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.sha = file, hashlib.sha256()
-        self.error: OSError | None = None  # torch tells of a full disk without it
+        self.error: OSError | None = None  # torch reports a full disk without it
 
     def write(self, data: bytes | memoryview) -> int:
         self.sha.update(data)
@@ -83,18 +83,18 @@ def load(path: Path) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file can fail in any way, and each means the same to the user
+    except Exception as error:  # a damaged file can fail in any way
         named = re.search(r"unsupported (?:global|class):? (?:GLOBAL )?([\w.]+)", str(error), re.IGNORECASE)
         if named:
             raise UserError(
-                f"{path}: not a readable checkpoint: it names code ({named[1]}), of which nothing is run; use one "
+                f"{path}: not a readable checkpoint: it names code ({named[1]}), which is not run; use one "
                 "that train.py wrote"
             ) from error
         with path.open("rb") as file:
             is_pickle = file.read(1) == b"\x80"  # how a bare pickle begins; ours are zip files
         if is_pickle:
             raise UserError(
-                f"{path}: a pickle of another program, of which nothing is run; use a checkpoint that train.py wrote"
+                f"{path}: a pickle of another program, which is not run; use a checkpoint that train.py wrote"
             ) from error
         raise UserError(f"{path}: not a readable checkpoint, perhaps truncated; use another one") from error
     if isinstance(state, dict) and state.pop("sealed", False) is not False and not sealed:
@@ -107,13 +107,13 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def _verify(path: Path) -> bool:
-    """Whether the file has a checksum; UserError where its bytes are not those that were written."""
+    """True if the file has a checksum; UserError where its bytes do not match it."""
     sha, left = hashlib.sha256(), path.stat().st_size - _TRAILER_BYTES
     with open(path, "rb") as file:
         file.seek(max(0, left))
         trailer = _TRAILER.fullmatch(file.read())
         if trailer is None:
-            return False  # of before checksums, or cut short: what reads it next will tell
+            return False  # written before checksums, or truncated: reading it shows which
         file.seek(0)
         while left > 0 and (data := file.read(min(left, 2**20))):
             sha.update(data)
@@ -124,7 +124,7 @@ def _verify(path: Path) -> bool:
 
 
 def candidates(folder: Path) -> list[Path]:
-    """A run's checkpoints that resuming may take, the first choice first; no file twice."""
+    """A run's checkpoints in the order in which resuming tries them; no file twice."""
     last = folder / "last.pt"
     files = sorted(folder.glob("step_*.pt"), reverse=True)
     if last.is_file() and not any(path.samefile(last) for path in files):
@@ -135,13 +135,13 @@ def candidates(folder: Path) -> list[Path]:
 
 
 def is_last(folder: Path, path: Path) -> bool:
-    """Whether ``path`` is the checkpoint that ``last.pt`` in ``folder`` stands for."""
+    """True if ``last.pt`` in ``folder`` is the same file as ``path``."""
     last = folder / "last.pt"
     return last.is_file() and last.samefile(path)
 
 
 def forget_later(folder: Path, step: int) -> None:
-    """Remove checkpoints past ``step``, for a run started over or from an earlier one makes its own, and half ones."""
+    """Remove checkpoints past ``step``, which a run that went back writes again, and partial ones."""
     for path in folder.glob(PARTIALS):  # left by a kill while it was written
         path.unlink(missing_ok=True)
     for path in folder.glob("step_*.pt"):
@@ -150,7 +150,7 @@ def forget_later(folder: Path, step: int) -> None:
 
 
 def forget_later_best(folder: Path, step: int) -> bool:
-    """Remove a ``best.pt`` from past ``step``; whether there is one still."""
+    """Remove a ``best.pt`` from past ``step``; True if one remains."""
     best = folder / "best.pt"
     if best.is_file() and _step_of(best) > step:
         best.unlink()

@@ -1,4 +1,4 @@
-"""What it takes to repeat a run beside its config: versions, commit, hardware, manifest hash."""
+"""Provenance of a run, which repeats it together with its config: versions, commit, hardware, manifest hash."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from diffux2ct.atomic import sha256_of, write_text
 def provenance(dataset_root: str | Path, num_threads: int | None = None) -> dict[str, Any]:
     """Commit, packages, hardware, and the SHA-256 of the data set's manifest; None where unknown.
 
-    ``num_threads``: that this process will set; None leaves it at PyTorch's own.
+    ``num_threads``: the number that this process will set; None: PyTorch's own.
     """
     packages = sorted({"diffux2ct"} | {each.metadata["Name"] for each in metadata.distributions()})
     manifest = Path(dataset_root) / "manifest.csv"
@@ -36,7 +36,7 @@ def provenance(dataset_root: str | Path, num_threads: int | None = None) -> dict
 
 
 def record_provenance(path: Path, dataset_root: str | Path, num_threads: int | None = None) -> None:
-    """Write `provenance` to ``path``; what a run's earlier parts wrote there stays under ``earlier``."""
+    """Write `provenance` to ``path``; the entries of the run's earlier parts stay under ``earlier``."""
     facts, earlier = provenance(dataset_root, num_threads), []
     if path.is_file():
         try:
@@ -65,7 +65,7 @@ def _commit() -> str | None:
 
 
 def processor(device: torch.device) -> str:
-    """The name of what computes."""
+    """The name of the GPU or CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")

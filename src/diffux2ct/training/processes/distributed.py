@@ -1,4 +1,4 @@
-"""One process or several: the little that the training loop must know of it."""
+"""Collective operations, which are the identity for one process, and sharding."""
 
 import os
 import warnings
@@ -18,7 +18,7 @@ from torch.utils.data import Sampler
 
 
 def start() -> tuple[int, int]:
-    """(rank, world size). Joins the process group that torchrun announced; alone it is (0, 1)."""
+    """(rank, world size). Joins torchrun's process group; (0, 1) for one process."""
     if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
         return 0, 1
     if not dist.is_initialized():
@@ -65,7 +65,7 @@ def earliest(value: Tensor) -> int:
 
 
 def average(losses: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The mean over all ranks, so that what is logged speaks of the global batch."""
+    """The mean over all ranks: the log shows the losses of the global batch."""
     if not dist.is_initialized() or not losses:
         return losses
     stacked = torch.stack([value.float() for value in losses.values()])
@@ -85,7 +85,7 @@ def wrap(model: nn.Module, device: torch.device, num_objectives: int) -> nn.Modu
 
 
 def unwrap(wrapped: nn.Module) -> None:
-    """Let go of what DDP holds of the process group; ``wrapped`` cannot be trained any more.
+    """Release DDP's hold on the process group; ``wrapped`` cannot be trained any more.
 
     Were DDP the last to hold the group, the group's threads would be joined while Python's lock is held, and one of
     them may be waiting for that lock to release a tensor: the process would never end (PyTorch 2.13, Gloo).
@@ -144,7 +144,7 @@ class StepSampler(Sampler[list[int]]):
             step += 1
 
 
-# FSDP2: weights, averages and optimisers spread over the ranks, and whole again in a checkpoint.
+# Sharding by FSDP2: each rank holds a part of weights, averages and optimisers; a checkpoint holds them whole.
 
 
 def shard(model: nn.Module, device: torch.device, world: int, num_objectives: int) -> None:
@@ -172,7 +172,7 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether ``shard`` was called on it."""
+    """True after ``shard``."""
     return isinstance(model, FSDPModule)
 
 
@@ -182,7 +182,7 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def whole(tree: Any, keep: bool = True) -> Any:
-    """A state with its sharded tensors gathered to the CPU. Each rank must call it; who ``keep``s has the result.
+    """A state with its sharded tensors gathered to the CPU. Each rank must call it; with ``keep`` it gets the result.
 
     Other leaves pass through, so that without sharding it is the identity.
     """

@@ -1,4 +1,4 @@
-"""Failures of a run's surroundings, told in one line: other processes, data workers, memory."""
+"""Known failures of other processes, data workers and memory, each explained in one line."""
 
 import os
 import re
@@ -45,16 +45,16 @@ def explain(text: str, distributed: bool) -> str | None:
         )
     if distributed and _PEER.search(text):
         rank = os.environ.get("RANK", "0")
-        return f"rank {rank}: another process of this run ended, and says why itself; {_SAFE}"
+        return f"rank {rank}: another process of this run ended, and reports its own error; {_SAFE}"
     return None
 
 
 def _worker_died(what: str) -> str:
-    return f"{what}, perhaps for want of memory; {_SAFE}: lower trainer.num_workers if it happens again"
+    return f"{what}, perhaps out of memory; {_SAFE}: lower trainer.num_workers if it happens again"
 
 
 def of_worker(error: Exception, num_workers: int) -> Exception:
-    """What a DataLoader with so many workers raised, as the user should see it; itself where it is none of theirs.
+    """The user's view of an error that a DataLoader with so many workers raised; other errors unchanged.
 
     A worker's own UserError loses the traceback that DataLoader puts into its message. A worker that is killed while it
     hands a batch over shows first as a connection that ends.

@@ -1,4 +1,4 @@
-"""Signals that end a run in good order: the step is finished and saved first."""
+"""Signals that end a run after the current step is finished and saved."""
 
 import contextlib
 import signal
@@ -22,7 +22,7 @@ class Interrupted(Exception):
 
 
 class StopSignal:
-    """Takes note of SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 while it is open, so that a step is finished and saved.
+    """Records SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 while it is open, so that a step is finished and saved.
 
     ``received``: the first signal's number, 0 for none. A second Ctrl-C interrupts at once, but for those of the first
     seconds: a Ctrl-C reaches a process from the terminal and again from torchrun.
@@ -46,7 +46,7 @@ class StopSignal:
 
     @contextlib.contextmanager
     def interrupting(self) -> Iterator[None]:
-        """Inside, a signal raises Interrupted at once: for long work that can be given up anywhere."""
+        """Inside, a signal raises Interrupted at once: for long work that can be dropped anywhere."""
         self._interrupts = True
         try:
             if self.received:
@@ -56,7 +56,7 @@ class StopSignal:
             self._interrupts = False
 
     def pass_on(self) -> None:
-        """Give the signal to whoever handled it before, once the work is saved: submitit then puts the job back."""
+        """Raise the signal again for its former handler, once the work is saved: submitit then requeues the job."""
         former = self._former.get(self.received)
         if callable(former) and former is not signal.default_int_handler:
             signal.raise_signal(self.received)
