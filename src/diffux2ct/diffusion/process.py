@@ -1,4 +1,4 @@
-"""The forward process and what a network's output says of x_0 and of the noise (paper Eq. 1, 7, 8)."""
+"""The forward process, and x_0 from a network's output (paper Eq. 1, 7, 8)."""
 
 import torch
 from jaxtyping import Float, Int
@@ -39,8 +39,8 @@ class DiffusionProcess(nn.Module):
             )
         if prediction_type == "epsilon" and zero_terminal_snr:
             raise UserError(
-                "diffusion.zero_terminal_snr=true: at the last step the input is pure noise, from which epsilon says "
-                "nothing of the volume; use prediction_type=v or x0"
+                "diffusion.zero_terminal_snr=true: at the last step the input is pure noise, from which epsilon gives "
+                "no volume; use prediction_type=v or x0"
             )
         if eq8 not in ("corrected", "as_printed"):
             raise UserError(f"diffusion.eq8={eq8}: choose corrected or as_printed")
@@ -63,7 +63,7 @@ class DiffusionProcess(nn.Module):
         return signal * x_0 + sigma * noise
 
     def target(self, x_0: Volume, noise: Volume, t: Int[Tensor, " b"]) -> Volume:
-        """What the network should output for this (x_0, noise, t)."""
+        """The network's target for this (x_0, noise, t)."""
         if self.prediction_type == "epsilon":
             return noise
         if self.prediction_type == "x0":

@@ -114,7 +114,7 @@ class PlaneDecoder(nn.Module):
 def lay_out_axial(
     zx: Float[Tensor, "b c d w"], zy: Float[Tensor, "b c d h"], how: str
 ) -> tuple[Tensor, Tensor]:
-    """What each view contributes to the axial plane, as [b, c, h, w] (or expandable to it).
+    """Each view's contribution to the axial plane, as [b, c, h, w] (or expandable to it).
 
     Eq. 4 adds maps over (x, z) and (y, z) and calls the result (x, y); the axes do not match. Readings:
     literal:   index by index as printed; z stands where the other axis should. Needs a cube.

@@ -27,7 +27,8 @@ class AdversarialReconstructor(Reconstructor):
     """Any generator ``generator(xrays[, z]) -> volume`` and discriminator ``discriminator(volume, xrays) -> scores``.
 
     Two objectives on the same batch: first the discriminator's, on what the generator makes now, then the
-    generator's, against the discriminator just stepped. Least squares (LSGAN), scores to 1 for real and 0 for made.
+    generator's, against the discriminator just stepped. Least squares (LSGAN): scores to 1 for
+    real and 0 for generated volumes.
 
     All losses are of volumes in [0, 1], as X2CT-GAN's weights are meant. ``adversarial_weight`` multiplies both sides'
     adversarial loss; ``mse_weight`` that of the voxels, and ``projection_weight`` that of the three mean projections
@@ -61,23 +62,23 @@ class AdversarialReconstructor(Reconstructor):
         """The generator is run without a graph: it gets no gradient, and its step makes the same volume again."""
         xrays = xrays_of(batch)
         with torch.no_grad():
-            made = self._make(batch)
+            generated = self._generate(batch)
         real = self.discriminator(batch["volume"], xrays).float()
-        fake = self.discriminator(made, xrays).float()
+        fake = self.discriminator(generated, xrays).float()
         losses = {"real": (real - 1).square().mean(), "fake": fake.square().mean()}
         scores = {"score_real": real.mean().detach(), "score_fake": fake.mean().detach()}
         total = self.adversarial_weight * (losses["real"] + losses["fake"])
         return {"total": total, **{key: value.detach() for key, value in losses.items()}, **scores}
 
     def _generator_loss(self, batch: Batch) -> Losses:
-        made, truth = self._make(batch), batch["volume"]
+        generated, truth = self._generate(batch), batch["volume"]
         # With detached weights the gradient passes through the discriminator and leaves none in it.
         frozen = {name: p.detach() for name, p in self.discriminator.named_parameters()}
-        score = functional_call(self.discriminator, frozen, (made, xrays_of(batch))).float()
+        score = functional_call(self.discriminator, frozen, (generated, xrays_of(batch))).float()
         losses = {
             "adversarial": (score - 1).square().mean(),
-            "mse": nn.functional.mse_loss(to_unit(made), to_unit(truth)),
-            "projection": projection_distance(to_unit(made), to_unit(truth)).mean(),
+            "mse": nn.functional.mse_loss(to_unit(generated), to_unit(truth)),
+            "projection": projection_distance(to_unit(generated), to_unit(truth)).mean(),
         }
         total = (
             self.adversarial_weight * losses["adversarial"]
@@ -86,7 +87,7 @@ class AdversarialReconstructor(Reconstructor):
         )
         return {"total": total, **{key: value.detach() for key, value in losses.items()}}
 
-    def _make(self, batch: Batch) -> Tensor:
+    def _generate(self, batch: Batch) -> Tensor:
         """The generator's volume, its dropout (where it has one) drawn from each sample's seed: one per step."""
         xrays = xrays_of(batch)
         if not isinstance(self.generator, Perturbed):

@@ -1,4 +1,4 @@
-"""What every method is: a map from X-rays to a CT, with one or more objectives that train it."""
+"""The interface of every method: a map from X-rays to a CT, with one or more objectives that train it."""
 
 import inspect
 from abc import ABC, abstractmethod
@@ -18,7 +18,7 @@ Losses = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Objective:
-    """Something that is stepped: its parameters get one optimiser, ``loss(batch)["total"]`` is minimised."""
+    """One loss and its parameters, which get one optimiser: ``loss(batch)["total"]`` is minimised."""
 
     name: str
     parameters: Sequence[nn.Parameter]
@@ -26,14 +26,14 @@ class Objective:
 
 
 class Trainable(nn.Module, ABC):
-    """What the training loop needs: objectives to step. Diffusion and regression have one, a GAN has two."""
+    """Objectives for the training loop to step. Diffusion and regression have one, a GAN has two."""
 
     @abstractmethod
     def objectives(self) -> tuple[Objective, ...]:
-        """What the training loop steps, in order, on the same batch."""
+        """The objectives, stepped in this order on the same batch."""
 
     def parts(self, batch: Batch) -> dict[str, tuple[nn.Module, Callable[[], Any]]]:
-        """The networks inside and one forward call of each on ``batch``: what `summarize_model.py` counts."""
+        """The networks and one forward call of each on ``batch``, for `summarize_model.py` to count."""
         return {"model": (self, lambda: self(self.objectives()[0].name, batch))}
 
     def forward(self, objective: Any, batch: Batch | None = None) -> Losses:
@@ -107,7 +107,7 @@ def seeded_normal(shape: Sequence[int], seeds: Tensor, device: torch.device, sal
 
 @runtime_checkable
 class Perturbed(Protocol):
-    """What takes the Gaussian z of Eq. 5, or says that it takes none."""
+    """A network that may take the Gaussian z of Eq. 5."""
 
     def sample_perturbation(
         self, batch: int, generator: torch.Generator | None = None, device: torch.device | str = "cpu"
@@ -134,5 +134,6 @@ def seeded_integers(high: int, seeds: Tensor, device: torch.device, salt: int = 
 
 def seeded_generator(seed: int, device: torch.device, salt: int = 0) -> torch.Generator:
     """A generator on ``device``; ``salt`` keeps several draws of one sample independent."""
-    home = torch.device("cpu") if device.type == "meta" else device  # meta has none, and draws no values
-    return torch.Generator(device=home).manual_seed((seed * 1_000_003 + salt) % (2**63 - 1))
+    # The meta device has no generator and draws no values.
+    own = torch.device("cpu") if device.type == "meta" else device
+    return torch.Generator(device=own).manual_seed((seed * 1_000_003 + salt) % (2**63 - 1))

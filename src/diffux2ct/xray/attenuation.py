@@ -46,7 +46,7 @@ METAL_HU = (2000.0, 3000.0)  # above bone, and where a 12-bit scan ends (3071): 
 
 @runtime_checkable
 class AttenuationModel(Protocol):
-    """What turns HU into line integrals, before and after projection."""
+    """A rule from HU to line integrals, before and after projection."""
 
     @property
     def name(self) -> str:
@@ -58,13 +58,13 @@ class AttenuationModel(Protocol):
         ...
 
     def line_integral(self, paths: Float[Tensor, "b m v u"]) -> Xray:
-        """What the detector makes of the maps' projections [B, M, rows, cols]: dimensionless [B, 1, rows, cols]."""
+        """The detector's image of the maps' projections [B, M, rows, cols]: dimensionless [B, 1, rows, cols]."""
         ...
 
 
 @dataclass(frozen=True)
 class PlastimatchAttenuation:
-    """0.022 (1 + HU / 1000) per mm, and nothing at HU <= -800: what X2CT-GAN's and the paper's X-rays are made of."""
+    """0.022 (1 + HU / 1000) per mm, and nothing at HU <= -800: the rule of X2CT-GAN's and the paper's X-rays."""
 
     name: str = "plastimatch"
 

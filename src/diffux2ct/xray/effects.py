@@ -1,4 +1,4 @@
-"""What a real exposure does to ideal line integrals: beam quality, scatter, noise, a detector's limits, processing.
+"""Effects of a real exposure on ideal line integrals: beam quality, scatter, noise, a detector's limits, processing.
 
 Works on raw line integrals (dimensionless, before any normalisation), on either device; nothing draws from the global
 generator. ``XrayEffects`` is one exposure, ``XrayRandomization`` the ranges that training draws exposures from.

@@ -32,7 +32,7 @@ class BackprojectionCnn(nn.Module):
 
 
 def backproject(xrays: Xrays) -> Tensor:
-    """Each view repeated along the axis that it lacks, as two channels [b, 2, D, H, W] (parallel beams)."""
+    """Each view repeated along its missing axis, as two channels [b, 2, D, H, W] (parallel beams)."""
     frontal, lateral = xrays["frontal"], xrays["lateral"]
     shape = (*frontal.shape[:3], lateral.shape[3], frontal.shape[3])
     return torch.cat(

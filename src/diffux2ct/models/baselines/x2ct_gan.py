@@ -70,7 +70,7 @@ class X2ctGenerator(nn.Module):
         size: voxels per side, 4 times a power of two; it sets the number of levels (128 has 5).
         stem: channels of the encoder's first convolution.
         growth: of the dense layers.
-        dense_layers: dense layers per level, finest first; levels that a small ``size`` lacks are not used.
+        dense_layers: dense layers per level, finest first; levels beyond those of a small ``size`` are not used.
         channels: of the volumes, finest first, one more than ``dense_layers``; likewise.
         dropout: of Connection A.
     """
@@ -170,7 +170,7 @@ def _padded_conv(in_channels: int, out_channels: int, stride: int = 1, bias: boo
 
 
 class PatchDiscriminator3d(nn.Module):
-    """Scores patches of a CT, given both X-rays spread along their beams: 1 is real, 0 is made (least squares).
+    """Scores patches of a CT, given both X-rays spread along their beams: 1 is real, 0 is generated (least squares).
 
     Convolutions of 4: all of stride 2 but the last of ``channels`` and the score's. LReLU 0.2; instance norm from the
     second on.

@@ -34,7 +34,7 @@ CONV = {2: nn.Conv2d, 3: Conv3d}
 
 
 def without_autocast(device: str) -> AbstractContextManager:
-    """Autocast off inside a ``with`` block; the meta device, which only counts, knows no autocast."""
+    """Autocast off inside a ``with`` block; the meta device, which only counts, has no autocast."""
     return nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
 
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def is_channels_last_3d(x: Tensor) -> bool:
-    """Whether a convolution of `x` [b, c, d, h, w] answers in channels_last_3d."""
+    """Whether a convolution of `x` [b, c, d, h, w] returns channels_last_3d."""
     return x.is_contiguous(memory_format=torch.channels_last_3d) and not x.is_contiguous()
 
 
@@ -13,7 +13,7 @@ def channels_last_3d(x: Tensor) -> Tensor:
     """[b, c, d, h, w] in channels_last_3d; itself where it is so already, or is no batch of volumes.
 
     Of one channel both formats are the same memory, and PyTorch would take it for contiguous. It gets strides here
-    that say channels_last_3d, without a copy, so that a convolution of it answers in that format.
+    that say channels_last_3d, without a copy, so that a convolution of it returns that format.
     """
     if x.ndim != 5:
         return x

@@ -52,7 +52,7 @@ class GroupNormSiLU(GroupNorm):
 
 class _Normalize(torch.autograd.Function):
     """Keeps its input and two numbers a group. PyTorch's own backward for channels_last on a CPU is some ten times
-    slower, and on CUDA its group norm gives up the memory format."""
+    slower, and on CUDA its group norm changes the memory format."""
 
     @staticmethod
     def forward(
