@@ -135,8 +135,10 @@ def headline_figures(
 ) -> list[Comparison]:
     """The figures of the first screen; the protocol's own headline takes the place of PSNR3D."""
     first = _headline(summary)
-    wanted = dict.fromkeys((*([first] if first else []), *FIGURES[first is not None :], "psnr3d", *metrics))
-    keys = [key for key in wanted if key in metrics and number(summary.get(key)) is not None][:NUM_FIGURES]
+    wanted: list[str] = [*([first] if first else []), *FIGURES[first is not None :], "psnr3d", *metrics]
+    keys = [key for key in dict.fromkeys(wanted) if key in metrics and number(summary.get(key)) is not None][
+        :NUM_FIGURES
+    ]
     return [compare_with_floor(key, summary, rows) for key in keys]
 
 
