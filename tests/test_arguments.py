@@ -68,7 +68,7 @@ def test_a_value_of_its_kind_is_taken(kind, value, result):
         (Count | None, 0, "key=0: out of range; give a whole number of at least 1, or null"),
         (Positive, float("inf"), "key=inf: not a number; give a number above 0"),
         (Share | None, -1, "key=-1: out of range; give a number from 0 to 1, or null"),
-        (Annotated[float, Range(0, 5, open=True)], 0, "key=0: out of range; give a number above 0, up to 5"),
+        (Annotated[float, Range(0, 5, open=True)], 0, "key=0: out of range; give a number between 0 and 5"),
         (Three, [1, 2], "key=[1, 2]: not three numbers; give three numbers, for instance 'key=[1,2,3]'"),
         (Three, "abc", "key=abc: not three numbers; give three numbers, for instance 'key=[1,2,3]'"),
         (Three, [0, float("nan"), 0], "key=[0, nan, 0]: not three numbers; give"),

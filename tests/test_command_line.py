@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_module
 
-from diffux2ct.command_line import SCRIPTS, as_typed, command
+from diffux2ct.command_line import SCRIPTS, as_typed, command, in_form
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -26,6 +26,17 @@ ROOT = Path(__file__).resolve().parents[1]
 def test_hints_name_the_command_in_the_form_that_was_started(monkeypatch, started, name, hint):
     monkeypatch.setattr(sys, "argv", [started])
     assert command(name) == hint
+
+
+def test_messages_are_printed_in_the_form_that_was_started(monkeypatch):
+    text = "a: no evaluation; first: python evaluate.py ckpt=a, or prepare_dataset.py, scripts/segment.py; my_train.py"
+    monkeypatch.setattr(sys, "argv", ["evaluate.py"])
+    assert in_form(text) == text
+    monkeypatch.setattr(sys, "argv", ["/opt/bin/diffux2ct-compare"])
+    assert in_form(text) == (
+        "a: no evaluation; first: diffux2ct-evaluate ckpt=a, or diffux2ct-prepare, diffux2ct-segment; my_train.py"
+    )
+    assert in_form("torchrun --n=2 train.py x=1") == "torchrun --n=2 --no-python diffux2ct-train x=1"
 
 
 def test_every_hint_names_a_script_and_an_installed_command(monkeypatch):

@@ -10,7 +10,8 @@ import difflib
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from inspect import Parameter, signature
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -22,21 +23,21 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Range:
-    """Bounds of a number; ``open`` leaves the lower bound out."""
+    """Bounds of a number; ``open`` leaves the bounds themselves out."""
 
     low: float | int = -math.inf
     high: float | int = math.inf
     open: bool = False
 
     def __contains__(self, value: float | int) -> bool:
-        return (self.low < value if self.open else self.low <= value) and value <= self.high
+        return self.low < value < self.high if self.open else self.low <= value <= self.high
 
     def __str__(self) -> str:
         if self.high > 1e9:
             return (f" above {self.low}" if self.open else f" of at least {self.low}") * (
                 self.low > -math.inf
             )
-        return f" above {self.low}, up to {self.high}" if self.open else f" from {self.low} to {self.high}"
+        return f" between {self.low} and {self.high}" if self.open else f" from {self.low} to {self.high}"
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ Precision = Literal["bf16", "fp32"]
 Weights = Literal["ema", "raw"]
 Split = Literal["train", "val", "test"]
 
+_PLAIN_KINDS = (bool, int, float, str, NoneType)
 _FALSE, _TRUE = ("false", "no", "off"), ("true", "yes", "on")
 _COUNTS = {2: "two", 3: "three"}
 _EXAMPLES = {2: "[-1024,1500]", 3: "[1,2,3]"}
@@ -77,6 +79,11 @@ def read(schema: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
             raise UserError(unknown_key(f"{prefix}{key}", [f"{prefix}{name}" for name in known]))
     hints = get_type_hints(schema, include_extras=True)
     given = {key: convert(hints[key], values[key], f"{prefix}{key}") for key in known if key in values}
+    for key, field in known.items():
+        if key not in given and field.default is MISSING:
+            raise UserError(
+                f"{prefix}{key} is not given; add {prefix}{key}=... to the command (--help explains it)"
+            )
     return schema(**given)
 
 
@@ -84,6 +91,21 @@ def check(settings: Any, prefix: str = "") -> None:
     """Convert each field of a dataclass instance to what its annotation says. Raises UserError as ``read`` does."""
     for key, kind in get_type_hints(type(settings), include_extras=True).items():
         object.__setattr__(settings, key, convert(kind, getattr(settings, key), f"{prefix}{key}"))
+
+
+def check_call(target: Any, values: Mapping[str, Any], prefix: str) -> None:
+    """UserError unless ``values`` are keyword arguments of the class ``target``, the plain ones of the right type."""
+    parameters = signature(target).parameters
+    try:
+        hints = get_type_hints(target.__init__, include_extras=True)
+    except NameError:  # names that only a type checker imports
+        hints = {}
+    takes_all = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values())
+    for key, value in values.items():
+        if key not in parameters and not takes_all and not key.startswith("_"):
+            raise UserError(unknown_key(f"{prefix}{key}", [f"{prefix}{name}" for name in parameters]))
+        if key in hints and all(_bare(kind) in _PLAIN_KINDS for kind in _alternatives(hints[key])):
+            convert(hints[key], value, f"{prefix}{key}")
 
 
 def unknown_key(key: str, known: Sequence[str]) -> str:
@@ -97,7 +119,7 @@ def text_keys(schema: type, prefix: str = "") -> Iterator[str]:
     """Dotted keys whose values are free text: paths and names."""
     for key, kind in get_type_hints(schema, include_extras=True).items():
         kinds = _alternatives(kind)
-        if Path in kinds or str in kinds:
+        if set(kinds) <= {Path, str, NoneType}:
             yield f"{prefix}{key}"
         for group in (*kinds, *(mark for kind in kinds for mark in get_args(kind))):
             if is_dataclass(group) and isinstance(group, type):
@@ -158,8 +180,7 @@ def _plain(kind: type, value: Any) -> Any:
         if word in _FALSE + _TRUE:
             return word in _TRUE
     elif kind in (int, float):
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if number and (kind is float or value == int(value)):
+        if _is_number(kind, value):
             return kind(value)
     elif kind in (str, Path):
         # A number is how YAML reads a name of digits.
@@ -171,6 +192,13 @@ def _plain(kind: type, value: Any) -> Any:
     elif isinstance(value, kind):
         return value
     raise _Refused
+
+
+def _is_number(kind: type, value: Any) -> bool:
+    """True for a finite number that is, for ``int``, whole."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return False
+    return kind is float or value == int(value)
 
 
 def _first(kinds: Sequence[Any], value: Any) -> Any:
@@ -209,8 +237,7 @@ def _fault(kind: Any, value: Any) -> str:
         part = get_args(part)[0]
     if get_origin(_bare(part)) is Literal or any(isinstance(mark, Form) for mark in get_args(part)):
         return "no such choice"
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if _bare(part) in (int, float) and number and (_bare(part) is float or value == int(value)):
+    if _bare(part) in (int, float) and _is_number(_bare(part), value):
         return "out of range"
     return f"not {_describe(part if get_origin(_bare(part)) is tuple else _bare(part))}"
 
@@ -223,7 +250,8 @@ def _remedy(kind: Any, value: Any, key: str) -> str:
         near = difflib.get_close_matches(str(value), choices, n=1)
         names = " or ".join(filter(None, (", ".join(choices[:-1]), choices[-1])))
         return f"choose {names}{null}" + (f" (did you mean {near[0]}?)" if near else "")
-    wanted = " or ".join(_describe(part) for part in _alternatives(kind) if part is not NoneType)
+    kinds = [part for part in _alternatives(kind) if part is not NoneType]
+    wanted = " or ".join(_describe(part) for part in kinds if part is not int or float not in kinds)
     for plain in map(_bare, _alternatives(kind)):
         if get_origin(plain) is tuple:
             wanted += f", for instance '{key}={_EXAMPLES[len(get_args(plain))]}'"

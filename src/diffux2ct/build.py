@@ -15,6 +15,7 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from diffux2ct.arguments import read
 from diffux2ct.data.prepared.dataset import PreparedDataset
 from diffux2ct.diffusion.samplers.sampling import Sampler
 from diffux2ct.errors import UserError
@@ -78,7 +79,7 @@ def build_settings(cfg: DictConfig) -> TrainerSettings:
         raise UserError("trainer.max_steps=null: give trainer.max_steps or trainer.max_epochs")
     if node["max_steps"] is None:
         node["max_steps"] = sys.maxsize
-    return _instantiate(OmegaConf.create(node))
+    return read(TrainerSettings, node, "trainer.")
 
 
 def _instantiate(node: DictConfig) -> Any:
@@ -92,7 +93,7 @@ def _instantiate(node: DictConfig) -> Any:
         raise cause or error from error
 
 
-def build_dataset(cfg: DictConfig, split: str, root: str | None = None) -> PreparedDataset:
+def build_dataset(cfg: DictConfig, split: str, root: str | Path | None = None) -> PreparedDataset:
     """One split of the prepared folder that ``cfg`` (the dataset node) names, or of ``root``.
 
     ``cfg.randomize`` counts for the training split alone: what scores a model stays as prepared.

@@ -26,9 +26,21 @@ _PLAIN = re.compile(r"(?!(?:null|true|false|nan|inf)$)(?:[a-z]|\.{0,2}/)[\w./-]*
 
 def command(name: str) -> str:
     """A command in the form in which this process was started: ``diffux2ct-evaluate`` or ``python evaluate.py``."""
-    if Path(sys.argv[0]).name.startswith("diffux2ct-"):
-        return f"diffux2ct-{name.replace('_', '-')}"
-    return f"python {SCRIPTS[name]}"
+    return f"diffux2ct-{name.replace('_', '-')}" if _installed() else f"python {SCRIPTS[name]}"
+
+
+def in_form(text: str) -> str:
+    """A message or help text with each script in it as ``command`` names it, so that it can be pasted."""
+    if not _installed():
+        return text
+    names = {Path(script).name: name for name, script in SCRIPTS.items()}
+    scripts = "|".join(map(re.escape, names))
+    text = re.sub(rf"(?:python )?(?:scripts/)?\b({scripts})\b", lambda match: command(names[match[1]]), text)
+    return re.sub(r"(torchrun\b[^\n]*?) diffux2ct-", r"\1 --no-python diffux2ct-", text)
+
+
+def _installed() -> bool:
+    return Path(sys.argv[0]).name.startswith("diffux2ct-")
 
 
 def as_typed(key: str, value: str) -> str:

@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from PIL import Image
 
-from diffux2ct.cli.drr import run
+from diffux2ct.cli.drr import Radiograph, run
 from diffux2ct.errors import UserError
-from diffux2ct.xray.drr import decode_output
+from diffux2ct.xray.attenuation import ATTENUATIONS
+from diffux2ct.xray.drr import OUTPUTS, PROJECTORS, decode_output
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULTS = OmegaConf.to_container(OmegaConf.load(ROOT / "configs" / "drr.yaml"))
@@ -169,19 +171,25 @@ def test_jitter_and_noise_follow_the_seed(scan, tmp_path):
     [
         ({"ct": "nowhere.nii.gz"}, "nowhere.nii.gz: no such file"),
         ({"ct": "???"}, "ct is not given"),
-        ({"camera": "lumber"}, "use lumbar, x2ct or parallel"),
-        ({"size": "big"}, "size=big: give a whole number"),
-        ({"spacing": 0}, "spacing=0: give a positive number"),
-        ({"window": [100, 0]}, "give two rising HU"),
-        ({"projector": "fast"}, "projector=fast: use joseph, siddon, trilinear"),
-        ({"attenuation": "lead"}, "use plastimatch, water, two_material"),
-        ({"attenuation": "two_material", "kvp": 90}, "kvp=90: no such spectrum"),
-        ({"attenuation": "water", "kev": 1}, "from 10 to 150 keV"),
-        ({"output": "log"}, "output=log: use line_integral, transmission, max"),
+        ({"camera": "lumber"}, "choose lumbar, x2ct or parallel .did you mean lumbar"),
+        ({"size": "big"}, "size=big: not a whole number; give a whole number from 1 to 2048"),
+        ({"spacing": 0}, "spacing=0: out of range; give a number above 0"),
+        ({"window": [100, 0]}, "give two rising numbers"),
+        ({"projector": "fast"}, "projector=fast: no such choice; choose joseph, siddon or trilinear"),
+        ({"attenuation": "lead"}, "choose plastimatch, water or two_material"),
+        ({"attenuation": "two_material", "kvp": 90}, "kvp=90: no such choice; choose 80, 100 or 120"),
+        ({"attenuation": "water", "kev": 1}, "kev=1: out of range; give a number from 10 to 150"),
+        ({"output": "log"}, "output=log: no such choice; choose line_integral, transmission or max"),
         ({"rotation": [0, 90]}, "rotation=.*give three numbers"),
-        ({"shift": 3}, "shift=3: give three numbers"),
-        ({"pose_jitter": {"degrees": 3}}, "pose_jitter=.*give both"),
-        ({"pose_jitter": {"degrees": -3, "mm": 1}}, "from 0 up"),
+        ({"shift": 3}, "shift=3: not three numbers"),
+        ({"pose_jitter": {"degrees": 3}}, "pose_jitter.mm is not given"),
+        (
+            {"pose_jitter": {"degrees": -3, "mm": 1}},
+            "pose_jitter.degrees=-3: out of range; give a number of at least 0",
+        ),
+        ({"pose_jitter": 3}, "pose_jitter=3: not a group of settings"),
+        ({"effects": {"gamma": "abc"}}, "effects.gamma=abc: not a number; give a number above 0"),
+        ({"effects": None}, "effects=null: a value is needed"),
         ({"seed": -1}, "seed=-1"),
         ({"effects": {"gamma": 0}}, "gamma=0"),
         ({"effects": {"blur": 1}}, "blur"),
@@ -267,3 +275,10 @@ def test_it_says_what_the_files_hold(scan, tmp_path, capsys, output, told):
     assert told in line
     peak = float(line.split("frontal up to ")[1].split(",")[0])
     assert 0.2 < peak < 1.0  # 16 mm of bone with metal in it, through voxels of 4 mm
+
+
+def test_the_choices_are_those_of_the_renderer():
+    kinds = get_type_hints(Radiograph)
+    assert set(get_args(kinds["projector"])) == set(PROJECTORS)
+    assert set(get_args(kinds["attenuation"])) == set(ATTENUATIONS)
+    assert set(get_args(kinds["output"])) == set(OUTPUTS)

@@ -35,21 +35,22 @@ def call(monkeypatch, tmp_path):
         ("train", "trainer.maxsteps=4", ["did you mean trainer.max_steps?", "--help"]),
         ("train", "num_workers=4", ["did you mean trainer.num_workers?"]),
         ("train", "loss.projection_wieght=4", ["did you mean loss.projection_weight?"]),
+        ("train", "trainer.lr=1e-3", ["write optim.lr=1e-3"]),
+        ("train", "sampler.steps=5", ["write sampler.num_inference_steps=5"]),
+        ("evaluate", "dataset.root=a", ["write root=a"]),
+        ("train", "model=icm_rg", ["did you mean icm_reg?"]),
         ("train", "zzz=1", ["unknown key 'zzz'; --cfg job"]),
         ("train", "model=3", ["a number"]),
         ("train", "objective=epsilon,v", ["-m runs once for each"]),
-        (
-            "drr",
-            "ct=../my scans/patient 7 (b=2).nii.gz",
-            ["""quotes: 'ct="../my scans/patient 7 (b=2).nii.gz"'"""],
-        ),
-        ("drr", "ct=a,b.nii.gz", ["""'ct="a,b.nii.gz"'"""]),
-        ("drr", "ct=scan[1].nii", ["""'ct="scan[1].nii"'"""]),
+        ("drr", "camera=a b(c).nii", ["""quotes: 'camera="a b(c).nii"'"""]),
+        ("drr", "camera=a,b.nii.gz", ["""'camera="a,b.nii.gz"'"""]),
+        ("drr", "+foo=1", ["unknown key 'foo'"]),
+        ("train", "+foo=1", ["unknown key 'foo'"]),
         ("drr", "scans/patient", ["scans/patient: is not key=value", "'key=a b'"]),
     ],
 )
 def test_a_mistyped_word_is_answered_in_one_line(call, capfd, config, word, parts):
-    words = ["experiment=demo"] if config == "train" else ["out=out"]
+    words = {"train": ["experiment=demo"], "evaluate": ["ckpt=x"], "drr": ["out=out"]}[config]
     with pytest.raises(SystemExit) as end:
         call(config, *words, word)
     message = str(end.value.code)
@@ -99,6 +100,7 @@ def test_a_path_reaches_the_command_as_typed(monkeypatch, tmp_path, text):
 def test_lists_of_a_sweep_and_null_are_kept_for_hydra():
     assert keep_text(["out=null", "out="], {"out"}) == ["out=null", "out="]
     assert keep_text(["-m", "out=a,b", "out=1_2"], {"out"}) == ["-m", "out=a,b", 'out="1_2"']
+    assert keep_text(["dry_run=no", "out=no", "x=Off"], {"out"}) == ["dry_run=false", 'out="no"', "x=false"]
     assert keep_text(["out=a,b", "seed=1_2", "+out=3"], {"out"}) == ['out="a,b"', "seed=1_2", '+out="3"']
 
 

@@ -1,11 +1,14 @@
-"""How a training run ends: why, and the command that continues it."""
+"""A training run: its settings are checked before anything is written, and it says why it ended."""
 
 import sys
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_module
 
-from diffux2ct.cli.train import typed_again, why_ended
+from diffux2ct.build import build_settings
+from diffux2ct.cli.train import check_nodes, typed_again, why_ended
+from diffux2ct.errors import UserError
 from diffux2ct.training.loop import Ended
 from diffux2ct.training.settings import TrainerSettings
 
@@ -52,3 +55,54 @@ def test_a_run_of_several_processes_continues_under_torchrun(typed, monkeypatch)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert typed_again() == "torchrun --nproc-per-node=2 train.py experiment=demo"
+
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+def composed(*overrides):
+    with initialize_config_module("diffux2ct.configs", version_base="1.3"):
+        return compose("train", ["dataset.root=x", *overrides])
+
+
+def check(cfg):
+    check_nodes(cfg)
+    build_settings(cfg)
+
+
+@pytest.mark.parametrize("model", sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml")))
+def test_every_model_passes(model):
+    check_nodes(composed("experiment=demo", f"model={model}"))
+
+
+@pytest.mark.parametrize("dataset", sorted(path.stem for path in (CONFIGS / "dataset").glob("*.yaml")))
+def test_every_data_set_passes(dataset):
+    check_nodes(composed(f"dataset={dataset}"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "trainer.max_steps=abc",
+            "trainer.max_steps=abc: not a whole number; give a whole number of at least 1",
+        ),
+        ("trainer.device=mps", "trainer.device=mps: no such choice; give auto, cpu, cuda or cuda:N"),
+        ("trainer.compile=maybe", "trainer.compile=maybe: not true or false; give true or false"),
+        ("dataset.cache=maybe", "dataset.cache=maybe: not true or false; give true or false"),
+        ("dataset.size=16.5", "dataset.size=16.5: not a whole number; give a whole number from 1 to 2048"),
+        ("dataset.window=[1500,-1024]", "dataset.window=.*: not two rising numbers"),
+        ("diffusion.zero_terminal_snr=maybe", "diffusion.zero_terminal_snr=maybe: not true or false"),
+        ("optim.lr=nan", "optim.lr=nan: not a number"),
+        ("optim.lr=abc", "optim.lr=abc: not a number"),
+        ("name=null", "name=null: a value is needed; give a name"),
+        ("+trainer.max_step=1", "unknown key 'trainer.max_step'; did you mean trainer.max_steps"),
+        ("+dataset.foo=1", "unknown key 'dataset.foo'"),
+        ("+model.foo=1", "unknown key 'model.foo'"),
+        ("+optim.foo=1", "unknown key 'optim.foo'"),
+    ],
+)
+def test_a_setting_of_the_wrong_type_is_refused_by_its_name(override, message):
+    with pytest.raises(UserError, match=f"^{message}") as error:
+        check(composed("experiment=demo", override))
+    assert "\n" not in str(error.value)

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from diffux2ct.arguments import read
 from diffux2ct.reconstructors.base import Objective, Trainable
 from diffux2ct.training.checkpoints.resume import case_digest, find_resume, make_room
 from diffux2ct.training.loggers import CsvLogger, Loggers
@@ -75,7 +76,7 @@ class Cases(torch.utils.data.Dataset):
 def train_toy(run_dir: Path, blow_up=lambda seeds: 1.0, cases: Cases | None = None, **settings) -> Path:
     cases = cases or Cases()
     defaults = {"max_steps": 20, "precision": "fp32", "device": "cpu", "log_every": 1, "ema_decay": 0.9}
-    chosen = TrainerSettings(**(defaults | settings))
+    chosen = read(TrainerSettings, defaults | settings)
     config = {"trainer": {"max_steps": chosen.max_steps, "lr_schedule": chosen.lr_schedule}}
     resume = find_resume(run_dir, chosen.resume, config, cases=case_digest(cases))
     make_room(run_dir, resume)

@@ -16,6 +16,7 @@ def run_main(command: Callable[[], object]) -> None:
     A run that a signal ended exits with status 128 + the signal's number: 130 for Ctrl-C, 143 for SIGTERM.
     ``DIFFUX2CT_TRACEBACK=1`` shows the traceback instead, for those who develop.
     """
+    from diffux2ct.command_line import in_form
     from diffux2ct.errors import Stopped, UserError, remedy
 
     try:
@@ -23,7 +24,7 @@ def run_main(command: Callable[[], object]) -> None:
     except UserError as error:
         if os.environ.get("DIFFUX2CT_TRACEBACK"):
             raise
-        sys.exit(f"error: {error}")
+        sys.exit(in_form(f"error: {error}"))
     except OSError as error:
         if os.environ.get("DIFFUX2CT_TRACEBACK"):
             raise

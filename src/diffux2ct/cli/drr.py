@@ -4,22 +4,18 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
-import torch
-from omegaconf import DictConfig, OmegaConf
-from PIL import Image
+from omegaconf import DictConfig
 
 from diffux2ct import __version__
+from diffux2ct.arguments import NotNegative, Positive, Range, Seed, Size, Three, Window, read
 from diffux2ct.atomic import replaced_files, write_text
 from diffux2ct.cli.hydra_app import hydra_app
 from diffux2ct.errors import UserError
-from diffux2ct.xray.attenuation import ATTENUATIONS, AttenuationModel, attenuation_model
-from diffux2ct.xray.camera import Camera, camera_preset
-from diffux2ct.xray.drr import OUTPUTS, PROJECTORS, encode_output, render_pair
-from diffux2ct.xray.effects import XrayEffects
-from diffux2ct.xray.pose import Pose, random_poses
+
+# Torch and the readers are imported where they are used: --help answers at once.
 
 _PNG_MAX = 2**16 - 1
 _STORED = {
@@ -31,126 +27,151 @@ _STORED = {
 
 def main() -> None:
     """Entry of scripts/synthesize_drr.py and of the installed command."""
-    hydra_app("drr", run)
+    hydra_app("drr", run, Radiograph)
 
 
-def run(cfg: DictConfig) -> None:
-    """Read ``cfg.ct``, render both views and write the folder ``cfg.out``, whole or not at all.
+@dataclass(frozen=True)
+class Jitter:
+    """How far a pose may be off."""
+
+    degrees: NotNegative
+    mm: NotNegative
+
+
+@dataclass(frozen=True)
+class Effects:
+    """Settings of ``xray.effects.XrayEffects``, which change nothing by default."""
+
+    photons: Positive | None = None
+    electronic_noise: NotNegative = 0.0
+    scatter_to_primary: NotNegative = 0.0
+    scatter_width: Positive = 0.1
+    contrast: Positive = 1.0
+    gamma: Positive = 1.0
+    saturation: Positive | None = None
+
+
+@dataclass(frozen=True)
+class Radiograph:
+    """Keys of ``configs/drr.yaml``."""
+
+    ct: Path
+    out: Path
+    camera: Literal["lumbar", "x2ct", "parallel"]
+    size: Size
+    spacing: Positive
+    window: Window | None
+    projector: Literal["joseph", "siddon", "trilinear"]
+    attenuation: Literal["plastimatch", "water", "two_material"]
+    kev: Annotated[float, Range(10, 150)]
+    kvp: Literal[80, 100, 120]
+    output: Literal["line_integral", "transmission", "max"]
+    rotation: Three
+    shift: Three
+    pose_jitter: Jitter | None
+    effects: Effects
+    seed: Seed
+
+
+def run(config: DictConfig) -> None:
+    """Read ``ct``, render both views and write the folder ``out``, whole or not at all.
 
     Raises:
         UserError: a setting or the CT is not usable.
     """
-    # Imported here so that --help answers at once.
     from diffux2ct.data.io.volume import read_ct
     from diffux2ct.data.preparation.cube import cut_cube
+    from diffux2ct.xray.camera import camera_preset
+    from diffux2ct.xray.drr import encode_output
 
-    source, out = _path(cfg, "ct"), _path(cfg, "out")
-    size = _whole("size", cfg.size)
-    spacing = _number("spacing", cfg.spacing)
-    window = _window(cfg.window)
-    camera = camera_preset(str(cfg.camera), size, spacing)
-    scene = _scene(cfg)
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: is a file; give out= a folder")
+    cfg = read(Radiograph, config)
+    size, spacing = cfg.size, cfg.spacing
+    camera = camera_preset(cfg.camera, size, spacing)
+    if cfg.out.exists() and not cfg.out.is_dir():
+        raise UserError(f"{cfg.out}: is a file; give out= a folder")
 
-    ct = read_ct(source)
+    # Cut the cube. As in preparation with grid=centre: around the scan's very centre, not the nearest whole voxel.
+    ct = read_ct(cfg.ct)
     for note in ct.meta.get("notes", ()):
         print(note)
-    # As in preparation with grid=centre: around the scan's very centre, not the nearest whole voxel.
     hu = cut_cube(ct, size, spacing, np.array(ct.centre))
     origin = [middle - (size - 1) / 2 * spacing for middle in ct.centre]
-    if window is not None:
-        hu = hu.clip(*window)
-    line_integrals = scene.render(hu, (spacing, spacing, spacing), camera, size)
+    if cfg.window is not None:
+        hu = hu.clip(*cfg.window)
+
+    # Take the X-rays.
+    line_integrals, scene = _render(cfg, hu, camera)
     images, scales = {}, {}
     for view, image in line_integrals.items():
-        images[view], scales[view] = encode_output(image, scene.output)
+        images[view], scales[view] = encode_output(image, cfg.output)
+
+    # Write them with all that they depend on.
     record = {
         "camera": camera.to_dict(),
-        "source": str(source),
+        "source": str(cfg.ct),
         "size": size,
         "spacing": [spacing] * 3,
         "origin": origin,
-        "window": None if window is None else list(window),
-        **scene.to_dict(),
+        "window": None if cfg.window is None else list(cfg.window),
+        **scene,
         "scale": scales,
         # A PNG's grey level times this is the .npy file's value.
         "png_scale": {view: _png_scale(image) for view, image in images.items()},
-        "units": _units(scene.output),
+        "units": _units(cfg.output),
         "axes": {
             "npy": "rows to Superior; columns to Left (frontal) or Posterior (lateral)",
             "png": "as npy with the rows reversed, so that the head is up",
         },
         "version": __version__,
     }
-    _write(out, images, record)
+    _write(cfg.out, images, record)
     peaks = ", ".join(f"{view} up to {image.max():.2f}" for view, image in line_integrals.items())
     print(
-        f"wrote {out}: {_STORED[scene.output]} of {size}x{size}, camera {camera.name}; line integrals: {peaks}"
+        f"wrote {cfg.out}: {_STORED[cfg.output]} of {size}x{size}, camera {camera.name}; line integrals: {peaks}"
     )
 
 
-@dataclass(frozen=True)
-class _Scene:
-    """How the X-rays are taken, apart from the camera."""
+def _render(cfg: Radiograph, hu: np.ndarray, camera: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Line integrals of both views, [size, size], with the exposure's effects; and the settings for camera.json.
 
-    projector: str
-    attenuation: AttenuationModel
-    poses: Mapping[str, Pose]
-    effects: XrayEffects
-    seed: int
-    output: str
+    hu: [size, size, size], a cube of ``cfg.spacing`` mm a voxel.
+    """
+    import torch
 
-    def render(
-        self, hu: np.ndarray, spacing: tuple[float, float, float], camera: Camera, size: int
-    ) -> dict[str, np.ndarray]:
-        """Line integrals of both views, [size, size], with the exposure's effects."""
-        pair = render_pair(
-            hu,
-            spacing,
-            camera,
-            size,
-            projector=self.projector,
-            attenuation=self.attenuation,
-            jitter=self.poses,
-        )
-        generator = torch.Generator().manual_seed(self.seed)
-        return {
-            view: self.effects(torch.from_numpy(image)[None, None], generator)[0, 0].numpy()
-            for view, image in pair.items()
-        }
+    from diffux2ct.xray.attenuation import ATTENUATIONS
+    from diffux2ct.xray.drr import render_pair
+    from diffux2ct.xray.effects import XrayEffects
+    from diffux2ct.xray.pose import Pose, random_poses
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for camera.json."""
-        return {
-            "projector": self.projector,
-            "attenuation": asdict(self.attenuation),  # type: ignore[call-overload]
-            "pose": {view: pose.to_dict() for view, pose in self.poses.items()},
-            "effects": asdict(self.effects),
-            "seed": self.seed,
-            "output": self.output,
-        }
-
-
-def _scene(cfg: DictConfig) -> _Scene:
-    name, output, seed = str(cfg.attenuation), str(cfg.output), cfg.seed
-    settings = {"water": {"kev": _number("kev", cfg.kev, "keV")}, "two_material": {"kvp": cfg.kvp}}.get(name)
-    attenuation = attenuation_model(name) if settings is None else ATTENUATIONS[name](**settings)
-    if str(cfg.projector) not in PROJECTORS:
-        raise UserError(f"projector={cfg.projector}: use {', '.join(PROJECTORS)}")
-    if output not in OUTPUTS:
-        raise UserError(f"output={output}: use {', '.join(OUTPUTS)}")
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise UserError(f"seed={seed}: give a whole number from 0 up")
-    fixed = Pose(_three("rotation", cfg.rotation), _three("shift", cfg.shift))
-    drawn = random_poses(np.random.default_rng(seed), *_jitter(cfg.pose_jitter))
+    settings = {"water": {"kev": cfg.kev}, "two_material": {"kvp": cfg.kvp}}.get(cfg.attenuation, {})
+    attenuation = ATTENUATIONS[cfg.attenuation](**settings)
+    fixed = Pose(cfg.rotation, cfg.shift)
+    jitter = (0.0, 0.0) if cfg.pose_jitter is None else (cfg.pose_jitter.degrees, cfg.pose_jitter.mm)
+    drawn = random_poses(np.random.default_rng(cfg.seed), *jitter)
     poses = {view: fixed.moved(pose) for view, pose in drawn.items()}
-    effects = OmegaConf.to_container(cfg.effects)
-    try:
-        exposure = XrayEffects(**effects)  # type: ignore[arg-type]
-    except TypeError as error:
-        raise UserError(f"effects={effects}: {error}; --help lists them") from error
-    return _Scene(str(cfg.projector), attenuation, poses, exposure, seed, output)
+    effects = XrayEffects(**asdict(cfg.effects))
+    pair = render_pair(
+        hu,
+        (cfg.spacing,) * 3,
+        camera,
+        cfg.size,
+        projector=cfg.projector,
+        attenuation=attenuation,
+        jitter=poses,
+    )
+    generator = torch.Generator().manual_seed(cfg.seed)
+    images = {
+        view: effects(torch.from_numpy(image)[None, None], generator)[0, 0].numpy()
+        for view, image in pair.items()
+    }
+    return images, {
+        "projector": cfg.projector,
+        "attenuation": asdict(attenuation),  # type: ignore[call-overload]
+        "pose": {view: pose.to_dict() for view, pose in poses.items()},
+        "effects": asdict(effects),
+        "seed": cfg.seed,
+        "output": cfg.output,
+    }
 
 
 def _units(output: str) -> dict[str, str]:
@@ -173,6 +194,8 @@ def _units(output: str) -> dict[str, str]:
 
 def _write(out: Path, images: Mapping[str, np.ndarray], record: Mapping[str, Any]) -> None:
     """Write the X-rays as .npy and .png, and camera.json, which describes them."""
+    from PIL import Image
+
     with replaced_files(out, record="camera.json") as partial:
         for view, image in images.items():
             np.save(partial / f"{view}.npy", image)
@@ -183,60 +206,3 @@ def _write(out: Path, images: Mapping[str, np.ndarray], record: Mapping[str, Any
 
 def _png_scale(image: np.ndarray) -> float:
     return float(image.max()) / _PNG_MAX or 1.0
-
-
-def _path(cfg: DictConfig, key: str) -> Path:
-    if OmegaConf.is_missing(cfg, key) or cfg[key] is None:
-        raise UserError(f"{key} is not given; add {key}=PATH to the command (--help explains it)")
-    return Path(str(cfg[key]))
-
-
-def _whole(name: str, value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 2048:
-        raise UserError(
-            f"{name}={value}: give a whole number of voxels from 1 to 2048, for instance {name}=128"
-        )
-    return value
-
-
-def _number(name: str, value: Any, unit: str = "mm") -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
-        raise UserError(
-            f"{name}={value}: give a positive number of {unit}, for instance {name}={60 if unit == 'keV' else 2.0}"
-        )
-    return float(value)
-
-
-def _window(value: Any) -> tuple[float, float] | None:
-    if value is None:
-        return None
-    try:
-        low, high = (float(edge) for edge in value)
-    except (TypeError, ValueError):
-        low, high = 0.0, 0.0
-    if not low < high:
-        raise UserError(f"window={value}: give two rising HU, for instance 'window=[-1024,1500]', or null")
-    return low, high
-
-
-def _three(name: str, value: Any) -> tuple[float, float, float]:
-    try:
-        x, y, z = (float(number) for number in value)
-    except (TypeError, ValueError):
-        x = y = z = float("nan")
-    if not np.isfinite((x, y, z)).all():
-        raise UserError(f"{name}={value}: give three numbers (x, y, z), for instance '{name}=[0,0,10]'")
-    return x, y, z
-
-
-def _jitter(value: Any) -> tuple[float, float]:
-    if value is None:
-        return 0.0, 0.0
-    try:
-        if set(value) != {"degrees", "mm"}:
-            raise ValueError
-        return float(value["degrees"]), float(value["mm"])
-    except (TypeError, ValueError, KeyError):
-        raise UserError(
-            f"pose_jitter={value}: give both, for instance 'pose_jitter={{degrees: 3, mm: 5}}', or null"
-        ) from None

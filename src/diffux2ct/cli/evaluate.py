@@ -5,18 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 from omegaconf import DictConfig
 
-from diffux2ct import build, load
 from diffux2ct.arguments import Count, Device, Precision, Seed, Split, Weights, Whole, read
 from diffux2ct.cli.hydra_app import hydra_app
-from diffux2ct.diffusion.samplers.sampling import changed_settings, sampling_record
-from diffux2ct.evaluation.metric import find_metric, metric_of
-from diffux2ct.evaluation.metric_set import DEFAULT_FAMILIES
-from diffux2ct.evaluation.runner import evaluate
-from diffux2ct.training.checkpoints.provenance import processor
-from diffux2ct.training.settings import resolve_device
 
 
 @dataclass(frozen=True)
@@ -24,10 +16,10 @@ class MetricSettings:
     """Keys of the group ``metrics``."""
 
     protocol: Literal["paper", "x2ct", "psct", "strict"]
-    names: list[str]
     families: list[str]
     segmenter: Path | None
     weights: Path | None
+    names: list[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +45,14 @@ class Evaluation:
 
 def run(config: DictConfig) -> None:
     """Evaluate as ``config`` says; writes the ``evaluation/`` folder of the run."""
+    # Imported here so that --help answers at once.
+    import torch
+
+    from diffux2ct import build, load
+    from diffux2ct.evaluation.runner import evaluate
+    from diffux2ct.training.checkpoints.provenance import processor
+    from diffux2ct.training.settings import resolve_device
+
     cfg = read(Evaluation, config)
     loaded = load.load_run(cfg.ckpt, cfg.device, cfg.weights)
     trained = loaded.cfg
@@ -99,6 +99,8 @@ def run(config: DictConfig) -> None:
 
 def score_table(summary: Mapping[str, Any]) -> str:
     """What the console shows of metrics.json: each score beside its floor, and a word where it is not better."""
+    from diffux2ct.evaluation.metric import find_metric, metric_of
+
     floors = summary["floor"]
     keys = [key for key in summary if find_metric(key) or key in floors]
     titles = {key: metric_of(key).heading for key in keys}
@@ -122,6 +124,9 @@ def score_table(summary: Mapping[str, Any]) -> str:
 
 def default_folder(path: Path, dataset: str, cfg: Evaluation, sampling: dict) -> Path:
     """``<run>/evaluation/<dataset>-<split>-<sampler>``; whatever else departs from the default is marked too."""
+    from diffux2ct.diffusion.samplers.sampling import changed_settings, sampling_record
+    from diffux2ct.evaluation.metric_set import DEFAULT_FAMILIES
+
     record, sampler = sampling_record(sampling), sampling.get("sampler")
     marks = [dataset, cfg.split, f"{record.get('name', 'direct')}{record.get('num_inference_steps', '')}"]
     marks += [cfg.xray_source] if cfg.xray_source != "paired" else []

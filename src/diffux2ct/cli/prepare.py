@@ -2,13 +2,14 @@
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffux2ct.arguments import read
+from diffux2ct.arguments import Count, Positive, Range, Seed, Share, Size, Whole, Window, read
+from diffux2ct.cli.drr import Jitter
 from diffux2ct.cli.hydra_app import hydra_app
 from diffux2ct.errors import UserError
 
@@ -20,77 +21,115 @@ if TYPE_CHECKING:
 # module only because they were started by the command.
 
 
-def run(cfg: DictConfig) -> None:
-    """Prepare ``cfg.raw`` and say what was done. Raises UserError if nothing, or under strict not all, was usable."""
+@dataclass(frozen=True)
+class SplitFile:
+    """Keys of ``dataset.prepare.split``, which ``data.prepared.split`` checks."""
+
+    val: Any
+    test: Any
+    of: Any = None
+    file: Path | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Keys of ``configs/dataset/prepare``."""
+
+    source: str
+    origins: list[str] | None
+    grid: Literal["centre", "x2ct", "lumbar", "stored"]
+    size: Annotated[int, Range(8, 2048)]
+    spacing: Positive
+    window: Window
+    remove_couch: bool
+    instrument: Mapping[str, Any] | None
+    camera: Literal["lumbar", "x2ct", "parallel"]
+    projector: Literal["joseph", "siddon", "trilinear"]
+    attenuation: Literal["plastimatch", "water", "two_material"]
+    pose_jitter: Annotated[Any, Jitter] | None
+    crops: Whole
+    test_crops: Whole | None
+    rescale: tuple[float, float] | Path | None
+    labels: str | None
+    split: Annotated[Any, SplitFile]
+    seed: Seed
+    min_filled: Share = 0.0
+    xrays: Literal["stored", "rendered"] = "stored"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Keys of ``configs/dataset``."""
+
+    name: str
+    size: Size
+    window: Window
+    xray_normalization: Literal["max", "fixed"]
+    max_steps: Count
+    cache: bool
+    root: Path = Path()
+    labels: list[str] | None = None
+    prepare: Annotated[Any, Recipe] | None = None
+    generate: Mapping[str, Any] | None = None
+    randomize: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Keys of ``configs/prepare.yaml``."""
+
+    dataset: Annotated[Any, Dataset]
+    raw: Path
+    out: Path | None
+    size: Annotated[int, Range(8, 2048)] | None
+    spacing: Positive | None
+    crops: Whole | None
+    workers: Count | None
+    strict: bool
+    dry_run: bool
+    contact_sheet: bool
+
+
+def run(config: DictConfig) -> None:
+    """Prepare ``raw`` and say what was done. Raises UserError if nothing, or under strict not all, was usable."""
     from diffux2ct.data.preparation.prepare import prepare, survey
     from diffux2ct.viz.contact_sheet import write_contact_sheets
 
+    cfg = read(Preparation, config)
     if "prepare" not in cfg.dataset:
         raise UserError(
             f"dataset={cfg.dataset.name} is not made from scans; choose folder, lumbarv, lidc_idri, ..."
         )
-    raw = cfg.raw
-    recipe = OmegaConf.to_container(cfg.dataset.prepare, resolve=True)
-    assert isinstance(recipe, dict)
-    recipe = {str(key): value for key, value in recipe.items()}
-    recipe |= {key: cfg[key] for key in ("size", "spacing", "crops") if cfg[key] is not None}
+    values = OmegaConf.to_container(cfg.dataset.prepare, resolve=True)
+    recipe = read(Recipe, values, "dataset.prepare.")  # type: ignore[arg-type]
+    short = {key: getattr(cfg, key) for key in ("size", "spacing", "crops")}
+    short = {key: value for key, value in short.items() if value is not None}
+    recipe = replace(recipe, **short)
     arguments: dict[str, Any] = {
-        key: recipe[key] for key in ("source", "origins", "split", "rescale", "labels")
-    } | {
-        "settings": _settings(recipe),
-        "crops": _number("crops", recipe["crops"]),
-        "test_crops": None if recipe["test_crops"] is None else _number("test_crops", recipe["test_crops"]),
-        "workers": None if cfg.workers is None else _number("workers", cfg.workers),
+        key: getattr(recipe, key)
+        for key in ("source", "origins", "split", "rescale", "labels", "crops", "test_crops")
     }
-    if recipe["source"] == "x2ct":
-        arguments["xrays"] = recipe.get("xrays", "stored")
-        arguments["asked"] = {key for key in ("size", "spacing") if cfg[key] is not None}
+    arguments |= {"settings": _settings(recipe), "workers": cfg.workers}
+    if recipe.source == "x2ct":
+        arguments |= {"xrays": recipe.xrays, "asked": short.keys() & {"size", "spacing"}}
     if cfg.dry_run:
-        rows, report = survey(raw, **arguments)
+        rows, report = survey(cfg.raw, **arguments)
         _tell_survey(rows, report)
     else:
         if cfg.out is None and OmegaConf.is_missing(cfg.dataset, "root"):
             raise UserError("out is not given; add out=DIR, the folder to write")
         out = Path(cfg.dataset.root if cfg.out is None else cfg.out)
-        report = prepare(cfg.dataset.name, raw, out, **arguments)
+        report = prepare(cfg.dataset.name, cfg.raw, out, **arguments)
         sheets = write_contact_sheets(out) if cfg.contact_sheet else []
         _tell(report, out, sheets)
     if cfg.strict and report.bad:
         raise UserError(f"{len(report.bad)} scans could not be used (listed above), and strict=true")
 
 
-def _settings(recipe: Mapping[str, Any]) -> "PrepareSettings":
+def _settings(recipe: Recipe) -> "PrepareSettings":
     from diffux2ct.data.preparation.settings import PrepareSettings
 
-    low, high = recipe["window"]
-    return PrepareSettings(
-        size=_number("size", recipe["size"]),
-        spacing=float(_number("spacing", recipe["spacing"], float)),
-        camera=recipe["camera"],
-        window=(float(_number("window", low, float)), float(_number("window", high, float))),
-        seed=_number("seed", recipe["seed"]),
-        grid=recipe["grid"],
-        remove_couch=_flag("remove_couch", recipe["remove_couch"]),
-        instrument=recipe["instrument"],
-        projector=recipe["projector"],
-        attenuation=recipe["attenuation"],
-        pose_jitter=recipe["pose_jitter"],
-        min_filled=float(_number("min_filled", recipe["min_filled"], float)),
-    )
-
-
-def _number(key: str, value: Any, kind: type = int) -> Any:
-    """The value, if it is a whole number (kind=int) or any number (kind=float); else UserError."""
-    allowed = int if kind is int else (int, float)
-    if isinstance(value, bool) or not isinstance(value, allowed):
-        raise UserError(f"{key}={value}: give a {'whole ' if kind is int else ''}number")
-    return value
-
-
-def _flag(key: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise UserError(f"{key}={value}: give true or false")
-    return value
+    return PrepareSettings(**{field.name: getattr(recipe, field.name) for field in fields(PrepareSettings)})
 
 
 def _tell(report: "PrepareReport", out: Path, sheets: list[Path]) -> None:
@@ -168,4 +207,4 @@ def export_main() -> None:
 def main() -> None:
     """The command; ``--dry-run`` is short for ``dry_run=true``."""
     sys.argv[1:] = ["dry_run=true" if argument == "--dry-run" else argument for argument in sys.argv[1:]]
-    hydra_app("prepare", run)
+    hydra_app("prepare", run, Preparation)

@@ -1,30 +1,43 @@
 """``python scripts/reconstruct.py ckpt= frontal= lateral= out=``: two X-ray files in, a CT out."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 from omegaconf import DictConfig
 
-from diffux2ct.build import plain
+from diffux2ct.arguments import Device, Positive, Precision, Seed, Three, Weights, read
 from diffux2ct.cli.hydra_app import hydra_app
-from diffux2ct.inference import reconstruct
 
 
-def run(cfg: DictConfig) -> None:
-    """Reconstruct as ``cfg`` says; writes reconstruction.nii.gz, xrays_used.png and reconstruct.json to ``cfg.out``."""
-    names = (
-        "frontal",
-        "lateral",
-        "seed",
-        "head_up",
-        "spacing",
-        "origin",
-        "weights",
-        "device",
-        "precision",
-        "perturbation",
-    )
-    settings = {name: plain(cfg)[name] for name in names}
-    out = Path(cfg.out)
+@dataclass(frozen=True)
+class Request:
+    """Keys of ``configs/reconstruct.yaml``."""
+
+    ckpt: Path
+    frontal: Path
+    lateral: Path
+    out: Path
+    head_up: bool | None
+    sampler: Any
+    weights: Weights
+    spacing: Positive | tuple[Positive, Positive, Positive] | None
+    origin: Three | None
+    seed: Seed
+    device: Device
+    precision: Precision
+    perturbation: Literal["random", "zero"] | None = None
+
+
+def run(config: DictConfig) -> None:
+    """Reconstruct as ``config`` says; writes reconstruction.nii.gz, xrays_used.png and reconstruct.json to ``out``."""
+    from diffux2ct.build import plain
+    from diffux2ct.inference import reconstruct
+
+    cfg = read(Request, config)
+    others = ("ckpt", "out", "sampler")
+    settings = {key: getattr(cfg, key) for key in Request.__dataclass_fields__ if key not in others}
+    out = cfg.out
     made = reconstruct(cfg.ckpt, **settings, sampler=plain(cfg.sampler))
     made.write_folder(out)
     for note in made.record["notes"]:
@@ -35,4 +48,4 @@ def run(cfg: DictConfig) -> None:
 
 def main() -> None:
     """Console entry."""
-    hydra_app("reconstruct", run)
+    hydra_app("reconstruct", run, Request)

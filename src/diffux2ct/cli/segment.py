@@ -7,15 +7,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffux2ct import build, load
 from diffux2ct.arguments import Count, Device, Split, Weights, read
 from diffux2ct.atomic import write_text
 from diffux2ct.cli.hydra_app import hydra_app
-from diffux2ct.data.prepared.dataset import PreparedDataset
 from diffux2ct.errors import UserError
-from diffux2ct.evaluation.anatomy.segmentation import dice_table, evaluate_segmentation
-from diffux2ct.reconstructors.segmentation import SegmentationTrainable
-from diffux2ct.training.settings import resolve_device
 
 
 @dataclass(frozen=True)
@@ -34,6 +29,13 @@ class Segmentation:
 
 def run(config: DictConfig) -> None:
     """Score as ``config`` says; prints a table and writes dice.json."""
+    # Imported here so that --help answers at once.
+    from diffux2ct import build, load
+    from diffux2ct.data.prepared.dataset import PreparedDataset
+    from diffux2ct.evaluation.anatomy.segmentation import dice_table, evaluate_segmentation
+    from diffux2ct.reconstructors.segmentation import SegmentationTrainable
+    from diffux2ct.training.settings import resolve_device
+
     cfg = read(Segmentation, config)
     evaluation = None if cfg.run is None else find_evaluation(cfg.run)
     evaluated = {} if evaluation is None else read_metrics(evaluation)

@@ -1,23 +1,25 @@
 """``python scripts/summarize_model.py``: what a model costs, counted on the meta device."""
 
 import json
+import sys
 from typing import Any
 
-import torch
 from omegaconf import DictConfig
-from torch import Tensor
 
-from diffux2ct import build
+from diffux2ct.arguments import convert
 from diffux2ct.cli.hydra_app import hydra_app
-from diffux2ct.reconstructors.cost import part_cost
-from diffux2ct.types import VIEWS
+from diffux2ct.cli.train import Training, check_nodes
 
 
 def run(cfg: DictConfig) -> None:
     """Print the summary of the model that ``cfg`` names, as a table or as JSON (``json=true``)."""
+    from diffux2ct import build
+
     cfg = build.resolved(cfg)
+    check_nodes(cfg)
+    as_json = convert(bool, cfg.json, "json")
     summary = summarize(cfg)
-    if cfg.json:
+    if as_json:
         print(json.dumps(summary, indent=2))
         return
     print(f"model at {cfg.dataset.size}^3, batch {summary['batch_size']}; nothing is allocated")
@@ -33,30 +35,27 @@ def run(cfg: DictConfig) -> None:
 
 def summarize(cfg: DictConfig) -> dict[str, Any]:
     """Parameters, forward TFLOP and activation memory (GiB, fp32, batch 1) per part and in total."""
+    import torch
+
+    from diffux2ct import build
+    from diffux2ct.reconstructors.cost import part_cost
+    from diffux2ct.types import VIEWS
+
     with torch.device("meta"):
         model = build.build_reconstructor(cfg)
+        size = cfg.dataset.size
+        batch = {view: torch.empty(1, 1, size, size) for view in VIEWS}
+        batch |= {"volume": torch.empty(1, 1, size, size, size), "seed": torch.zeros(1, dtype=torch.long)}
         parts = {
             name: {"parameters": sum(p.numel() for p in part.parameters()), **part_cost(model, call)}
-            for name, (part, call) in model.parts(empty_batch(cfg.dataset.size)).items()
+            for name, (part, call) in model.parts(batch).items()
         }
     total = {key: sum(part[key] for part in parts.values()) for key in ("forward_tflop", "saved_gib")}
     total["parameters"] = sum(p.numel() for p in model.parameters())
     return {"size": cfg.dataset.size, "batch_size": 1, "parts": {**parts, "total": total}}
 
 
-def empty_batch(size: int) -> dict[str, Tensor]:
-    """A batch of one, as training sees it; on the meta device it holds nothing."""
-    xrays = {view: torch.empty(1, 1, size, size) for view in VIEWS}
-    return {
-        "volume": torch.empty(1, 1, size, size, size),
-        **xrays,
-        "seed": torch.zeros(1, dtype=torch.long),
-    }
-
-
 def main() -> None:
     """Console entry; ``--json`` is short for ``json=true``."""
-    import sys
-
     sys.argv = ["json=true" if argument == "--json" else argument for argument in sys.argv]
-    hydra_app("summarize", run)
+    hydra_app("summarize", run, Training)

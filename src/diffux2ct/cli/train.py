@@ -5,40 +5,60 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
-from diffux2ct import build
+from diffux2ct.arguments import NotNegative, check_call, convert, read
 from diffux2ct.cli import run_main
 from diffux2ct.cli.hydra_app import hydra_app
+from diffux2ct.cli.prepare import Dataset
 from diffux2ct.command_line import as_typed, command
 from diffux2ct.errors import Stopped, UserError
-from diffux2ct.training.checkpoints.provenance import record_provenance
-from diffux2ct.training.checkpoints.resume import case_digest, find_resume, make_room
-from diffux2ct.training.divergence import Diverged
-from diffux2ct.training.loop import Ended, stepping_back, train
-from diffux2ct.training.processes import distributed
 from diffux2ct.training.processes.failures import known_failures_in_one_line
 from diffux2ct.training.processes.launchers import check_launcher
 from diffux2ct.training.settings import TrainerSettings, resolve_device
+
+if TYPE_CHECKING:
+    import diffux2ct.training.loop
+
+
+@dataclass(frozen=True)
+class Training:
+    """Keys of ``configs/train.yaml`` that are no parts of the model."""
+
+    name: str
+    run_dir: Path
+    dataset: Annotated[Any, Dataset]
+    trainer: Annotated[Any, TrainerSettings] = None
 
 
 @known_failures_in_one_line()
 def run(cfg: DictConfig) -> None:
     """Train as ``cfg`` says; writes ``cfg.run_dir``."""
+    # Imported here so that --help answers at once.
+    from diffux2ct import build
+    from diffux2ct.training.checkpoints.provenance import record_provenance
+    from diffux2ct.training.checkpoints.resume import case_digest, find_resume, make_room
+    from diffux2ct.training.loop import Ended, stepping_back, train
+    from diffux2ct.training.processes import distributed
+
     # Check the settings, before anything is read or written.
     warn_of_unused(cfg)
     cfg = build.resolved(cfg)
     run_dir = Path(cfg.run_dir + sweep_suffix())
     cfg.run_dir = str(run_dir)
+    check_nodes(cfg)
     settings = build.build_settings(cfg)
     resolve_device(settings.device)
     build.check_optimizer(cfg)
@@ -94,7 +114,7 @@ def run(cfg: DictConfig) -> None:
         print(f"next: {use} {as_typed('ckpt', str(run_dir))}")
 
 
-def why_ended(ended: Ended, settings: TrainerSettings) -> str:
+def why_ended(ended: "diffux2ct.training.loop.Ended", settings: TrainerSettings) -> str:
     """Why a run ended, with the command that continues it where one can."""
     if ended.by == "max_minutes":
         place = f"max_minutes={settings.max_minutes:g} reached at step {ended.step} of {settings.max_steps}"
@@ -123,6 +143,8 @@ def typed_again(**changes: float | int) -> str:
 
 @contextmanager
 def _naming_the_next_command() -> Iterator[None]:
+    from diffux2ct.training.divergence import Diverged
+
     try:
         yield
     except Stopped as stopped:
@@ -137,6 +159,8 @@ def _naming_the_next_command() -> Iterator[None]:
 
 def warn_of_unused(cfg: DictConfig) -> None:
     """Warns, on rank 0, of overrides of parts that the chosen model does not have."""
+    from diffux2ct import build
+
     if not HydraConfig.initialized() or int(os.environ.get("RANK", "0")):
         return
     unused = build.unused_parts(cfg)
@@ -169,6 +193,26 @@ def fixed_keys(arguments: Sequence[str]) -> list[str]:
     return [f"{_FIXED_KEYS}=[{','.join(fixed)}]"] if fixed else []
 
 
+def check_nodes(cfg: DictConfig) -> None:
+    """Raise UserError, naming the key, where a setting of the run has a wrong type or nothing uses it."""
+    keys = [field.name for field in fields(Training)]
+    read(Training, {key: cfg[key] for key in keys if key != "trainer"})  # that is read where it is built
+    if "lr" in cfg.optim:
+        convert(NotNegative, cfg.optim.lr, "optim.lr")
+    # The model last: its parts are interpolated into it, and are named as they were typed.
+    for key in sorted(set(cfg) - set(keys), key=lambda key: key == "model"):
+        _check_node(cfg[key], f"{key}.")
+
+
+def _check_node(node: Any, prefix: str) -> None:
+    if not isinstance(node, Mapping):
+        return
+    if "_target_" in node:
+        check_call(get_class(node["_target_"]), node, prefix)
+    for key, part in node.items():
+        _check_node(part, f"{prefix}{key}.")
+
+
 def sweep_suffix() -> str:
     """In a sweep, the settings that vary in it, so that each run has its own folder."""
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
@@ -189,7 +233,7 @@ def main() -> None:
     """Console entry."""
     run_main(lambda: check_launcher(sys.argv[1:]))
     sys.argv += fixed_keys(sys.argv[1:])
-    hydra_app("train", recorded(run))
+    hydra_app("train", recorded(run), Training)
 
 
 def recorded(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:

@@ -2,28 +2,13 @@
 
 import math
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
-
+from diffux2ct.arguments import Count, Device, Positive, Precision, Range, Seed, Whole, check
 from diffux2ct.errors import UserError
 
-_CHOICES = {
-    "precision": ("bf16", "fp32"),
-    "lr_schedule": ("constant", "cosine", "linear_decay"),
-    "strategy": ("ddp", "fsdp"),
-    "on_divergence": ("stop", "step_back"),
-}
-_WHOLE_NUMBERS = (
-    "log_every",
-    "val_every",
-    "checkpoint_every",
-    "warmup_steps",
-    "num_workers",
-    "seed",
-    "keep_last",
-    "max_step_backs",
-    "profile",
-)
+if TYPE_CHECKING:  # --help needs the settings, and loads no torch
+    import torch
 
 
 @dataclass(frozen=True)
@@ -43,59 +28,39 @@ class TrainerSettings:
     ``profile``: trace so many steps, 0 none. ``checkpoint_stages``: the denoiser's, see there.
     """
 
-    max_steps: int
-    batch_size: int = 2
-    accumulate: int = 1
-    max_epochs: float | int | None = None
-    max_minutes: float | int | None = None
-    precision: str = "bf16"
+    max_steps: Count
+    batch_size: Count = 2
+    accumulate: Count = 1
+    max_epochs: Positive | None = None
+    max_minutes: Positive | None = None
+    precision: Precision = "bf16"
     channels_last: bool = True
-    device: str = "auto"
-    num_threads: int | None = None
-    num_workers: int = 0
-    seed: int = 0
-    warmup_steps: int = 0
-    lr_schedule: str = "constant"
-    grad_clip: float | int | None = 1.0
-    ema_decay: float | int | None = 0.9999
+    device: Device = "auto"
+    num_threads: Count | None = None
+    num_workers: Whole = 0
+    seed: Seed = 0
+    warmup_steps: Whole = 0
+    lr_schedule: Literal["constant", "cosine", "linear_decay"] = "constant"
+    grad_clip: Positive | None = 1.0
+    ema_decay: Annotated[float, Range(0, 1, open=True)] | None = 0.9999
     compile: bool = False
     fused: bool | None = None
     deterministic: bool = False
-    strategy: str = "ddp"
+    strategy: Literal["ddp", "fsdp"] = "ddp"
     checkpoint_stages: list[int] | None = None
-    on_divergence: str = "stop"
-    max_step_backs: int = 3
-    explosion_ratio: float | int | None = 100.0
-    profile: int = 0
-    log_every: int = 50
-    val_every: int = 5000
-    num_val_cases: int = 2
-    checkpoint_every: int = 5000
-    keep_last: int = 2
+    on_divergence: Literal["stop", "step_back"] = "stop"
+    max_step_backs: Whole = 3
+    explosion_ratio: Positive | None = 100.0
+    profile: Whole = 0
+    log_every: Whole = 50
+    val_every: Whole = 5000
+    num_val_cases: Whole = 2
+    checkpoint_every: Whole = 5000
+    keep_last: Whole = 2
     resume: str = "auto"
 
     def __post_init__(self) -> None:
-        for key in ("max_steps", "batch_size", "accumulate"):
-            if not _is_whole(getattr(self, key)) or getattr(self, key) < 1:
-                raise UserError(f"trainer.{key}={getattr(self, key)}: must be a whole number of at least 1")
-        if self.num_threads is not None and (not _is_whole(self.num_threads) or self.num_threads < 1):
-            raise UserError(
-                f"trainer.num_threads={self.num_threads}: must be at least 1, or null for PyTorch's own"
-            )
-        for key in _WHOLE_NUMBERS:
-            if not _is_whole(getattr(self, key)) or getattr(self, key) < 0:
-                raise UserError(f"trainer.{key}={getattr(self, key)}: must be a whole number, 0 or more")
-        for key in ("max_epochs", "max_minutes", "explosion_ratio", "grad_clip"):
-            if getattr(self, key) is not None and not getattr(self, key) > 0:
-                raise UserError(f"trainer.{key}={getattr(self, key)}: must be above 0, or null for no limit")
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise UserError(
-                f"trainer.ema_decay={self.ema_decay}: must lie between 0 and 1, or null for no average"
-            )
-        for key, choices in _CHOICES.items():
-            if getattr(self, key) not in choices:
-                names = f"{', '.join(choices[:-1])} or {choices[-1]}"
-                raise UserError(f"trainer.{key}={getattr(self, key)}: choose {names}")
+        check(self, "trainer.")
 
     def with_steps_for(self, num_train_cases: int) -> "TrainerSettings":
         """These settings whose one limit is the first of ``max_steps`` and ``max_epochs`` over so many cases."""
@@ -127,12 +92,10 @@ class TrainerSettings:
         return factor
 
 
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def resolve_device(name: str, local_rank: int = 0) -> torch.device:
+def resolve_device(name: str, local_rank: int = 0) -> "torch.device":
     """``auto`` is this rank's GPU if there is one, else the CPU; UserError for a GPU that is not there."""
+    import torch
+
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":

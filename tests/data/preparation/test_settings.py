@@ -9,6 +9,7 @@ import SimpleITK as sitk
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
+from diffux2ct.arguments import read
 from diffux2ct.data.io.ct_image import CtImage, LabelImage
 from diffux2ct.data.labels import LABELS
 from diffux2ct.data.preparation.cube import lumbar_centre, x2ct_centre
@@ -215,11 +216,11 @@ def test_a_folder_of_before_these_settings_goes_on(tmp_path: Path) -> None:
     "name", ["folder", "lumbarv", "ctspine1k", "ctpelvic1k", "lidc_idri", "lumbarv_open"]
 )
 def test_the_configs_name_settings_that_exist(name: str) -> None:
-    from diffux2ct.cli.prepare import _settings
+    from diffux2ct.cli.prepare import Recipe, _settings
 
     with initialize_config_module("diffux2ct.configs", version_base="1.3"):
         cfg = compose("prepare", overrides=[f"dataset={name}"])
-    settings = _settings(OmegaConf.to_container(cfg.dataset.prepare, resolve=True))
+    settings = _settings(read(Recipe, OmegaConf.to_container(cfg.dataset.prepare, resolve=True)))
     settings.check()
     chest = name in ("lidc_idri", "x2ct")
     assert settings.camera == ("x2ct" if chest else "lumbar")
