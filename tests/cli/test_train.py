@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_module
 
-from diffux2ct.build import build_settings
+from diffux2ct.build import build_settings, resolved
 from diffux2ct.cli.train import check_nodes, typed_again, why_ended
 from diffux2ct.errors import UserError
 from diffux2ct.training.loop import Ended
@@ -66,18 +66,19 @@ def composed(*overrides):
 
 
 def check(cfg):
+    cfg = resolved(cfg)
     check_nodes(cfg)
     build_settings(cfg)
 
 
 @pytest.mark.parametrize("model", sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml")))
 def test_every_model_passes(model):
-    check_nodes(composed("experiment=demo", f"model={model}"))
+    check(composed("dataset=phantom", "size=tiny", f"model={model}"))
 
 
 @pytest.mark.parametrize("dataset", sorted(path.stem for path in (CONFIGS / "dataset").glob("*.yaml")))
 def test_every_data_set_passes(dataset):
-    check_nodes(composed(f"dataset={dataset}"))
+    check(composed(f"dataset={dataset}"))
 
 
 @pytest.mark.parametrize(
