@@ -38,7 +38,7 @@ def assert_one_line(done: subprocess.CompletedProcess, *words: str) -> None:
     ("script", "arguments", "words"),
     [
         ("train.py", ["trainer.max_stepps=3"], ["did you mean trainer.max_steps?", "--help"]),
-        ("train.py", ["model=papper"], ["did you mean paper"]),
+        ("train.py", ["model=vnett"], ["did you mean vnet"]),
         ("train.py", ["trainer.max_steps="], ["error:"]),
         ("train.py", ["experiment=demo", "trainer.precision=fp8"], ["choose bf16 or fp32"]),
         ("evaluate.py", [], ["ckpt is not given"]),
