@@ -1,4 +1,4 @@
-"""Tell the patient from the couch, the mattress and the wires, from the CT alone; no supplied mask, no training.
+"""Separate the patient from the couch, the mattress and the wires, by the CT alone; no supplied mask, no training.
 
 What lies under a patient is wide and thin in axial slices (the shell of a couch), thin and the same from slice to slice
 (its rails), or thinner than any limb (tubes, wires). What is thick is the patient: trunk, arms beside it, legs.

@@ -1,4 +1,4 @@
-"""What the values in ``labels.npy`` mean: one numbering for every data set, phantoms and implants included.
+"""The meaning of the values in ``labels.npy``: one numbering for every data set, phantoms and implants included.
 
 Vertebrae are numbered as in VerSe and CTSpine1K, which CTPelvic1K's numbers are mapped onto (``REMAP``). Every screw
 and every rod has a value of its own, so that each can be found and measured alone.
@@ -26,7 +26,7 @@ LABELS: dict[str, int] = {
     "sacrum": 26,
     "left_hip": 27,
     "right_hip": 28,
-    "lumbar_spine": 29,  # where a data set does not tell its vertebrae apart
+    "lumbar_spine": 29,  # where a data set does not separate its vertebrae
     "ribs": 30,
     "left_femur": 31,
     "right_femur": 32,
@@ -256,7 +256,7 @@ def check_structures(
 ) -> None:
     """UserError unless the values ``found`` in a data set hold the structures: each one, or else at least one.
 
-    found: None where the data set does not tell.
+    found: None where the data set does not list them.
     """
     absent = [
         name for name in structures if found is not None and not structure_values(name) & frozenset(found)

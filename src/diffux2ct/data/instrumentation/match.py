@@ -54,7 +54,7 @@ def check_match(scan: Field, labels: UInt8[np.ndarray, "D H W"], values: Sequenc
                 )
 
 
-# How deep a point lies under the patient's skin.
+# Depth of a point under the patient's skin.
 
 _AIR_HU = -300  # below this is air, not skin
 _STEP = 3.0  # mm, of the grid on which the skin is sought

@@ -68,7 +68,7 @@ def _mixed(
     return new
 
 
-# What metal does to the slices that it lies in: dark bands by beam hardening, streaks by photon starvation.
+# Artefacts of metal in the slices that it lies in: dark bands by beam hardening, streaks by photon starvation.
 
 _TITANIUM = np.array([0.339, 0.180, 0.121])  # mm^-1 at 60, 80 and 100 keV
 _BEAM = np.array([0.35, 0.40, 0.25])  # shares of a 120 kVp beam behind a patient

@@ -19,7 +19,7 @@ from diffux2ct.errors import UserError
 AIR = -1024  # HU: the floor of what is read, and the border of every resampled or padded volume
 _SPACINGS = (0.01, 50.0)  # mm: outside, the unit is wrong
 _MAX_EXTENT = 5000.0  # mm
-# What else people have under the name of a scan, by its first bytes.
+# Other files under the name of a scan, by their first bytes.
 _FOREIGN = {
     b"\x89PNG": "a PNG picture",
     b"\xff\xd8\xff": "a JPEG picture",
@@ -35,14 +35,14 @@ _FOREIGN = {
     b"<": "a web page or XML",
     b"version https://git-lfs": "a git-lfs pointer, not the file itself",
 }
-# What ITK says of headers that it refuses, by a word of it.
+# Faults of headers that ITK refuses, by a word of its message.
 _ITK = {"spacing": "its spacing is zero or no number", "direction": "its direction is singular"}
 # ITK prints warnings of its own to stderr; what matters is said in a UserError or in meta["notes"].
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
 
 def read_image(path: Path) -> tuple[sitk.Image, str, list[str]]:
-    """A NIfTI, MetaImage (MHA, MHD) or NRRD file, told by its content and not by its name; also its format, and notes.
+    """A NIfTI, MetaImage (MHA, MHD) or NRRD file, recognised by its content alone; also its format, and notes.
 
     Raises UserError, one line, if it is none of these or not whole. Voxels may be NaN and of any dimension.
     """
@@ -135,11 +135,11 @@ def _sniff(path: Path) -> str:
         return "nrrd"
     if re.search(rb"^\s*NDims\s*=", head, re.MULTILINE) and not suffix:
         return "mhd" if path.suffix.lower() == ".mhd" else "mha"
-    told = next((f"{what}, " for magic, what in _FOREIGN.items() if head.lstrip().startswith(magic)), "")
+    fault = next((f"{what}, " for magic, what in _FOREIGN.items() if head.lstrip().startswith(magic)), "")
     if head[:4] in (b"\x5c\x01\0\0", b"\0\0\x01\x5c"):
-        told = "Analyze 7.5, which tells no orientation, or a damaged NIfTI, "
+        fault = "Analyze 7.5, which tells no orientation, or a damaged NIfTI, "
     raise UserError(
-        f"{path}: cannot be read: {told}not a NIfTI, MHA, NRRD or DICOM file, or truncated; fetch or convert it again"
+        f"{path}: cannot be read: {fault}not a NIfTI, MHA, NRRD or DICOM file, or truncated; fetch or convert it again"
     )
 
 
@@ -156,10 +156,10 @@ def _read_itk(path: Path, kind: str) -> sitk.Image:
             if count <= min(MAX_VOXELS, MAX_DEFLATE * data.stat().st_size):
                 return reader.Execute()
     except RuntimeError as error:
-        told = next(
+        fault = next(
             (what for word, what in _ITK.items() if word in str(error).lower()), "truncated or damaged"
         )
-        raise UserError(f"{path}: cannot be read, {told}; fetch or convert it again") from error
+        raise UserError(f"{path}: cannot be read, {fault}; fetch or convert it again") from error
     raise UserError(
         f"{path}: {reader.GetSize()} voxels, more than the file can hold: truncated; fetch the file again"
     )
@@ -190,8 +190,8 @@ def _check_geometry(image: sitk.Image, path: Path) -> None:
     if not (np.isfinite(direction).all() and np.isfinite(spacing).all() and np.abs(origin).max() < 1e6):
         raise UserError(f"{path}: spacing, origin or direction are not finite; convert it again")
     if spacing.min() < _SPACINGS[0] or spacing.max() > _SPACINGS[1]:
-        told = " x ".join(f"{s:g}" for s in spacing)
-        raise UserError(f"{path}: voxels of {told} mm; is the unit wrong? write the spacing in mm")
+        sides = " x ".join(f"{s:g}" for s in spacing)
+        raise UserError(f"{path}: voxels of {sides} mm; is the unit wrong? write the spacing in mm")
     extent = (spacing * image.GetSize()[:3]).max()
     if extent > _MAX_EXTENT:
         raise UserError(f"{path}: {extent / 1000:.0f} m long; is the unit wrong? write the spacing in mm")

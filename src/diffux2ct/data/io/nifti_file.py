@@ -1,6 +1,6 @@
 """One NIfTI file (single or .hdr/.img pair, compressed or not, under any name) as a SimpleITK image.
 
-nibabel reads it: ITK's own NIfTI reader fills what a truncated file lacks with zeros, turns NaN into 0, refuses sheared
+nibabel reads it: ITK's own NIfTI reader pads a truncated file with zeros, turns NaN into 0, refuses sheared
 affines and, of ``a.nii.gz`` beside ``a.nii``, mixes the header of one with the voxels of the other.
 """
 

@@ -115,7 +115,7 @@ def _beam_hardness(body: Body) -> np.ndarray:
 
 
 def _describe(anatomy: Anatomy, labels: np.ndarray) -> dict:
-    """What case.json tells of a patient."""
+    """Entries of case.json about a patient."""
     found = np.bincount(labels.ravel(), minlength=256)
     return {
         "num_screws": int((found[FIRST_SCREW:FIRST_ROD] > 0).sum()),  # in view

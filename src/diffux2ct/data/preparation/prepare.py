@@ -115,7 +115,7 @@ def survey(
 
 def _plan(raw: Path, out: Path, request: Request) -> Plan:
     if request.get("source") != "x2ct":
-        return make_plan(raw, out, **request)
+        return make_plan(raw, out, **request)  # pyright: ignore  (xrays and asked are of x2ct alone)
     from diffux2ct.data.preparation.stored import plan_stored  # needs h5py
 
     return plan_stored(raw, out, request)
@@ -227,10 +227,10 @@ def _known_repeats(out: Path, jobs: Sequence[ScanJob]) -> Repeats:
     whole = {job.base for job in jobs if all(read_case(out, case_id) for case_id in job.case_ids)}
     repeats = {}
     for job in jobs:
-        told = known.get(job.base)
-        # An older summary tells only the other's name.
-        if isinstance(told, dict) and told["same_as"] in whole and holds(job, told["sha256"]):
-            repeats[job.base] = told
+        entry = known.get(job.base)
+        # An older summary holds only the other's name.
+        if isinstance(entry, dict) and entry["same_as"] in whole and holds(job, entry["sha256"]):
+            repeats[job.base] = entry
     return repeats
 
 
@@ -238,9 +238,9 @@ def _check_resume(out: Path, jobs: Sequence[ScanJob]) -> list[ScanJob]:
     """Jobs that still have cases to write; UserError if what is there was prepared differently, or of other scans."""
     if (out / "dataset.json").is_file() and jobs:
         before = json.loads((out / "dataset.json").read_text(encoding="utf-8"))
-        settings, told = jobs[0].settings, {**before, "camera": before["preset"]}
+        settings, then = jobs[0].settings, {**before, "camera": before["preset"]}
         geometry = None if before.get("xrays") == "stored" else before["camera"]
-        _refuse(out, out.name, changed(settings.as_dict(), told) or camera_changed(settings, geometry))
+        _refuse(out, out.name, changed(settings.as_dict(), then) or camera_changed(settings, geometry))
     todo = []
     for job in jobs:
         found = {i: record for i in job.case_ids if (record := read_case(out, i)) is not None}
@@ -287,7 +287,7 @@ def _check_space(out: Path, jobs: Sequence[ScanJob], settings: PrepareSettings) 
         )
 
 
-# Run jobs on scans, in this process or in several; what ends them all becomes one line.
+# Run jobs on scans, in this process or in several; a full disk or a killed worker becomes one line.
 
 
 def run_jobs(

@@ -1,4 +1,4 @@
-"""What a preparation did, or would do, as lines, a table and a file."""
+"""The report of a preparation or of its dry run, as lines, a table and a file."""
 
 import json
 import re
@@ -16,8 +16,8 @@ from diffux2ct.data.prepared.writer import SPLITS, label_names
 class PrepareReport:
     """Cases written now and found finished, scans left out with their reasons, notes, the split, and the summary.
 
-    bad: scans that cannot be used. not_used: what lies in the raw folder and is no scan to use, by design: radiographs,
-    duplicates. Both are (path below raw, reason).
+    bad: scans that cannot be used. not_used: files that are left out by design: radiographs, duplicates, and scans that
+    ``min_filled`` excludes. Both are (path below raw, reason).
     """
 
     written: int = 0

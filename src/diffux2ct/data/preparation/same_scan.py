@@ -1,6 +1,6 @@
 """The same scan under two names, and another scan under the same name, found by their content.
 
-No patient may stand in train and in test, and no case may stand for a scan that it was not made of.
+No patient may be in train and in test, and no case may carry the name of a scan that it was not cut from.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +15,7 @@ from diffux2ct.data.preparation.scan_job import ScanJob, survey_scan
 def find_same(jobs: Sequence[ScanJob], hashes: Mapping[str, str], report: PrepareReport) -> dict[str, str]:
     """Scans to leave out because another patient has them too: {name: the name that is kept}.
 
-    hashes: content by job name. The patient whose scan's name sorts first keeps it; the report tells of the others.
+    hashes: content by job name. The patient whose scan's name sorts first keeps it; the report lists the others.
     A patient's own scan twice is kept twice, with a note.
     """
     groups: dict[str, list[ScanJob]] = {}
@@ -44,7 +44,7 @@ def holds(job: ScanJob, sha256: str) -> bool:
     """Whether the scan's files still have this SHA-256."""
     try:
         return sha256_of(job.raw.path) == sha256
-    except OSError:  # whoever reads the scan will say what is wrong with it
+    except OSError:  # the reader names the fault
         return False
 
 
@@ -57,7 +57,7 @@ def made_of_another(job: ScanJob, records: Mapping[str, Mapping[str, Any]]) -> d
     found = {}
     if others := _of_another_scan(job, {i: record for i, record in records.items() if record.get("sha256")}):
         found[f"from another content of {job.raw.path}"] = others
-    # Older cases do not tell of their label files, and X2CT-GAN's have theirs in them.
+    # Older cases have no entry for their label files, and X2CT-GAN's have theirs inside.
     labelled = {i: record["labels_sha256"] for i, record in records.items() if "labels_sha256" in record}
     path = job.raw.labels
     if others := [i for i, then in labelled.items() if then is None and path is not None]:
@@ -70,13 +70,13 @@ def made_of_another(job: ScanJob, records: Mapping[str, Mapping[str, Any]]) -> d
     return found
 
 
-def _of_another_scan(job: ScanJob, told: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    now = _hash_since(job, job.raw.path, told)
-    others = [case_id for case_id, record in told.items() if now and record["sha256"] != now]
+def _of_another_scan(job: ScanJob, records: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    now = _hash_since(job, job.raw.path, records)
+    others = [case_id for case_id, record in records.items() if now and record["sha256"] != now]
     if others and job.raw.path.is_dir():
         # The folder's other files may have changed, and this series not.
         content = survey_scan(job).found.get("content_sha256")
-        others = [case_id for case_id in others if told[case_id].get("content_sha256") != content]
+        others = [case_id for case_id in others if records[case_id].get("content_sha256") != content]
     return others
 
 
@@ -87,7 +87,7 @@ def _hash_since(job: ScanJob, path: Path, cases: Iterable[str]) -> str | None:
         if not made or _last_change(path, job.raw_root) < min(case.stat().st_mtime_ns for case in made):
             return None
         return sha256_of(path)
-    except OSError:  # what cannot be read does not speak against a finished case
+    except OSError:  # an unreadable file does not invalidate a finished case
         return None
 
 

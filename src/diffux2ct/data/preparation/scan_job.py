@@ -47,7 +47,7 @@ class ScanJob:
 
     @property
     def needs_vertebrae(self) -> bool:
-        """Whether labelled vertebrae decide the content."""
+        """True where labelled vertebrae decide the content."""
         return self.settings.instrument is not None or (
             self.num_crops == 0 and self.settings.grid == "lumbar"
         )
@@ -58,7 +58,7 @@ class ScanJob:
         return str(self.raw.path.relative_to(self.raw_root)) or "."
 
     def below_raw(self, text: str) -> str:
-        """A line for the user with paths from the raw folder on: where that lies is nobody else's business."""
+        """A line for the user with paths from the raw folder on."""
         root = re.escape(str(self.raw_root))
         text = re.sub(rf"(?<![\w./-]){root}[/\\](?=\S)", "", text)
         return re.sub(rf"(?<![\w./-]){root}(?=: )", lambda _: self.raw_root.resolve().name, text)
@@ -70,7 +70,7 @@ class _LeftOut(UserError):
 
 @dataclass
 class ScanResult:
-    """Cases written, and why the scan cannot be used (None if it can); ``survey_scan`` adds what it found.
+    """Cases written, and why the scan cannot be used (None if it can); ``survey_scan`` adds the entries of case.json.
 
     by_choice: the scan could be used and a setting (``min_filled``) leaves it out.
     """
@@ -82,7 +82,7 @@ class ScanResult:
 
 
 def prepare_scan(job: ScanJob) -> ScanResult:
-    """Cut the missing cases of one scan. What is wrong with the scan comes back as a reason; a full disk is raised."""
+    """Cut the missing cases of one scan. A fault of the scan comes back as a reason; a full disk is raised."""
     if job.settings.grid == "stored":
         from diffux2ct.data.preparation.stored import cut_stored
 
@@ -91,10 +91,10 @@ def prepare_scan(job: ScanJob) -> ScanResult:
 
 
 def survey_scan(job: ScanJob) -> ScanResult:
-    """Read one scan and its labels as ``prepare_scan`` does, and write nothing: ``found`` is what case.json would say.
+    """Read one scan and its labels as ``prepare_scan`` does, writing nothing: ``found`` holds entries of case.json.
 
-    All of the scan is read: only its voxels tell whether it is whole, in HU, and the same as another. Implants are put
-    in where there shall be any: only that tells whether its pedicles can take them.
+    All of the scan is read: only its voxels show whether it is whole, in HU, and the same as another. Implants are put
+    in where the settings say: only that shows whether its pedicles can take them.
     """
     if job.settings.grid == "stored":
         from diffux2ct.data.preparation.stored import look_at_stored
@@ -104,7 +104,7 @@ def survey_scan(job: ScanJob) -> ScanResult:
 
 
 def guarded(job: ScanJob, work: Callable[[ScanJob, ScanResult], None]) -> ScanResult:
-    """The result of ``work``; what is wrong with the scan becomes its reason, a full disk is raised."""
+    """The result of ``work``; a fault of the scan becomes its reason, a full disk is raised."""
     result = ScanResult()
     try:
         work(job, result)
@@ -121,7 +121,7 @@ def guarded(job: ScanJob, work: Callable[[ScanJob, ScanResult], None]) -> ScanRe
 
 
 def _read(job: ScanJob) -> tuple[CtImage, LabelImage | None, dict[str, Any]]:
-    """The CT, its labels in our numbers, and what case.json shall tell of both."""
+    """The CT, its labels in our numbers, and the entries of case.json about both."""
     # Imported here so that phantoms, which use the same writer, need no SimpleITK.
     from diffux2ct.data.preparation.scan_reader import read_scan
 
@@ -204,14 +204,17 @@ def _cut_cases(job: ScanJob, result: ScanResult) -> None:
     from diffux2ct.data.preparation.cube import cut_cube, seed_of
 
     settings = job.settings
+    # Read the scan and place its cubes.
     ct, labels, meta = _read(job)
     if job.needs_vertebrae:
         labels = _known_labels(labels, meta)
     meta["sha256"] = sha256_of(job.raw.path)
     meta["labels_sha256"] = _labels_sha256(job.raw.labels)
     centres = _centres(ct, labels, job)
+    # Clear the couch and put in implants.
     ct, labels = _altered(ct, labels, meta, job)
     meta["notes"] = [job.below_raw(note) for note in meta["notes"]]
+    # Cut, clip and project the cases that are missing.
     for case_id, (centre, filled) in zip(job.case_ids, centres, strict=True):
         if read_case(job.root, case_id) is not None:
             continue
@@ -283,7 +286,7 @@ def _without_couch(ct: CtImage, notes: list[str]) -> CtImage:
 
 
 def _known_labels(labels: LabelImage | None, meta: dict[str, Any]) -> LabelImage:
-    """The labels, if they are there and tell vertebrae; else UserError."""
+    """The labels, if they are there and name vertebrae; else UserError."""
     if labels is None:
         raise UserError(
             "no labels, which grid=lumbar and instrument= need; use grid=centre and instrument=null"

@@ -1,4 +1,4 @@
-"""What decides the content of a prepared case, with the defaults of the paper (configs/dataset/prepare/paper.yaml)."""
+"""Settings of a prepared case, with the defaults of the paper (configs/dataset/prepare/paper.yaml)."""
 
 import hashlib
 import json
@@ -59,7 +59,7 @@ class PrepareSettings:
         return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()[:16]
 
     def check(self) -> None:
-        """Raises UserError, naming the setting, if one of them cannot be."""
+        """Raises UserError, naming the setting, if one of them is invalid."""
         if self.size < 8:
             raise UserError(f"size={self.size}: give the voxels per side, at least 8")
         if not self.spacing > 0:
@@ -91,20 +91,20 @@ class PrepareSettings:
 
 
 def changed(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
-    """``key=old (now new)`` of every setting that differs; what an older folder does not tell had the default."""
+    """``key=old (now new)`` of every setting that differs; missing in an older folder, it has its default."""
     defaults = PrepareSettings().as_dict()
-    told = {key: before.get(key, defaults.get(key)) for key in now}
-    return [f"{key}={told[key]} (now {now[key]})" for key in now if told[key] != now[key]]
+    then = {key: before.get(key, defaults.get(key)) for key in now}
+    return [f"{key}={then[key]} (now {now[key]})" for key in now if then[key] != now[key]]
 
 
 def camera_changed(settings: PrepareSettings, before: Mapping[str, Any] | None) -> list[str]:
-    """As ``changed``, for the camera's geometry that an older folder tells: a preset may change behind its name."""
+    """As ``changed``, for the camera's geometry that an older folder records: a preset may change behind its name."""
     if not before:
         return []
     now = camera_preset(settings.camera, settings.size, float(settings.spacing)).to_dict()
-    told = {"reverse": False} | dict(before)  # which the oldest do not tell
+    then = {"reverse": False} | dict(before)  # missing in the oldest folders
     return [
-        f"camera.{key}={told.get(key)} (now {now[key]})" for key in now if not _same(told.get(key), now[key])
+        f"camera.{key}={then.get(key)} (now {now[key]})" for key in now if not _same(then.get(key), now[key])
     ]
 
 

@@ -32,6 +32,7 @@ SETTINGS = PrepareSettings(
 )
 SPLIT = {"val": 8, "test": 101, "of": 1010, "file": None}
 _IDLE = ("grid", "remove_couch", "instrument", "pose_jitter", "min_filled")  # settings of the cut
+_IDLE_REQUEST = ("crops", "test_crops", "origins", "rescale", "labels")
 _IDLE_STORED = ("projector", "attenuation")  # settings of rendered X-rays
 _MARGIN = 0.05  # of correlation, by which another orientation must look more like the CT to be reported
 _SPACING = 0.005  # relative distance of a file's spacing from the settings': the data's 1 mm is 0.999 in some
@@ -143,11 +144,7 @@ def _checked(request: Request, settings: PrepareSettings, xrays: str) -> set[str
     now, usual = settings.as_dict(), SETTINGS.as_dict()
     changed = {field.name for field in fields(settings) if now[field.name] != usual[field.name]}
     asked = {*request.get("asked", ()), *changed}
-    cut = {
-        key: request[key]
-        for key in ("crops", "test_crops", "origins", "rescale", "labels")
-        if request.get(key)
-    }
+    cut: dict[str, Any] = {key: value for key, value in request.items() if key in _IDLE_REQUEST and value}
     cut |= {key: getattr(settings, key) for key in _IDLE if key in asked}
     for key, value in cut.items():
         raise UserError(

@@ -53,7 +53,7 @@ class PreparedDataset(torch.utils.data.Dataset):
     labels: structures or groups of ``data/labels``; items then have "labels" [D, H, W], uint8, k where the k-th
     of them is and 0 elsewhere (at a smaller size: ``reduce_classes``), and cases without labels are left out.
     Raises UserError where the folder is missing, empty, unfinished or damaged (missing: three lines), was made for
-    another window, or has not the labels.
+    another window, or has no such labels.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class PreparedDataset(torch.utils.data.Dataset):
         return item
 
     def _case(self, index: int) -> dict[str, Tensor]:
-        """The volume [1, D, H, W] in [-1, 1] and raw line integrals [D, W], [D, H], at the size that is asked for."""
+        """The volume [1, D, H, W] in [-1, 1] and raw line integrals [D, W], [D, H], at the requested size."""
         if self._cache is not None and index in self._cache:
             return self._cache[index]
         hu = _block_mean(self._load(index, "volume"), self._factor)

@@ -44,8 +44,8 @@ def split_patients(
     ``of``: the total for which the counts were meant; with another number of patients they are scaled.
     ``file``: a published split (see ``read_split``), or ``official`` for the data set's own lists (``official``, from
     ``Discovery.split``); the string "official" alone is short for that. A part that the file has is taken from it; a
-    val that it lacks is drawn from its train by ``split["val"]``. Patients that no list names come to train.
-    notes: what the user should know is appended to it.
+    val that is missing in it is drawn from its train by ``split["val"]``. Patients that no list names come to train.
+    notes: lines for the user are appended to it.
     Raises UserError for unknown patients, overlapping lists, and counts that leave nobody to train on.
     """
     notes = [] if notes is None else notes
@@ -162,17 +162,17 @@ def _scaled(settings: dict[str, Any], total: int, notes: list[str]) -> dict[str,
         return settings
     scaled = dict(settings)
     left = total - sum(len(named) for named in settings.values() if isinstance(named, list | tuple))
-    told = []
+    lines = []
     for part in ("test", "val"):  # in this order, as they are drawn
         count = settings.get(part)
         if isinstance(count, int) and not isinstance(count, bool) and count > 0:
             scaled[part] = min(max(1, round(count * total / of)), max(left - 1, 0))
             left -= scaled[part]
-            told.append(
+            lines.append(
                 f"split: {part}={count} is meant for {of} patients and here are {total}: {scaled[part]} taken "
                 "(dataset.prepare.split.of=null takes the count as it is)"
             )
-    notes += told[::-1]
+    notes += lines[::-1]
     return scaled
 
 

@@ -122,7 +122,7 @@ def finish_dataset(
     """Write manifest.csv, split.json and dataset.json (last) over the cases that ``split`` names.
 
     split: {"train": [case ids], "val": [...], "test": [...]}. settings: spacing, size, window, preset (the camera's
-    name), seed and whatever else dataset.json shall tell; it also gets the names of the labels that occur.
+    name), seed and further entries of dataset.json; it also gets the names of the labels that occur.
     Raises UserError if a patient is in two splits.
     """
     root = Path(root)
@@ -201,7 +201,7 @@ def _poses(jitter: Mapping[str, float | int] | None, seed: int | Sequence[int]) 
 
 
 def _measured(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """What case.json tells of the arrays themselves."""
+    """Entries of case.json about the arrays themselves."""
     volume, labels = arrays["volume"], arrays.get("labels")
     values = [] if labels is None else np.flatnonzero(np.bincount(labels.ravel())).tolist()
     return {

@@ -1,4 +1,4 @@
-"""What every source answers with, and how it looks through a raw folder.
+"""The result of every source, and the walk through a raw folder.
 
 A source says which files are scans, of which patients, with which labels, and what else lies there and why it is not
 used. What is in the files is settled by ``data/io``; here at most a DICOM header is read.
@@ -16,7 +16,17 @@ from diffux2ct.data.io.dicom.kind import has_dicom_magic, named_dicom
 SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".7z", ".rar")
 _LABEL = re.compile(r"\d*(labels?|masks?|segs?|segmentations?|4label|5label)(maps?)?(tr|ts)?\d*")
-_NEUTRAL = {"ct", "data", "image", "images", "img", "volume", "volumes", "vol", "scan"}  # tell no scans apart
+_NEUTRAL = {
+    "ct",
+    "data",
+    "image",
+    "images",
+    "img",
+    "volume",
+    "volumes",
+    "vol",
+    "scan",
+}  # in names of all scans
 _TAGS = (
     "Modality",
     "SeriesInstanceUID",
@@ -48,7 +58,7 @@ class RawCase:
 
 @dataclass(frozen=True)
 class Discovery:
-    """What a raw folder holds.
+    """Contents of a raw folder.
 
     cases: the scans, sorted. left_out: (path below the folder, reason) of what is not used. split: official lists
     found there, patients by part ("train", "val", "test"), nobody in two of them. notes: lines for the user.
@@ -64,7 +74,7 @@ class Discovery:
 class Tree:
     """A raw folder walked through: volume files, folders with DICOM, .h5 files, and tables and lists (.txt, .csv).
 
-    others: (path below the folder, reason) of what no source can use: packed archives, folders that cannot be read.
+    others: (path below the folder, reason) of unusable files: packed archives, folders that cannot be read.
     """
 
     root: Path
@@ -75,7 +85,7 @@ class Tree:
     others: list[tuple[str, str]]
 
     def below(self, path: Path) -> str:
-        """A path as the user knows it: below the raw folder, with forward slashes."""
+        """A path as the user sees it: below the raw folder, with forward slashes."""
         return path.relative_to(self.root).as_posix()
 
 
@@ -130,7 +140,7 @@ def walk(raw: Path) -> Tree:
 def probe(folder: Path) -> DicomFolder:
     """Look at a folder of DICOM by a few of its headers; ``mixed`` if they are of several series.
 
-    The public archives put one series in a folder, so a few headers tell it; all are read where these differ.
+    The public archives put one series in a folder, so a few headers identify it; all are read where these differ.
     """
     paths = [p for p in sorted(folder.iterdir()) if p.is_file() and _may_be_dicom(p)]
     picked = [paths[i] for i in sorted({round(k * (len(paths) - 1) / 4) for k in range(5)})] if paths else []
@@ -158,12 +168,12 @@ def read_header(path: Path) -> dict[str, str]:
         try:
             header = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=list(_TAGS))
             return {tag: str(header.get(tag) or "").strip() for tag in _TAGS if tag in header}
-        except Exception:  # whatever is in the file; the reader will say what is wrong with it
+        except Exception:  # of any kind; the reader names the fault
             return {}
 
 
 def not_a_ct(found: DicomFolder) -> str | None:
-    """Why a folder of DICOM is no CT scan, or None."""
+    """The reason why a folder of DICOM is no CT scan, or None."""
     kinds = {
         "CR": "radiograph",
         "DX": "radiograph",
@@ -175,7 +185,7 @@ def not_a_ct(found: DicomFolder) -> str | None:
     }
     if found.localizer:
         return "a localizer (scout), not a CT volume"
-    if found.modality in ("CT", ""):  # without a header, the reader says what is wrong
+    if found.modality in ("CT", ""):  # without a header, the reader names the fault
         return None
     kind = f" ({kinds[found.modality]})" if found.modality in kinds else ""
     return f"DICOM of modality {found.modality}{kind}, not CT"
@@ -189,20 +199,20 @@ def stem(path: Path) -> str:
 
 
 def is_label(path: Path) -> bool:
-    """Whether a volume file (path below the raw folder) is a label map, by whole words of its and its folders' names.
+    """True for a volume file (path below the raw folder) that is a label map, by words of its and its folders' names.
 
     So ``totalseg_s0308_ct`` is a scan and ``s0308_seg`` is not; folders ``labelsTr`` count. A name that ends in ``ct``
     is a scan whatever it says before, as in ``sub-1_label-22_ct``.
     """
     own = words(stem(path))
-    told = [] if own[-1:] == ["ct"] else own
+    named = [] if own[-1:] == ["ct"] else own
     return any(
-        _LABEL.fullmatch(word) for word in [*told, *(w for part in path.parent.parts for w in words(part))]
+        _LABEL.fullmatch(word) for word in [*named, *(w for part in path.parent.parts for w in words(part))]
     )
 
 
 def key(path: Path) -> str:
-    """What a scan's name and its label's name have in common."""
+    """The part that a scan's name and its label's name share."""
     return "_".join(w for w in words(stem(path)) if w not in _NEUTRAL and not _LABEL.fullmatch(w))
 
 

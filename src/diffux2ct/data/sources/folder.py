@@ -108,13 +108,13 @@ def _mixed_series(
 
 
 def _by_patient_id(series: Sequence[tuple[RawCase, str]], tree: Tree) -> tuple[list[RawCase], list[str]]:
-    """Scans, whose patients are folders so far, by the PatientID beside each; and what the user should know of it."""
-    told = {patient_id for _, patient_id in series}
+    """Scans, whose patients are folders so far, by the PatientID beside each; and a note for the user."""
+    given = {patient_id for _, patient_id in series}
     folders = {case.path for case, _ in series}
-    if len(folders) > 1 and len(told) == 1 and told != {""}:
+    if len(folders) > 1 and len(given) == 1 and given != {""}:
         note = (
-            f"all {len(folders)} DICOM folders have the PatientID {told.pop()}, taken for an anonymiser's: their names "
-            "tell the patients apart; if it is one person, that person may be in train and in test"
+            f"all {len(folders)} DICOM folders have the PatientID {given.pop()}, taken for an anonymiser's: "
+            "their names tell the patients apart; if it is one person, that person may be in train and in test"
         )
         return [case for case, _ in series], [note]
     ids: dict[str, set[str]] = {}  # by the patient that the folders tell

@@ -78,7 +78,7 @@ def _twice(cases: list[RawCase]) -> list[str]:
 
 
 def _missing(tree: Tree, found: set[str]) -> list[str]:
-    """A note on CT series that the archive's table lists and the folder lacks: the download was cut short."""
+    """A note on CT series of the archive's table that are missing in the folder: the download was cut short."""
     notes = []
     for path in tree.texts:
         if path.name.lower() != "metadata.csv":

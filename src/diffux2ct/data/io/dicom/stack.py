@@ -80,10 +80,10 @@ def arrange(frames: Sequence[Frame], path: Path, notes: list[str]) -> Stack:
             f"{path}: positions run {tilt:.0f} degrees off the slices' normal; their header is wrong, export it again"
         )
     if np.linalg.norm(step - normal) * along[-1] < 0.5 * pixel:  # nowhere half a pixel off: straight
-        told = abs(frames[0].gantry_tilt)
-        if told > 1.0 and abs(axes[0, 2]) + abs(axes[1, 2]) < 1e-3:
+        tilt = abs(frames[0].gantry_tilt)
+        if tilt > 1.0 and abs(axes[0, 2]) + abs(axes[1, 2]) < 1e-3:
             notes.append(
-                f"{path}: the header tells a gantry tilt of {told:.1f} degrees, the positions none; these are used"
+                f"{path}: the header tells a gantry tilt of {tilt:.1f} degrees, the positions none; these are used"
             )
         step = normal
     else:
@@ -92,7 +92,7 @@ def arrange(frames: Sequence[Frame], path: Path, notes: list[str]) -> Stack:
 
 
 def _one_geometry(frames: Sequence[Frame], path: Path, notes: list[str]) -> list[Frame]:
-    """The largest set of axial frames with one size and orientation; the others are told in notes."""
+    """The largest set of axial frames with one size and orientation; notes name the others."""
     axial = [frame for frame in frames if frame.is_axial]
     if len(axial) < len(frames):
         notes.append(
@@ -189,7 +189,7 @@ def _without_repeats(
 
 def _refuse_holes(frames: list[Frame], along: np.ndarray, path: Path) -> None:
     gaps = np.diff(along)
-    # Some protocols have two distances (a head's base and vertex), told by two thicknesses: each has its usual gap.
+    # Some protocols have two distances (a head's base and vertex), marked by two thicknesses: each has its usual gap.
     thick = np.array([frame.thickness for frame in frames])
     usual = np.zeros(len(gaps))
     for value in np.unique(thick):

@@ -1,4 +1,4 @@
-"""What an X2CT-GAN HDF5 file declares, checked before any voxel is read: a header can promise more than memory holds.
+"""Declarations of an X2CT-GAN HDF5 file, checked before any voxel is read: a header can promise more than memory holds.
 
 Only what lies in the file itself is read: an HDF5 link or an external dataset can name any file of the machine.
 """
@@ -18,7 +18,7 @@ from diffux2ct.errors import UserError
 from diffux2ct.types import VIEWS
 from diffux2ct.xray.camera import Camera
 
-SIDE_MM = 320.0  # of the cube, where the file does not tell
+SIDE_MM = 320.0  # of the cube, where the file does not declare it
 XRAY_KEYS: dict[str, str] = dict(zip(VIEWS, ("xray1", "xray2"), strict=True))
 MAX_SIDE = 512  # voxels per side: twice the published ones, which is a quarter of a gigabyte
 _MAX_PIXELS = 4096  # per side of an X-ray
@@ -28,12 +28,12 @@ _SAME = 1e-6  # relative: the spacing that the file's numbers give, and the one 
 
 @dataclass(frozen=True)
 class X2ctHeader:
-    """What a file tells without its voxels.
+    """Declarations of a file, without its voxels.
 
     size: voxels per side. side: of the cube, mm. has_xrays: both of them. scales: the X-rays' maxima as line integrals;
     None unless ``write_x2ct`` wrote them. attrs: the text attributes that it has, of patient, case, views, xrays_scale,
     projector and attenuation. origin: mm LPS of the first voxel. camera, window (HU), poses (by view), labels_are_own:
-    as the prepared folder had them. None: not told, as in X2CT-GAN's own files. notes: lines for the user.
+    as the prepared folder had them. None: not declared, as in X2CT-GAN's own files. notes: lines for the user.
     """
 
     size: int
@@ -51,7 +51,7 @@ class X2ctHeader:
 
     @property
     def ours(self) -> bool:
-        """Whether ``export_x2ct`` wrote it, so that it tells how it was prepared."""
+        """True if ``export_x2ct`` wrote it, so that it records how it was prepared."""
         whole = self.scales is not None or not self.has_xrays
         return whole and self.camera is not None and self.window is not None
 
