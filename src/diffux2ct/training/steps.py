@@ -100,6 +100,8 @@ def step_objectives(
         set_lr(optimizer, settings.lr_factor(state.step))
         optimizer.zero_grad(set_to_none=True)
         # Backward through the parts, clip, and step.
+        # Backward through the parts, clip, and step.
+        # Backward through the parts, clip, and step.
         losses |= accumulate(run_step, wrapped, objective.name, parts, settings, device)
         losses[f"{objective.name}/grad_norm"] = clip(objective.parameters, settings.grad_clip)
         optimizer.step()

@@ -1,4 +1,4 @@
-"""What camera.json tells of the X-rays beside it, which scripts/synthesize_drr.py made of a CT."""
+"""camera.json: the geometry of the X-rays beside it, which scripts/synthesize_drr.py computed from a CT."""
 
 import json
 from collections.abc import Mapping
@@ -81,7 +81,7 @@ def read_camera_file(xray: str | Path) -> CameraFile | None:
 
 
 def read_camera_files(xrays: Mapping[str, Path]) -> dict[str, CameraFile]:
-    """What is known of the given views, by view. Raises UserError where it shows that they cannot be used as given."""
+    """Read the camera.json of the given views, by view. UserError where it shows that they cannot be used as given."""
     found: dict[str, CameraFile] = {}
     for view, path in xrays.items():
         known = read_camera_file(path)
