@@ -15,7 +15,6 @@ SCRIPTS = {
     "fetch_weights": "scripts/fetch_weights.py",
     "prepare": "scripts/prepare_dataset.py",
     "reconstruct": "scripts/reconstruct.py",
-    "segment": "scripts/segment.py",
     "summarize": "scripts/summarize_model.py",
 }
 """Each command's script in the checkout; the installed one is ``diffux2ct-<command>``."""

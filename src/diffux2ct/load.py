@@ -54,7 +54,7 @@ class LoadedRun:
         if not isinstance(self.model, Reconstructor):
             raise UserError(
                 f"{self.path}: does not reconstruct, it is a {type(self.model).__name__}; give the run of a "
-                "reconstructor (scripts/segment.py takes segmentation networks)"
+                "reconstructor"
             )
         return self.model
 

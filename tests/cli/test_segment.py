@@ -8,7 +8,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_module
 
 from diffux2ct import build
-from diffux2ct.cli import evaluate, segment, train
+from diffux2ct.cli import evaluate, train
 from diffux2ct.data.prepared.dataset import PreparedDataset
 from diffux2ct.errors import UserError
 from diffux2ct.training.checkpoints import file as checkpoint
@@ -41,7 +41,7 @@ def vnet(compose, folder: Path) -> Path:
 
 def test_training_says_what_comes_next(compose, tmp_path, capsys):
     trained(compose, tmp_path, "v", *VNET, "dataset.labels=[spine]", "trainer.max_steps=1")
-    assert f"next: python scripts/segment.py ckpt={tmp_path / 'v'}" in capsys.readouterr().out
+    assert f"next: python evaluate.py ckpt={tmp_path / 'v'}" in capsys.readouterr().out
     assert list(checkpoint.load(tmp_path / "v")["optimizers"]) == ["segmentation"]
 
 
@@ -55,8 +55,8 @@ def test_a_resumed_run_equals_an_undisturbed_one(compose, tmp_path):
 
 
 def test_true_volumes_alone(vnet, phantoms, capsys):
-    segment.run(config("segment", f"ckpt={vnet}", "max_cases=2"))
-    record = json.loads((vnet / "evaluation" / "phantom-16-test" / "dice.json").read_text())
+    evaluate.run(config("evaluate", f"ckpt={vnet}", "max_cases=2"))
+    record = json.loads((vnet / "evaluation" / "phantom-test-first2" / "dice.json").read_text())
     structures = ["sacrum", "left_hip", "right_hip", "lumbar_spine"]
     assert record["structures"] == structures
     assert list(record["true"]) == [*structures, "average", "foreground"]
@@ -68,9 +68,9 @@ def test_true_volumes_alone(vnet, phantoms, capsys):
 def test_reconstructions_of_an_evaluated_run(vnet, compose, folder, phantoms, capsys):
     regressor = trained(compose, folder, "regressor", "model=x_ctrsnet_like")
     with pytest.raises(UserError, match=r"no evaluation; first: python evaluate.py ckpt="):
-        segment.run(config("segment", f"ckpt={vnet}", f"run={regressor}"))
+        evaluate.run(config("evaluate", f"ckpt={vnet}", f"run={regressor}"))
     evaluate.run(config("evaluate", f"ckpt={regressor}", "max_cases=2", "batch_size=2"))
-    segment.run(config("segment", f"ckpt={vnet}", f"run={regressor}"))
+    evaluate.run(config("evaluate", f"ckpt={vnet}", f"run={regressor}"))
     (made,) = regressor.glob("evaluation/*/dice.json")
     record = json.loads(made.read_text())
     assert (record["num_cases"], record["evaluation"]) == (2, str(made.parent))
@@ -78,18 +78,23 @@ def test_reconstructions_of_an_evaluated_run(vnet, compose, folder, phantoms, ca
         case.case_id for case in PreparedDataset(phantoms, "test").cases[:2]
     ]
     assert set(record["reconstructed"]) == set(record["true"])
-    segment.run(config("segment", f"ckpt={vnet}", f"run={made.parent}", f"out={folder / 'other'}"))
+    evaluate.run(config("evaluate", f"ckpt={vnet}", f"run={made.parent}", f"out={folder / 'other'}"))
     assert json.loads((folder / "other" / "dice.json").read_text())["cases"] == record["cases"]
     assert "reconstructed" in capsys.readouterr().out
     with pytest.raises(UserError, match="train cases|no labelled case"):
-        segment.run(config("segment", f"ckpt={vnet}", f"run={regressor}", "split=val"))
-    with pytest.raises(UserError, match="not a segmentation network"):
-        segment.run(config("segment", f"ckpt={regressor}"))
+        evaluate.run(config("evaluate", f"ckpt={vnet}", f"run={regressor}", "split=val"))
+    with pytest.raises(UserError, match=r"run=.*regressor.*reconstructs by itself; leave run= out"):
+        evaluate.run(config("evaluate", f"ckpt={regressor}", f"run={made.parent}"))
 
 
-def test_a_segmentation_network_is_not_evaluated_as_a_reconstructor(vnet, compose):
-    with pytest.raises(UserError, match="does not reconstruct, it is a SegmentationTrainable"):
-        evaluate.run(config("evaluate", f"ckpt={vnet}"))
+def test_settings_without_effect_on_a_segmentation_network_are_named(vnet, capsys):
+    evaluate.run(config("evaluate", f"ckpt={vnet}", "max_cases=1", "seed=3", "metrics.protocol=x2ct"))
+    warned = capsys.readouterr().err
+    assert "warning: metrics.protocol seed: no effect on a segmentation network" in warned
+    assert (vnet / "evaluation" / "phantom-test-first1" / "dice.json").is_file()
+
+
+def test_a_segmentation_network_has_no_validation_of_reconstructions(compose):
     assert build.build_validator(compose(*VNET, "trainer.val_every=1")) is None
     assert build.build_validator(compose("model=x_ctrsnet_like", "trainer.val_every=1")) is not None
 
@@ -99,9 +104,9 @@ def test_several_evaluations_are_told_apart(tmp_path):
         (tmp_path / "evaluation" / name).mkdir(parents=True)
         (tmp_path / "evaluation" / name / "metrics.json").write_text('{"split": "val"}')
     with pytest.raises(UserError, match=r"several evaluations \(a, b\)"):
-        segment.find_evaluation(tmp_path)
-    one = segment.find_evaluation(tmp_path / "evaluation" / "b")
-    assert segment.read_metrics(one) == {"split": "val"}
+        evaluate.find_evaluation(tmp_path)
+    one = evaluate.find_evaluation(tmp_path / "evaluation" / "b")
+    assert evaluate.read_metrics(one) == {"split": "val"}
     (one / "metrics.json").write_text("{")
     with pytest.raises(UserError, match="damaged"):
-        segment.read_metrics(one)
+        evaluate.read_metrics(one)

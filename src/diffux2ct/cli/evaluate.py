@@ -1,14 +1,24 @@
-"""``python evaluate.py ckpt=PATH``: reconstruct a split's cases from their X-rays and score them."""
+"""``python evaluate.py ckpt=PATH``: reconstruct a split's cases from their X-rays and score them.
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+With the run of a segmentation network (model=vnet): Dice of its structures, as in Table 2.
+"""
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from diffux2ct.arguments import Count, Device, Precision, Seed, Split, Weights, Whole, read
-from diffux2ct.cli.hydra_app import hydra_app
+from diffux2ct.atomic import write_text
+from diffux2ct.cli.hydra_app import CONFIGS, hydra_app
+from diffux2ct.command_line import command
+from diffux2ct.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -27,8 +37,9 @@ class Evaluation:
     """Keys of ``configs/evaluate.yaml``."""
 
     ckpt: Path
+    run: Path | None
     root: Path | None
-    split: Split
+    split: Split | None
     sampler: Any
     metrics: Annotated[Any, MetricSettings]
     weights: Weights
@@ -43,9 +54,38 @@ class Evaluation:
     perturbation: Literal["random", "zero"] | None
 
 
+_SAYS_NOTHING = {"ckpt", "run", "device", "num_report_cases", "out"}
+"""Keys that change no number of an evaluation."""
+
+_SEGMENTATION = _SAYS_NOTHING | {"root", "split", "weights", "max_cases"}
+"""Keys that count for a segmentation network."""
+
+_MAX_NAME = 200  # bytes; file systems take 255, and files are written under a longer name first
+
+
 def run(config: DictConfig) -> None:
     """Evaluate as ``config`` says; writes the ``evaluation/`` folder of the run."""
     # Imported here so that --help answers at once.
+
+    from diffux2ct import load
+
+    # Imported here so that --help answers at once.
+    from diffux2ct.reconstructors.segmentation import SegmentationTrainable
+
+    cfg = read(Evaluation, config)
+    loaded = load.load_run(cfg.ckpt, cfg.device, cfg.weights)
+    if isinstance(loaded.model, SegmentationTrainable):
+        score_segmentation(loaded, loaded.model, cfg)
+        return
+    if cfg.run is not None:
+        raise UserError(
+            f"run={cfg.run}: {loaded.path} reconstructs by itself; leave run= out, or give a V-Net's ckpt="
+        )
+    score_reconstructor(loaded, replace(cfg, split=cfg.split or "test"))
+
+
+def score_reconstructor(loaded: Any, cfg: Evaluation) -> None:
+    """Reconstruct and score the cases of a split; writes metrics.json, tables, volumes and a report."""
     import torch
 
     from diffux2ct import build, load
@@ -53,19 +93,22 @@ def run(config: DictConfig) -> None:
     from diffux2ct.training.checkpoints.provenance import processor
     from diffux2ct.training.settings import resolve_device
 
-    cfg = read(Evaluation, config)
-    loaded = load.load_run(cfg.ckpt, cfg.device, cfg.weights)
-    trained = loaded.cfg
+    # Take the model from the run; the data set from the run, or from root=.
+    trained, split = loaded.cfg, cfg.split or "test"
     sampling = loaded.sampling(cfg.sampler, cfg.perturbation)
     load.check_phantoms(trained.dataset, loaded.path)
-    dataset = build.build_dataset(trained.dataset, cfg.split, cfg.root)
+    dataset = build.build_dataset(trained.dataset, split, cfg.root)
     train_set = build.build_dataset(trained.dataset, "train")
     if cfg.max_cases is not None:
         dataset = dataset.first(cfg.max_cases)
     name = Path(cfg.root).name if cfg.root else trained.dataset.name
-    out = Path(cfg.out) if cfg.out else default_folder(loaded.path, name, cfg, sampling)
+    out = cfg.out or default_folder(loaded.path, trained, cfg, sampling)
+
+    # Build the metrics whose weights are here.
     device = resolve_device(cfg.device)
     metrics = load.load_metrics(cfg.metrics, device, cfg.precision)
+
+    # Reconstruct, score and write.
     torch.manual_seed(cfg.seed)
     summary = evaluate(
         loaded.reconstructor,
@@ -79,7 +122,7 @@ def run(config: DictConfig) -> None:
             "run": trained.name,
             "dataset": name,
             "root": str(dataset.root),
-            "split": cfg.split,
+            "split": split,
             "step": loaded.step,
             "weights": cfg.weights,
             "num_train_cases": len(train_set),
@@ -95,6 +138,56 @@ def run(config: DictConfig) -> None:
     print(f"{loaded.path}: step {loaded.step} of {trained.trainer.max_steps}")
     print(score_table(summary))
     print(f"metrics: {out / 'metrics.json'}\nreport:  {out / 'report.html'}")
+
+
+def score_segmentation(loaded: Any, segmenter: Any, cfg: Evaluation) -> None:
+    """Score a segmentation network on true CTs, and on the reconstructions of ``cfg.run``; writes dice.json."""
+    from diffux2ct import build, load
+    from diffux2ct.data.prepared.dataset import PreparedDataset
+    from diffux2ct.evaluation.anatomy.segmentation import dice_table, evaluate_segmentation
+    from diffux2ct.training.settings import resolve_device
+
+    idle = [key for key, *_ in changes(cfg) if key.partition(".")[0] not in _SEGMENTATION]
+    if idle:
+        print(f"warning: {' '.join(idle)}: no effect on a segmentation network", file=sys.stderr)
+
+    # Take the data set from root=, from the evaluation, or from the network's training.
+    evaluation = None if cfg.run is None else find_evaluation(cfg.run)
+    evaluated = {} if evaluation is None else read_metrics(evaluation)
+    trained = loaded.cfg
+    root, split = cfg.root or evaluated.get("root"), cfg.split or evaluated.get("split") or "test"
+    if root is None and evaluation is not None:
+        raise UserError(
+            f"{evaluation}: the folder of its data set is unknown; give it as root= (and split=, unless test)"
+        )
+    if root is None:
+        load.check_phantoms(trained.dataset, loaded.path)
+        root = trained.dataset.root
+    dataset = PreparedDataset(
+        root,
+        split,
+        size=trained.dataset.size,
+        window=build.as_window(trained.dataset),
+        labels=segmenter.structures,
+    )
+    if cfg.max_cases is not None:
+        dataset = dataset.first(cfg.max_cases)
+
+    # Segment, compare with the labels and write.
+    folder = None if evaluation is None else evaluation / "reconstructions"
+    result = evaluate_segmentation(segmenter, dataset, folder, resolve_device(cfg.device))
+    record = {
+        "segmentation": {"checkpoint": str(loaded.path), "step": loaded.step, "weights": cfg.weights},
+        "evaluation": None if evaluation is None else str(evaluation),
+        "root": str(root),
+        "split": split,
+        "size": dataset.size,
+        **result,
+    }
+    out = cfg.out or evaluation or default_folder(loaded.path, trained, replace(cfg, split=split), None)
+    write_text(out / "dice.json", json.dumps(record, indent=1) + "\n")
+    print(f"{loaded.path}: step {loaded.step} of {trained.trainer.max_steps}")
+    print(f"{dice_table(result)}\nscores: {out / 'dice.json'}")
 
 
 def score_table(summary: Mapping[str, Any]) -> str:
@@ -122,31 +215,124 @@ def score_table(summary: Mapping[str, Any]) -> str:
     )
 
 
-def default_folder(path: Path, dataset: str, cfg: Evaluation, sampling: dict) -> Path:
-    """``<run>/evaluation/<dataset>-<split>-<sampler>``; whatever else departs from the default is marked too."""
-    from diffux2ct.diffusion.samplers.sampling import changed_settings, sampling_record
-    from diffux2ct.evaluation.metric_set import DEFAULT_FAMILIES
+def find_evaluation(run_dir: Path) -> Path:
+    """The evaluation folder that ``run_dir`` is or holds. UserError: none, or several."""
+    if (run_dir / "metrics.json").is_file():
+        return run_dir
+    found = sorted(path.parent for path in (run_dir / "evaluation").glob("[!.]*/metrics.json"))
+    if not found:
+        raise UserError(f"{run_dir}: holds no evaluation; first: {command('evaluate')} ckpt={run_dir}")
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise UserError(
+            f"{run_dir}: holds several evaluations ({names}); give one, for instance run={found[0]}"
+        )
+    return found[0]
 
-    record, sampler = sampling_record(sampling), sampling.get("sampler")
-    marks = [dataset, cfg.split, f"{record.get('name', 'direct')}{record.get('num_inference_steps', '')}"]
-    marks += [cfg.xray_source] if cfg.xray_source != "paired" else []
-    marks += [cfg.metrics.protocol] if cfg.metrics.protocol != "paper" else []
-    marks += [] if set(cfg.metrics.families) == set(DEFAULT_FAMILIES) else ["+".join(cfg.metrics.families)]
-    marks += [f"by-{Path(cfg.metrics.segmenter).resolve().name}"] if cfg.metrics.segmenter else []
-    marks += [cfg.precision] if cfg.precision != "bf16" else []
-    marks += [f"batch{cfg.batch_size}"] if cfg.batch_size != 1 else []
-    marks += [cfg.weights] if cfg.weights != "ema" else []
-    marks += [f"first{cfg.max_cases}"] if cfg.max_cases else []
-    marks += [f"seed{cfg.seed}"] if cfg.seed else []
-    changed = changed_settings(sampler) if sampler else {}
-    marks += [
-        f"{key}{value:g}" if isinstance(value, (int, float)) else f"{key}{value}"
-        for key, value in changed.items()
-    ]
-    marks += ["z0"] if sampling.get("perturbation") == "zero" else []
+
+def read_metrics(evaluation: Path) -> dict[str, Any]:
+    """``split`` of an evaluation and ``root``, its data set's folder, or else that of the training."""
+    path = evaluation / "metrics.json"
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: damaged; run evaluate.py again") from error
+    found = {key: summary[key] for key in ("split", "root") if summary.get(key)}
+    config = evaluation.parent.parent / "config.yaml"
+    if "root" not in found and evaluation.parent.name == "evaluation" and config.is_file():
+        found["root"] = OmegaConf.select(OmegaConf.load(config), "dataset.root")  # type: ignore[arg-type]
+    return found
+
+
+def default_settings() -> dict[str, Any]:
+    """The keys of evaluate.yaml with their defaults."""
+    folder = files(CONFIGS)
+    settings = OmegaConf.create(folder.joinpath("evaluate.yaml").read_text(encoding="utf-8"))
+    return OmegaConf.to_container(settings)  # type: ignore[return-value]
+
+
+def changes(cfg: Evaluation) -> Iterator[tuple[str, Any]]:
+    """Settings that are not the default, with dots in the keys of groups."""
+    given, defaults = asdict(cfg), default_settings()
+    for key, value in given.items():
+        default = defaults.get(key)
+        if key == "sampler":  # of a group, whose default keeps the run's own
+            if any(part is not None for part in (value or {}).values()):
+                yield key, value
+        elif not isinstance(default, dict):
+            if value != default:
+                yield key, value
+        else:
+            value = OmegaConf.to_container(value) if isinstance(value, DictConfig) else value
+            for name, part in value.items():
+                usual = default.get(name)
+                if part != usual and not (isinstance(part, list) and usual and set(part) == set(usual)):
+                    yield f"{key}.{name}", part
+
+
+def default_folder(
+    path: Path, trained: DictConfig, cfg: Evaluation, sampling: Mapping[str, Any] | None
+) -> Path:
+    """``<run>/evaluation/<dataset>-<split>-<sampler>``, followed by each setting that is not the default.
+
+    Two evaluations whose settings differ therefore have two folders. path: the checkpoint. trained: its config.
+    sampling: None for a segmentation network.
+    """
+    from diffux2ct.diffusion.samplers.sampling import changed_settings, sampling_record
+
+    marks = [_data_mark(cfg.root, trained.dataset), cfg.split or "test"]
+    skipped = _SAYS_NOTHING | {"root", "split", "sampler", "perturbation"}
+    if sampling is not None:
+        record, sampler = sampling_record(sampling), sampling.get("sampler")
+        marks.append(f"{record.get('name', 'direct')}{record.get('num_inference_steps', '')}")
+        changed = changed_settings(sampler) if sampler else {}
+        marks += [f"{key}{_as_mark(value)}" for key, value in changed.items()]
+        marks += ["z0"] if sampling.get("perturbation") == "zero" else []
+    for key, value in changes(cfg):
+        if key not in skipped and (sampling is not None or key in _SEGMENTATION):
+            marks.append(f"{_LABELS.get(key, key.rpartition('.')[2])}{_as_mark(value)}")
     marks += [path.stem] if path.stem not in ("last", "model") else []
+    name = "-".join(marks)
+    if len(name.encode()) > _MAX_NAME:
+        name = f"{name.encode()[: _MAX_NAME - 9].decode(errors='ignore')}-{_hash(name)}"
     folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
-    return folder / "evaluation" / "-".join(marks)
+    return folder / "evaluation" / name
+
+
+_LABELS = {
+    "xray_source": "",
+    "metrics.protocol": "",
+    "metrics.families": "",
+    "metrics.names": "",
+    "metrics.segmenter": "by-",
+    "metrics.weights": "weights-",
+    "precision": "",
+    "batch_size": "batch",
+    "weights": "",
+    "max_cases": "first",
+}
+"""How a setting's mark begins; others begin with their key."""
+
+
+def _data_mark(root: Path | None, dataset: DictConfig) -> str:
+    """The data set's name; another folder than the run's own has a hash of its path, as two may share a name."""
+    if root is None:
+        return str(dataset.name)
+    own = Path(dataset.root).resolve() == root.resolve()
+    return root.name if own else f"{root.resolve().name}-{_hash(str(root.resolve()))}"
+
+
+def _as_mark(value: Any) -> str:
+    if isinstance(value, list):
+        return "+".join(map(str, value))
+    if isinstance(value, Path) or (isinstance(value, str) and "/" in value):
+        path = Path(value).resolve()
+        return f"{path.name}-{_hash(str(path))}"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def main() -> None:

@@ -109,9 +109,8 @@ def run(cfg: DictConfig) -> None:
     with _naming_the_next_command():
         ended = stepping_back(attempt, settings)
     if rank == 0:
-        use = command("evaluate" if build.reconstructs(cfg) else "segment")
         print(f"{why_ended(ended, settings)}\ncheckpoint: {ended.checkpoint}")
-        print(f"next: {use} {as_typed('ckpt', str(run_dir))}")
+        print(f"next: {command('evaluate')} {as_typed('ckpt', str(run_dir))}")
 
 
 def why_ended(ended: "diffux2ct.training.loop.Ended", settings: TrainerSettings) -> str:
