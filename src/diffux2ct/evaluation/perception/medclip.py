@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from diffux2ct.errors import UserError
 from diffux2ct.evaluation.perception.swin2d import SIDE, SwinTiny, relative_positions
 from diffux2ct.evaluation.perception.weights import (
-    WEIGHTS_VARIABLE,
     Unavailable,
     find_weights,
     load_exactly,
@@ -27,10 +26,7 @@ from diffux2ct.evaluation.perception.weights import (
 
 NAME = "MedCLIP-ViT image encoder"
 URL = "https://storage.googleapis.com/pytrial/medclip-vit-pretrained.zip"
-GET_WEIGHTS = (
-    f"run: curl -LO {URL} && unzip -d ${WEIGHTS_VARIABLE}/medclip-vit medclip-vit-pretrained.zip,"
-    f" with {WEIGHTS_VARIABLE} set to a folder of yours"
-)
+GET_WEIGHTS = "run: diffux2ct-fetch-weights medclip"
 MEAN, STD = 0.5862785803043838, 0.27950088968644304
 FEATURES = 512
 

@@ -1,4 +1,6 @@
-"""Where the weights of other people's networks come from: a folder, or packages installed here. Nothing is downloaded.
+"""Where the weights of other people's networks come from: a folder, or packages installed here.
+
+Only the command ``fetch_weights`` downloads anything.
 
 The networks score reconstructions (`diffux2ct.evaluation.perception`). Weights are
 read without importing the packages that carry them, and no file can run code: tensors go through torch's
@@ -40,14 +42,14 @@ class Unavailable(UserError):
 
 
 def find_weights(names: Sequence[str], given: str | Path | None = None) -> Path | None:
-    """The first of the files ``names`` in the folder ``given``, or else in the folder of ``DIFFUX2CT_WEIGHTS``.
+    """The first of the files ``names`` in the folder ``given``, or else in `weights_folder`.
 
     Args:
         names: file names, or paths within the folder, the preferred first.
         given: a folder, or the file itself.
 
     Returns:
-        The path, or None where the folder lacks the file or the environment variable is not set.
+        The path, or None if the folder does not hold the file.
 
     Raises:
         UserError: ``given`` does not exist, or the variable names no folder.
@@ -59,12 +61,17 @@ def find_weights(names: Sequence[str], given: str | Path | None = None) -> Path 
         if not path.is_dir():
             raise UserError(f"{path}: no such weights; give the file, or a folder with {' or '.join(names)}")
         return _first(path, names)
-    folder = os.environ.get(WEIGHTS_VARIABLE)
-    if not folder:
-        return None
-    if not Path(folder).is_dir():
+    folder = weights_folder()
+    if os.environ.get(WEIGHTS_VARIABLE) and not folder.is_dir():
         raise UserError(f"{folder}: {WEIGHTS_VARIABLE} names no folder; correct or unset it")
-    return _first(Path(folder), names)
+    return _first(folder, names)
+
+
+def weights_folder() -> Path:
+    """The folder of ``DIFFUX2CT_WEIGHTS``, or else the user's cache, where ``fetch_weights`` puts files."""
+    named = os.environ.get(WEIGHTS_VARIABLE)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(named) if named else cache / "diffux2ct" / "weights"
 
 
 def package_file(package: str, name: str) -> Path | None:
