@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from diffux2ct.arguments import read
 from diffux2ct.cli.evaluate import _SAYS_NOTHING, Evaluation, changes, default_folder, default_settings
 from diffux2ct.diffusion.samplers.ddim import Ddim
+from diffux2ct.diffusion.samplers.ddpm import Ddpm
 
 TRAINED = OmegaConf.create(
     {"dataset": {"name": "phantom", "root": "data/phantom"}, "sampler": {"name": "ddim", "eta": 0.0}}
@@ -58,7 +59,13 @@ def test_every_key_of_the_schema_that_changes_numbers_changes_the_name():
 
 
 @pytest.mark.parametrize(
-    "change", [{"eta": 0.5}, {"num_inference_steps": 10}, {"name": "own"}, {"temperature": 2}]
+    "change",
+    [
+        {"sampler": Ddim(eta=0.5)},
+        {"sampler": Ddim(num_inference_steps=10)},
+        {"sampler": Ddpm()},
+        {"perturbation": "zero"},
+    ],
 )
 def test_every_setting_of_the_sampler_is_named(change):
     assert folder(sampling=SAMPLING | change) != folder()
