@@ -66,10 +66,7 @@ _MAX_NAME = 200  # bytes; file systems take 255, and files are written under a l
 def run(config: DictConfig) -> None:
     """Evaluate as ``config`` says; writes the ``evaluation/`` folder of the run."""
     # Imported here so that --help answers at once.
-
     from diffux2ct import load
-
-    # Imported here so that --help answers at once.
     from diffux2ct.reconstructors.segmentation import SegmentationTrainable
 
     cfg = read(Evaluation, config)
