@@ -29,12 +29,12 @@ def test_hints_name_the_command_in_the_form_that_was_started(monkeypatch, starte
 
 
 def test_messages_are_printed_in_the_form_that_was_started(monkeypatch):
-    text = "a: no evaluation; first: python evaluate.py ckpt=a, or prepare_dataset.py, scripts/segment.py; my_train.py"
+    text = "a: no evaluation; first: python evaluate.py ckpt=a, or prepare_dataset.py, scripts/compare.py; my_train.py"
     monkeypatch.setattr(sys, "argv", ["evaluate.py"])
     assert in_form(text) == text
     monkeypatch.setattr(sys, "argv", ["/opt/bin/diffux2ct-compare"])
     assert in_form(text) == (
-        "a: no evaluation; first: diffux2ct-evaluate ckpt=a, or diffux2ct-prepare, diffux2ct-segment; my_train.py"
+        "a: no evaluation; first: diffux2ct-evaluate ckpt=a, or diffux2ct-prepare, diffux2ct-compare; my_train.py"
     )
     assert in_form("torchrun --n=2 train.py x=1") == "torchrun --n=2 --no-python diffux2ct-train x=1"
 

@@ -314,7 +314,7 @@ def nested_groups_without_place(dataset: str) -> list[str]:
     return [group for group in nested if f"- {group.split('/')[1]}:" not in text]
 
 
-@pytest.mark.parametrize("config", ["evaluate", "prepare", "drr", "reconstruct", "segment", "summarize"])
+@pytest.mark.parametrize("config", ["evaluate", "prepare", "drr", "reconstruct", "summarize"])
 def test_every_command_s_config_composes(config):
     assert composed(config=config)
 

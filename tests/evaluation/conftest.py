@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from tests.evaluation.blobs import NAMES, ORIGINS, SIZE, SPACING
 
-from diffux2ct.data.preparation.prepare import finish_dataset, write_case
 from diffux2ct.data.prepared.dataset import PreparedDataset
+from diffux2ct.data.prepared.writer import finish_dataset, write_case
 
 
 @pytest.fixture(scope="session")
