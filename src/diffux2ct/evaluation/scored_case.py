@@ -12,7 +12,7 @@ from torch import Tensor
 from diffux2ct.evaluation.anatomy.implants import Implants, true_implants
 from diffux2ct.evaluation.fidelity.xray_consistency import CaseXrays
 from diffux2ct.evaluation.perception.weights import Unavailable
-from diffux2ct.intensity import Window
+from diffux2ct.intensity import Window, to_hu
 
 
 @dataclass(frozen=True)
