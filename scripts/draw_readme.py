@@ -25,9 +25,9 @@ BAR = 30  # pixels above a row
 
 def main(run: Path) -> None:
     """Reconstruct all test cases and draw the best."""
+    model = diffux2ct.load_model(run)
     dataset_cfg = OmegaConf.load(run / "config.yaml").dataset
     dataset = build_dataset(dataset_cfg, "test")
-    model = diffux2ct.load_model(run)
     best: tuple[float, int, diffux2ct.Reconstruction, np.ndarray] | None = None
     for index, case in enumerate(dataset.cases):
         files = [case.path / f"{view}.npy" for view in ("frontal", "lateral")]
