@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from diffux2ct.errors import UserError
 from diffux2ct.models.implicit_decoder import ImplicitDecoder
 from diffux2ct.models.layers.blocks import conv_norm_act
 from diffux2ct.models.triplane import PlaneDecoder, PlaneEncoder, TriplaneGenerator
