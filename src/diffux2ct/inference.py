@@ -25,6 +25,7 @@ from diffux2ct.diffusion.samplers.sampling import Sampler, sampling_record
 from diffux2ct.errors import UserError
 from diffux2ct.intensity import normalize_xray, to_hu
 from diffux2ct.reconstructors.base import Reconstructor
+from diffux2ct.reconstructors.precision import autocast, effective
 from diffux2ct.types import VIEWS
 from diffux2ct.viz import slices
 from diffux2ct.xray.camera import spacing_xyz
@@ -177,7 +178,7 @@ def reconstruct(
         "notes": notes,
         "window": list(dataset.window),
         "device": str(_device(run.reconstructor)),
-        "precision": precision,
+        "precision": effective(precision, _device(run.reconstructor)),
         "seconds": round(time.perf_counter() - start, 3),
     }
     return Reconstruction(hu, grid_spacing, first_voxel, xrays, record)
@@ -317,7 +318,7 @@ def _sample(
     # The generator stays on the CPU, so that a seed gives the same noise on every device.
     generator = torch.Generator().manual_seed(seed)
     device = _device(run.reconstructor)
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+    with torch.inference_mode(), autocast(precision, device):
         on_device = {view: image.to(device) for view, image in xrays.items()}
         volume = run.reconstructor.reconstruct(on_device, generator=generator, **sampling)
     volume = volume[0, 0].float().cpu()

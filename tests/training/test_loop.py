@@ -15,6 +15,7 @@ from tests.training.toy import thin, train_toy
 
 from diffux2ct.cli.train import run
 from diffux2ct.errors import Stopped, UserError
+from diffux2ct.reconstructors.precision import effective
 from diffux2ct.training.checkpoints import file as checkpoint
 from diffux2ct.training.processes.signals import StopSignal
 
@@ -120,7 +121,7 @@ def test_a_changed_config_is_refused_and_the_run_left_alone(go):
 def test_a_run_says_first_what_it_is_and_where_it_goes_on(go, capsys):
     go("told", "trainer.max_steps=1", "model=x_ctrsnet_like")
     opening = next(line for line in capsys.readouterr().err.splitlines() if "told: " in line)
-    words = "6 cases, batch 4, bf16 on cpu (one process); starting from step 0 of 1"
+    words = f"6 cases, batch 4, {effective('bf16', 'cpu')} on cpu (one process); starting from step 0 of 1"
     assert re.search(rf"told: \d\.\d\d M parameters, {re.escape(words)}$", opening), opening
     go("told", "trainer.max_steps=2", "model=x_ctrsnet_like")
     assert "continuing from step 1 of 2" in capsys.readouterr().err

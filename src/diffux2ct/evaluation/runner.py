@@ -27,6 +27,7 @@ from diffux2ct.evaluation.report.report import ReportCase, choose_cases, floor_p
 from diffux2ct.evaluation.results import summarize
 from diffux2ct.evaluation.scored_case import ScoredCase
 from diffux2ct.intensity import to_hu
+from diffux2ct.reconstructors.precision import autocast, effective
 from diffux2ct.types import VIEWS
 
 XRAY_SOURCES = ("paired", "shuffled", "swapped")
@@ -112,19 +113,16 @@ class _Job:
 
     def settings(self) -> dict[str, Any]:
         """For metrics.json."""
-        own = {key: getattr(self, key) for key in ("seed", "xray_source", "batch_size", "precision")}
-        return {"sampling": sampling_record(self.sampling), **own}
-
-    def _autocast(self) -> torch.autocast:
-        kind = torch.device(self.device).type
-        return torch.autocast(kind, torch.bfloat16, enabled=self.precision == "bf16")
+        own = {key: getattr(self, key) for key in ("seed", "xray_source", "batch_size")}
+        precision = effective(self.precision, self.device)
+        return {"sampling": sampling_record(self.sampling), **own, "precision": precision}
 
     def reconstruct(self, indices: Sequence[int]) -> tuple[Tensor, float]:
         """Volumes [B, 1, D, H, W] on the CPU, and seconds per volume (transfers included)."""
         xrays = _xrays(self.dataset, indices, self.xray_source)
         generator = _generator(self.seed, indices[0])
         start = time.perf_counter()
-        with torch.inference_mode(), self._autocast():
+        with torch.inference_mode(), autocast(self.precision, self.device):
             on_device = {view: image.to(self.device) for view, image in xrays.items()}
             volumes = self.reconstructor.reconstruct(on_device, generator=generator, **self.sampling)
             volumes = volumes.float().cpu()

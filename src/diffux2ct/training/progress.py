@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffux2ct.reconstructors.cost import matmul_rate
+from diffux2ct.reconstructors.precision import effective
 from diffux2ct.training.processes import distributed
 from diffux2ct.training.processes.signals import StopSignal
 from diffux2ct.training.settings import TrainerSettings
@@ -97,7 +98,9 @@ class Progress:
         """Achieved TFLOP/s of all ranks, and their share of the rate measured on this one; empty where unknown."""
         if self._flops is None:
             self._flops = self.sample_flops() or 0.0
-            dtype = torch.bfloat16 if self.settings.precision == "bf16" else torch.float32
+            dtype = (
+                torch.bfloat16 if effective(self.settings.precision, self.device) == "bf16" else torch.float32
+            )
             self._rate = matmul_rate(self.device, dtype) if self._flops else 0.0
         if not self._flops:
             return {}

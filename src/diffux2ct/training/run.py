@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, default_collate
 from diffux2ct.errors import UserError
 from diffux2ct.reconstructors.base import Objective, Trainable
 from diffux2ct.reconstructors.cost import step_flops
+from diffux2ct.reconstructors.precision import effective
 from diffux2ct.training.checkpoints import file as checkpoint
 from diffux2ct.training.checkpoints.resume import Resume, case_digest
 from diffux2ct.training.divergence import Diverged, LossWatch, write_bad_batch
@@ -61,7 +62,7 @@ class Run:
         machines = f"{self.world} processes, {settings.strategy}" if self.world > 1 else "one process"
         what = (
             f"{self.run_dir}: {parameters:.2f} M parameters, {cases} cases, batch {settings.batch_size}, "
-            f"{settings.precision} on {self.device} ({machines})"
+            f"{effective(settings.precision, self.device)} on {self.device} ({machines})"
         )
         if step >= settings.max_steps:
             return (

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from diffux2ct.errors import UserError
 from diffux2ct.reconstructors.base import Objective
+from diffux2ct.reconstructors.precision import autocast
 from diffux2ct.training.processes import distributed
 from diffux2ct.training.processes.failures import of_worker
 from diffux2ct.training.processes.signals import leave_to_the_main_process
@@ -120,7 +121,7 @@ def accumulate(
     sums: dict[str, Tensor] = {}
     for k, part in enumerate(parts):
         with distributed.sync_gradients(wrapped, when=k == len(parts) - 1):
-            with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+            with autocast(settings.precision, device):
                 losses = run_step(name, part)
             (losses["total"] / len(parts)).backward()
         for key, value in losses.items():

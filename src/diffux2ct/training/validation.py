@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from diffux2ct.intensity import denormalize_hu
 from diffux2ct.reconstructors.base import Reconstructor, Trainable, xrays_of
+from diffux2ct.reconstructors.precision import autocast
 from diffux2ct.training.loggers import Loggers
 from diffux2ct.training.settings import TrainerSettings
 from diffux2ct.training.state import Ema
@@ -60,8 +61,7 @@ class Validator:
                     k: v[None].to(device) for k, v in self.dataset[index].items() if isinstance(v, Tensor)
                 }
                 generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + index)
-                autocast = torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16")
-                with stoppable(), autocast:
+                with stoppable(), autocast(settings.precision, device):
                     volume = model.reconstruct(xrays_of(case), generator=generator, **self.sampling)
                 prediction, truth = volume[0, 0].float().cpu(), case["volume"][0, 0].cpu()
                 for name, metric in self.metrics.items():

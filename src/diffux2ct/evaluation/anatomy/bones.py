@@ -16,6 +16,7 @@ from torch import Tensor
 from diffux2ct.evaluation.anatomy.segmentation import FOREGROUND, Scores, Segmenter, dice_scores
 from diffux2ct.evaluation.anatomy.surfaces import Spacing, hd95
 from diffux2ct.evaluation.metric import Metric, computes, computes_keys
+from diffux2ct.reconstructors.precision import autocast
 
 BONE_HU = 226.0
 """Lower bound of the preset "Bone (CT)" of Mimics (Materialise), 226 to 3071 HU, which much of the literature uses."""
@@ -157,7 +158,6 @@ def segment(
 
     precision: "bf16" (autocast: three times faster on a CPU that has it, some voxels of edges change) or "fp32".
     """
-    kind, halved = torch.device(device).type, precision == "bf16"
-    with torch.inference_mode(), torch.autocast(kind, torch.bfloat16, enabled=halved):
+    with torch.inference_mode(), autocast(precision, device):
         classes = segmenter.segment(volume[None].to(device))[0].to(torch.uint8)
     return classes.cpu().numpy()
