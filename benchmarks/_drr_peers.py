@@ -70,13 +70,10 @@ def diffdrr(attenuation: torch.Tensor, spacing: float, camera: Camera, renderer:
     image = torchio_image(attenuation, spacing)
     subject = Subject(volume=image, density=image, mask=None, reorient=torch.eye(4), orientation=None)
     pitch = {"delx": camera.pitch[1], "dely": camera.pitch[0]}
-    drr = DRR(
-        subject, camera.sid, camera.rows, width=camera.cols, reverse_x_axis=False, renderer=renderer, **pitch
-    ).to(attenuation.device)
-    poses = {
-        view: RigidTransform(camera_to_world(view, camera, rows_up=True).to(attenuation.device))
-        for view in VIEWS
-    }
+    drr = DRR(subject, camera.sid, camera.rows, width=camera.cols, reverse_x_axis=False, renderer=renderer, **pitch).to(
+        attenuation.device
+    )
+    poses = {view: RigidTransform(camera_to_world(view, camera, rows_up=True).to(attenuation.device)) for view in VIEWS}
     return drr.density, lambda view: drr(poses[view])[0, 0]
 
 
@@ -111,9 +108,7 @@ class Plastimatch:
         if program is None:
             raise ImportError("no plastimatch program")
         self.program, self.camera, self.folder = program, camera, Path(folder)
-        self.seconds = float(
-            "nan"
-        )  # of the last rendering, as the program reports it: without start and reading
+        self.seconds = float("nan")  # of the last rendering, as the program reports it: without start and reading
         volume = np.pad(np.asarray(hu, dtype=np.float32), margin, constant_values=-1000.0)
         image = sitk.GetImageFromArray(volume)
         image.SetSpacing([float(spacing)] * 3)
@@ -123,29 +118,9 @@ class Plastimatch:
     def __call__(self, view: str) -> torch.Tensor:
         """Line integrals [rows, cols] in our axes."""
         camera, beam = self.camera, FRAMES[view][2]
-        command = [
-            self.program,
-            "drr",
-            "-i",
-            "exact",
-            "-t",
-            "pfm",
-            "-s",
-            "10",
-            "-o",
-            "0 0 0",
-            "--vup",
-            "0 0 1",
-        ]
+        command = [self.program, "drr", "-i", "exact", "-t", "pfm", "-s", "10", "-o", "0 0 0", "--vup", "0 0 1"]
         command += ["--nrm", " ".join(f"{-camera.toward * axis:g}" for axis in beam)]
-        command += [
-            "--sad",
-            f"{camera.sad:.9g}",
-            "--sid",
-            f"{camera.sid:.9g}",
-            "-r",
-            f"{camera.rows} {camera.cols}",
-        ]
+        command += ["--sad", f"{camera.sad:.9g}", "--sid", f"{camera.sid:.9g}", "-r", f"{camera.rows} {camera.cols}"]
         command += ["-z", f"{camera.rows * camera.pitch[0]:.9g} {camera.cols * camera.pitch[1]:.9g}"]
         done = subprocess.run(
             [*command, "-O", "drr_", "ct.mha"],

@@ -83,9 +83,7 @@ def comparisons(hu: np.ndarray, preset: str) -> Iterator[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("ct", type=Path, nargs="?", default=SHARED / "ct" / "lidc0314_chest.nii.gz")
     parser.add_argument("--out", type=Path, default=HERE / "drr_parity.csv")
     args = parser.parse_args()

@@ -50,9 +50,7 @@ def mean(values: list[float | None]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--phantoms", type=int, default=60, help="about two of three are instrumented")
     parser.add_argument("--seed", type=int, default=4242)
     parser.add_argument("--out", type=Path, default=HERE / "implants.csv")

@@ -60,17 +60,9 @@ def main() -> None:
     rows = []
     for size in args.sizes:
         fast, oracle = (measure_in_fresh_process(method, size, args) for method in METHODS)
-        row = {
-            "size": size,
-            "channels": args.channels,
-            "out_channels": args.out_channels,
-            "threads": args.threads,
-        }
+        row = {"size": size, "channels": args.channels, "out_channels": args.out_channels, "threads": args.threads}
         for name, result in zip(METHODS, (fast, oracle), strict=True):
-            row |= {
-                f"{name}_seconds": round(result["seconds"], 4),
-                f"{name}_peak_mib": round(result["peak_mib"], 1),
-            }
+            row |= {f"{name}_seconds": round(result["seconds"], 4), f"{name}_peak_mib": round(result["peak_mib"], 1)}
         row["time_ratio"] = round(oracle["seconds"] / fast["seconds"], 2)
         # A small size fits in what the libraries hold already: no rise, and no ratio.
         row["memory_ratio"] = round(oracle["peak_mib"] / fast["peak_mib"], 2) if fast["peak_mib"] else ""

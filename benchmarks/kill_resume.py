@@ -120,9 +120,7 @@ def difference(folder: Path, reference: Path) -> str | None:
         if left.keys() != right.keys():
             return f"{part}: other entries"
         for name, value in left.items():
-            same = (
-                torch.equal(value, right[name]) if isinstance(value, torch.Tensor) else value == right[name]
-            )
+            same = torch.equal(value, right[name]) if isinstance(value, torch.Tensor) else value == right[name]
             if not same:
                 return name
     return None if losses(folder) == losses(reference) else "metrics.csv"
@@ -130,9 +128,7 @@ def difference(folder: Path, reference: Path) -> str | None:
 
 def losses(folder: Path) -> list[tuple[str, str, str]]:
     with open(folder / "metrics.csv", newline="") as file:
-        return [
-            (row["step"], row["name"], row["value"]) for row in csv.DictReader(file) if "/" in row["name"]
-        ]
+        return [(row["step"], row["name"], row["value"]) for row in csv.DictReader(file) if "/" in row["name"]]
 
 
 def disturb(root: Path, number: signal.Signals, count: int, steps: int, seconds: float, draw: random.Random):

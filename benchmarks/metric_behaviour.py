@@ -172,9 +172,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, help="a prepared folder; none: phantoms")
     parser.add_argument("--phantoms", type=int, default=6, help="how many, without a folder")
     parser.add_argument("--size", type=int, default=128, help="voxels per side of a phantom, of 2 mm")

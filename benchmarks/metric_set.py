@@ -51,9 +51,7 @@ class QuarteredBone(SegmentationTrainable):
 
 def instrumented(root: Path, size: int) -> PreparedDataset:
     """Prepared phantoms of seed 0, the first of them with metal in front."""
-    generate_dataset(
-        root, num_train=0, num_val=0, num_test=6, size=size, extent_mm=2.0 * size, seed=0, workers=2
-    )
+    generate_dataset(root, num_train=0, num_val=0, num_test=6, size=size, extent_mm=2.0 * size, seed=0, workers=2)
     return PreparedDataset(root, "test")
 
 
@@ -110,16 +108,12 @@ def measure(dataset: PreparedDataset, protocol: str, repeats: int) -> list[dict[
 
 
 COLUMNS = tuple(
-    f"{what}{clock}_s"
-    for what in ("", "first_with_floor_", "later_with_floor_")
-    for clock in ("wall", "processor")
+    f"{what}{clock}_s" for what in ("", "first_with_floor_", "later_with_floor_") for clock in ("wall", "processor")
 )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=128, help="voxels per side, of 2 mm")
     parser.add_argument("--threads", type=int, nargs="+", default=[2, 1])
     parser.add_argument("--repeats", type=int, default=3)

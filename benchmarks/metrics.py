@@ -84,10 +84,7 @@ def contenders(prediction: torch.Tensor, truth: torch.Tensor) -> dict[str, dict[
         **{
             f"all 14 metrics, protocol {name}": {
                 "diffux2ct": lambda p=protocol: [
-                    value
-                    for row in score(*normal, HU_WINDOW, p)
-                    for value in row.values()
-                    if value is not None
+                    value for row in score(*normal, HU_WINDOW, p) for value in row.values() if value is not None
                 ]
             }
             for name, protocol in PROTOCOLS.items()
@@ -102,9 +99,7 @@ def measured(function: Callable[[], Values]) -> tuple[float, float, Values]:
     return time.perf_counter() - wall, time.process_time() - processor, values
 
 
-def table(
-    what: dict[str, dict[str, Callable[[], Values]]], threads: int, repeats: int
-) -> list[dict[str, Any]]:
+def table(what: dict[str, dict[str, Callable[[], Values]]], threads: int, repeats: int) -> list[dict[str, Any]]:
     torch.set_num_threads(threads)
     calls = [(name, package, call) for name, packages in what.items() for package, call in packages.items()]
     best: dict[tuple[str, str], list[float]] = {}
@@ -136,9 +131,7 @@ def table(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=128, help="voxels per side")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--repeats", type=int, default=7)

@@ -54,9 +54,7 @@ def make_ours(size: int, batch: int, widths: str) -> tuple[nn.Module, Callable[[
     return model, lambda: model("diffusion", data)["total"]
 
 
-def make_peer(
-    name: str, size: int, batch: int, shape: tuple[int, ...]
-) -> tuple[nn.Module, Callable[[], Tensor]]:
+def make_peer(name: str, size: int, batch: int, shape: tuple[int, ...]) -> tuple[nn.Module, Callable[[], Tensor]]:
     """A peer's U-Net with the loss of its noise prediction."""
     model = peer_unet(name, shape)
     x, noise = torch.rand(2, batch, 1, size, size, size)
@@ -137,9 +135,7 @@ def worker(name: str, way: str, size: int, batch: int, widths: str, threads: int
         optimizer.step()
         optimizer.zero_grad()
         answer = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
-        print(
-            json.dumps(answer | {"peak_mib": peak_mib() - before, "loss": float(total.detach())}), flush=True
-        )
+        print(json.dumps(answer | {"peak_mib": peak_mib() - before, "loss": float(total.detach())}), flush=True)
 
 
 def run_all(args: argparse.Namespace) -> list[dict]:
@@ -197,12 +193,7 @@ def compare(rows: list[dict], args: argparse.Namespace) -> list[dict]:
         row["our_speed"] = round(row["seconds"] / ours["seconds"], 2)
         row["our_speed_cpu"] = round(row["cpu_seconds"] / ours["cpu_seconds"], 2)
         row["our_memory"] = round(ours["peak_mib"] / row["peak_mib"], 2)
-        row |= {
-            "rounds": args.rounds,
-            "threads": args.threads,
-            "torch": torch.__version__,
-            "cpu": cpu_model(),
-        }
+        row |= {"rounds": args.rounds, "threads": args.threads, "torch": torch.__version__, "cpu": cpu_model()}
     return rows
 
 

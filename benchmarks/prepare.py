@@ -48,9 +48,7 @@ def write_series(folder: Path, slices: int = 133, side: int = 512) -> None:
 
     generator, uid = np.random.default_rng(0), generate_uid()
     y, x = np.ogrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j]
-    section = np.where(x**2 / 0.6 + y**2 / 0.35 < 1, 1040, 24) + np.where(
-        x**2 + (y - 0.35) ** 2 < 0.01, 600, 0
-    )
+    section = np.where(x**2 / 0.6 + y**2 / 0.35 < 1, 1040, 24) + np.where(x**2 + (y - 0.35) ** 2 < 0.01, 600, 0)
     for index in range(slices):
         meta = FileMetaDataset()
         meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CTImageStorage, generate_uid()
@@ -58,22 +56,9 @@ def write_series(folder: Path, slices: int = 133, side: int = 512) -> None:
         path = folder / f"{index:04d}.dcm"
         data = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
         data.SOPClassUID, data.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
-        data.Modality, data.PatientID, data.SeriesInstanceUID, data.InstanceNumber = (
-            "CT",
-            "made",
-            uid,
-            index + 1,
-        )
-        data.ImagePositionPatient, data.ImageOrientationPatient = (
-            [-180, -180, 2.5 * index],
-            [1, 0, 0, 0, 1, 0],
-        )
-        data.PixelSpacing, data.SliceThickness, data.Rows, data.Columns = (
-            [0.703125, 0.703125],
-            2.5,
-            side,
-            side,
-        )
+        data.Modality, data.PatientID, data.SeriesInstanceUID, data.InstanceNumber = ("CT", "made", uid, index + 1)
+        data.ImagePositionPatient, data.ImageOrientationPatient = ([-180, -180, 2.5 * index], [1, 0, 0, 0, 1, 0])
+        data.PixelSpacing, data.SliceThickness, data.Rows, data.Columns = ([0.703125, 0.703125], 2.5, side, side)
         data.SamplesPerPixel, data.PhotometricInterpretation, data.PixelRepresentation = 1, "MONOCHROME2", 1
         data.BitsAllocated, data.BitsStored, data.HighBit = 16, 16, 15
         data.RescaleIntercept, data.RescaleSlope = -1024, 1
@@ -108,10 +93,7 @@ def stages(series: Path, settings: PrepareSettings, repeats: int) -> dict[str, f
             render_pair(hu, step, camera_preset("parallel", size, step), size)
             parallel = time.perf_counter() - start
             timed(
-                "write",
-                lambda hu=hu, folder=folder: write_case(
-                    folder, "case", hu, (step,) * 3, (0, 0, 0), "parallel"
-                ),
+                "write", lambda hu=hu, folder=folder: write_case(folder, "case", hu, (step,) * 3, (0, 0, 0), "parallel")
             )
             times["write"][-1] = max(times["write"][-1] - parallel, 0.0)
     return {name: statistics.median(values) for name, values in times.items()}
@@ -131,8 +113,7 @@ def throughput(series: Path, settings: PrepareSettings, workers: int, scans: int
         # A folder linked twice counts once, so that the copies are named here.
         (job,) = plan.jobs
         jobs = [
-            replace(job, raw=replace(job.raw, path=raw / f"p{i}", patient=f"p{i}"), base=f"p{i}")
-            for i in range(scans)
+            replace(job, raw=replace(job.raw, path=raw / f"p{i}", patient=f"p{i}"), base=f"p{i}") for i in range(scans)
         ]
         start = time.perf_counter()
         results = [result for _, result in run_jobs(prepare_scan, jobs, workers, progress=False)]
@@ -142,9 +123,7 @@ def throughput(series: Path, settings: PrepareSettings, workers: int, scans: int
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("series", nargs="?", type=Path)
     parser.add_argument("--name", default="LIDC-IDRI-0001", help="of the series, for the table")
     parser.add_argument("--slices", type=int, default=133, help="of the generated series")
@@ -167,9 +146,7 @@ def main() -> None:
             spent = stages(series, settings, arguments.repeats)
             per_minute = throughput(series, settings, arguments.workers, arguments.scans)
             total = sum(spent.values())
-            print(
-                f"{name}: {per_minute:.1f} cases a minute with {arguments.workers} workers; one scan {total:.2f} s"
-            )
+            print(f"{name}: {per_minute:.1f} cases a minute with {arguments.workers} workers; one scan {total:.2f} s")
             for stage, seconds in spent.items():
                 print(f"  {stage:9}{seconds:6.2f} s {100 * seconds / total:4.0f} %")
             rows.append(

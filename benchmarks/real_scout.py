@@ -60,8 +60,7 @@ def simulate(ct: CtImage) -> dict[str, np.ndarray]:
         "slit, flat panel": Camera("slit", SAD, SID, rows, cols, (PITCH, magnified)),
     }
     views = {
-        name: project(attenuation, ct.spacing, camera, "frontal")[0, 0].numpy()
-        for name, camera in cameras.items()
+        name: project(attenuation, ct.spacing, camera, "frontal")[0, 0].numpy() for name, camera in cameras.items()
     }
     return views | {"slit, arc": _on_arc(views["slit, flat panel"], magnified)}
 
@@ -197,9 +196,7 @@ def _sheet(panels: list[tuple[np.ndarray, str]], columns: int) -> Image.Image:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=HERE / "real_scout.csv")
     parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "images" / "scout.png")
     args = parser.parse_args()

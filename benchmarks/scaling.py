@@ -30,11 +30,7 @@ SIZES, BATCHES = (32, 64, 96, 128), (1, 2, 4)
 def make_model(widths: str, size: int, checkpoint_stages: list[int]):
     """DiffuX2CT of given widths, in training mode."""
     with initialize_config_module("diffux2ct.configs", version_base="1.3"):
-        overrides = [
-            f"size={widths}",
-            f"dataset.size={size}",
-            f"trainer.checkpoint_stages={checkpoint_stages}",
-        ]
+        overrides = [f"size={widths}", f"dataset.size={size}", f"trainer.checkpoint_stages={checkpoint_stages}"]
         cfg = compose("train", ["experiment=demo", *overrides])
     return build.build_reconstructor(cfg).train()
 
@@ -93,19 +89,13 @@ def draw(rows: list[dict], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     panels = [("tflop", "TFLOP of a step"), ("peak_gib", "peak memory (GiB)")]
-    panels += (
-        [("cpu_seconds", "processor seconds of a step")]
-        if any(row["cpu_seconds"] != "" for row in rows)
-        else []
-    )
+    panels += [("cpu_seconds", "processor seconds of a step")] if any(row["cpu_seconds"] != "" for row in rows) else []
     figure, axes = plt.subplots(1, len(panels), figsize=(5.2 * len(panels), 4.2), constrained_layout=True)
     for axis, (key, label) in zip(axes, panels, strict=True):
         plain = [row for row in rows if not row["checkpoint_stages"] and row[key] != ""]
         for batch, colour in zip(BATCHES, ("C0", "C1", "C2"), strict=True):
             points = [(row["size"] ** 3 * batch, row[key]) for row in plain if row["batch"] == batch]
-            axis.plot(
-                *zip(*points, strict=True), "o", color=colour, label=f"batch {batch}"
-            ) if points else None
+            axis.plot(*zip(*points, strict=True), "o", color=colour, label=f"batch {batch}") if points else None
         draw_ideal(axis, plain, key)
         if key == "peak_gib":
             draw_memory(axis, rows)

@@ -77,12 +77,7 @@ class Sketch:
     """A drawing in millimetres around an isocentre that lies at ``centre`` (pixels of the small picture)."""
 
     def __init__(self, image: Image.Image, centre: tuple[float, float], px_per_mm: float) -> None:
-        self.image, self.pen, self.centre, self.scale = (
-            image,
-            ImageDraw.Draw(image, "RGBA"),
-            centre,
-            px_per_mm,
-        )
+        self.image, self.pen, self.centre, self.scale = (image, ImageDraw.Draw(image, "RGBA"), centre, px_per_mm)
 
     def at(self, point: tuple[float, float]) -> tuple[float, float]:
         """(right, down) mm to pixels of the large picture."""
@@ -111,9 +106,7 @@ class Sketch:
         self.pen.ellipse((x - r, y - r, x + r, y + r), fill=fill)
 
     def text(self, point, words: str, anchor: str = "mm", size: int = 12, fill=INK) -> None:
-        self.pen.text(
-            self.at(point), words, fill=fill, anchor=anchor, font=ImageFont.load_default(size * FINE)
-        )
+        self.pen.text(self.at(point), words, fill=fill, anchor=anchor, font=ImageFont.load_default(size * FINE))
 
     def hatch_outside(self, side: float, scene: Scene) -> None:
         """Hatch the square of ``side`` mm where rays that run down the page miss the panel, or what is kept of it."""
@@ -133,9 +126,7 @@ class Sketch:
             stroke.line([(start, 0), (start + reach, reach)], fill=LOST, width=round(1.2 * FINE))
         tint = Image.new("RGBA", self.image.size, (200, 67, 43, 40))
         for layer in (tint, lines):
-            self.image.paste(
-                layer, (0, 0), Image.composite(layer.getchannel("A"), Image.new("L", mask.size), mask)
-            )
+            self.image.paste(layer, (0, 0), Image.composite(layer.getchannel("A"), Image.new("L", mask.size), mask))
 
 
 def beam(sketch: Sketch, scene: Scene) -> None:
@@ -231,9 +222,7 @@ def picture(scene: Scene) -> Image.Image:
 
 def main() -> None:
     """Draw all presets."""
-    folder = (
-        Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).resolve().parents[1] / "docs" / "images"
-    )
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).resolve().parents[1] / "docs" / "images"
     folder.mkdir(parents=True, exist_ok=True)
     for name, scene in scenes().items():
         picture(scene).save(folder / f"{name}.png", optimize=True)

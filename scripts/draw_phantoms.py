@@ -40,10 +40,7 @@ def row(region: str, index: int) -> np.ndarray:
 def main() -> None:
     """Draw all regions."""
     for region in REGIONS:
-        save_png(
-            IMAGES / f"phantom_{region}.png",
-            np.concatenate([row(region, i) for i in PATIENTS[region]], axis=0),
-        )
+        save_png(IMAGES / f"phantom_{region}.png", np.concatenate([row(region, i) for i in PATIENTS[region]], axis=0))
 
 
 if __name__ == "__main__":

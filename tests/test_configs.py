@@ -105,15 +105,7 @@ RECIPES = {
 
 
 def recipe(cfg) -> tuple:
-    keys = (
-        "batch_size",
-        "max_epochs",
-        "warmup_steps",
-        "grad_clip",
-        "ema_decay",
-        "precision",
-        "lr_schedule",
-    )
+    keys = ("batch_size", "max_epochs", "warmup_steps", "grad_clip", "ema_decay", "precision", "lr_schedule")
     return (cfg.optim.lr, list(cfg.optim.betas), *(cfg.trainer[key] for key in keys))
 
 
@@ -151,11 +143,7 @@ def test_the_paper_to_the_letter_has_one_rate_and_nothing_else():
 
 @pytest.mark.parametrize(
     ("objective", "expected"),
-    [
-        ("epsilon", ("epsilon", False, "paper")),
-        ("v", ("v", True, "snr")),
-        ("x0", ("x0", True, "snr")),
-    ],
+    [("epsilon", ("epsilon", False, "paper")), ("v", ("v", True, "snr")), ("x0", ("x0", True, "snr"))],
 )
 def test_an_objective_sets_process_and_loss_whose_keys_can_be_changed(objective, expected):
     cfg = composed(f"objective={objective}")
@@ -180,9 +168,7 @@ def test_runs_of_different_models_experiments_data_sets_and_sizes_have_names_of_
         cfg = composed(f"experiment={experiment}")
         for model, dataset, size in itertools.product(MODELS, datasets, SIZES):
             cfg.method, cfg.dataset.name, cfg.size = model, dataset, size
-            assert cfg.name not in names, (
-                f"{cfg.name}: {(experiment, model, dataset, size)}, {names[cfg.name]}"
-            )
+            assert cfg.name not in names, f"{cfg.name}: {(experiment, model, dataset, size)}, {names[cfg.name]}"
             names[cfg.name] = (experiment, model, dataset, size)
 
 
@@ -271,9 +257,7 @@ def test_a_row_of_table_3_changes_one_thing(row, changed, scale):
 def test_rows_at_the_laptop_s_scale_have_one_budget():
     tables = [name for name in EXPERIMENTS if name.startswith("table")]
     cfgs = [composed(f"experiment={name}", "scale=laptop") for name in tables]
-    budgets = {
-        (c.trainer.max_steps, c.trainer.max_epochs, c.trainer.batch_size, c.trainer.seed) for c in cfgs
-    }
+    budgets = {(c.trainer.max_steps, c.trainer.max_epochs, c.trainer.batch_size, c.trainer.seed) for c in cfgs}
     assert budgets == {(500, None, 4, 0)}
     assert len({(c.dataset.root, c.dataset.size, c.optim.lr, c.size) for c in cfgs}) == 1
     assert {tuple(c.dataset.generate.values())[:3] for c in cfgs} == {(256, 8, 32)}
@@ -281,9 +265,7 @@ def test_rows_at_the_laptop_s_scale_have_one_budget():
 
 
 def test_the_laptop_s_scale_shortens_a_recipe_and_adds_nothing_to_it():
-    full, gan = (
-        composed(f"experiment={name}", "scale=laptop").trainer for name in ("table3_full", "table1_x2ct_gan")
-    )
+    full, gan = (composed(f"experiment={name}", "scale=laptop").trainer for name in ("table3_full", "table1_x2ct_gan"))
     assert (full.warmup_steps, full.ema_decay, full.grad_clip, full.precision) == (20, 0.99, 1.0, "bf16")
     assert (gan.warmup_steps, gan.ema_decay, gan.grad_clip, gan.precision) == (0, None, None, "fp32")
 

@@ -29,9 +29,7 @@ def project(tmp_path_factory, run_folder, phantoms):
     """A folder to work in: the package with the guide's files, and runs/demo."""
     root = tmp_path_factory.mktemp("project")
     package = root / "src" / "diffux2ct"
-    shutil.copytree(
-        ROOT / "src" / "diffux2ct", package, ignore=shutil.ignore_patterns("__pycache__", "configs")
-    )
+    shutil.copytree(ROOT / "src" / "diffux2ct", package, ignore=shutil.ignore_patterns("__pycache__", "configs"))
     shutil.copytree(ROOT / "configs", root / "configs", ignore=shutil.ignore_patterns("__pycache__"))
     (package / "configs").symlink_to(root / "configs")
     for name, text in FILES.items():
@@ -48,12 +46,7 @@ def project(tmp_path_factory, run_folder, phantoms):
 def python(project, code, *arguments):
     """Run Python code with the project's package in place of the installed one; its standard output."""
     done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            f"import sys; sys.path.insert(0, {str(project / 'src')!r})\n{code}",
-            *arguments,
-        ],
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(project / 'src')!r})\n{code}", *arguments],
         cwd=project,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -70,24 +63,13 @@ def run(project, command, *overrides):
     _, script, *arguments = command.split()
     replaced = {override.split("=")[0] for override in map(str, overrides)}
     given = [argument for argument in arguments if argument.split("=")[0] not in replaced]
-    code = (
-        f"import runpy; sys.argv[0] = {script!r}; runpy.run_path({str(ROOT / script)!r}, run_name='__main__')"
-    )
+    code = f"import runpy; sys.argv[0] = {script!r}; runpy.run_path({str(ROOT / script)!r}, run_name='__main__')"
     return python(project, code, *given, *map(str, overrides))
 
 
 def test_the_guide_has_all_four_extension_points():
     folders = [Path(name).parent.name for name in FILES]
-    assert folders == [
-        "baselines",
-        "model",
-        "baselines",
-        "samplers",
-        "sampler",
-        "fidelity",
-        "sources",
-        "dataset",
-    ]
+    assert folders == ["baselines", "model", "baselines", "samplers", "sampler", "fidelity", "sources", "dataset"]
 
 
 def test_a_method_is_trained_by_its_own_recipe_and_size(project, phantoms):

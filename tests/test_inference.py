@@ -39,14 +39,7 @@ def reconstruct(model, xrays, **settings):
 
 
 def test_python_and_the_command_write_the_same_bytes(run_folder, scan, tmp_path):
-    command(
-        run_folder,
-        scan / "drr",
-        tmp_path / "out",
-        "seed=3",
-        "origin=[1,2,3]",
-        "sampler.num_inference_steps=1",
-    )
+    command(run_folder, scan / "drr", tmp_path / "out", "seed=3", "origin=[1,2,3]", "sampler.num_inference_steps=1")
     settings = {"seed": 3, "origin": (1, 2, 3), "sampler": {"num_inference_steps": 1}}
     ct = reconstruct(run_folder, scan / "drr", device="cpu", **settings)
     ct.save(tmp_path / "ct.nii.gz")
@@ -115,10 +108,7 @@ def test_a_notebook_shows_both_xrays_and_three_planes(model, xrays):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            {"frontal": np.ones((3, 8, 8))},
-            "frontal X-ray: an array of shape (3, 8, 8); a radiograph is [rows, cols]",
-        ),
+        ({"frontal": np.ones((3, 8, 8))}, "frontal X-ray: an array of shape (3, 8, 8); a radiograph is [rows, cols]"),
         ({"lateral": np.ones(8)}, "lateral X-ray: an array of shape (8,)"),
         ({"frontal": np.full((8, 8), np.nan)}, "frontal X-ray: 64 pixels are NaN"),
         ({"frontal": np.zeros((8, 8))}, "frontal X-ray: blank"),
@@ -214,9 +204,7 @@ def test_a_camera_that_changed_behind_its_name_is_warned_of(scan, tmp_path):
         folder = scan / ("drr" if name == "lumbar" else name)
         views = read_camera_files({view: folder / f"{view}.npy" for view in VIEWS})
         return [
-            note
-            for note in check_cameras(views, 16, [16.0] * 3, dataset)
-            if "camera x2ct" in note or "lumbar" in note
+            note for note in check_cameras(views, 16, [16.0] * 3, dataset) if "camera x2ct" in note or "lumbar" in note
         ]
 
     # Pixels of another size on the same panel are no other camera.
@@ -232,9 +220,7 @@ def test_a_camera_that_changed_behind_its_name_is_warned_of(scan, tmp_path):
 
 
 def test_relative_values_are_refused_where_absolute_ones_are_needed(scan):
-    dataset = OmegaConf.create(
-        {"root": "none", "xray_normalization": "fixed", "generate": {"camera": "x2ct"}}
-    )
+    dataset = OmegaConf.create({"root": "none", "xray_normalization": "fixed", "generate": {"camera": "x2ct"}})
     views = read_camera_files({view: scan / "x2ct" / f"{view}.npy" for view in VIEWS})
     with pytest.raises(UserError, match="output=max"):
         check_cameras(views, 16, [16.0] * 3, dataset)

@@ -34,9 +34,7 @@ class Range:
 
     def __str__(self) -> str:
         if self.high > 1e9:
-            return (f" above {self.low}" if self.open else f" of at least {self.low}") * (
-                self.low > -math.inf
-            )
+            return (f" above {self.low}" if self.open else f" of at least {self.low}") * (self.low > -math.inf)
         return f" between {self.low} and {self.high}" if self.open else f" from {self.low} to {self.high}"
 
 
@@ -81,9 +79,7 @@ def read(schema: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
     given = {key: convert(hints[key], values[key], f"{prefix}{key}") for key in known if key in values}
     for key, field in known.items():
         if key not in given and field.default is MISSING:
-            raise UserError(
-                f"{prefix}{key} is not given; add {prefix}{key}=... to the command (--help explains it)"
-            )
+            raise UserError(f"{prefix}{key} is not given; add {prefix}{key}=... to the command (--help explains it)")
     return schema(**given)
 
 
@@ -135,9 +131,7 @@ def convert(kind: Any, value: Any, key: str) -> Any:
                 checked = read(group, value, f"{key}.")
                 return checked if part is group else value
             if get_origin(part) is not None and issubclass(get_origin(part), Mapping):
-                return {
-                    name: convert(get_args(part)[1], item, f"{key}.{name}") for name, item in value.items()
-                }
+                return {name: convert(get_args(part)[1], item, f"{key}.{name}") for name, item in value.items()}
     try:
         return _convert(kind, value)
     except _Refused:

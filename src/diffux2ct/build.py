@@ -38,18 +38,12 @@ def resolved(cfg: DictConfig) -> DictConfig:
     for key in ("dataset", "diffusion", "loss", "metrics", "logger", "model", "optim", "recipe", "trainer"):
         if not OmegaConf.is_config(cfg.get(key)):
             choice = "choose objective=epsilon, v or x0, or give" if key in ("diffusion", "loss") else "give"
-            raise UserError(
-                f"{key}={cfg.get(key)}: is no choice; {choice} one of its keys as {key}.KEY=VALUE"
-            )
+            raise UserError(f"{key}={cfg.get(key)}: is no choice; {choice} one of its keys as {key}.KEY=VALUE")
     if cfg.size not in cfg.sizes:
         raise UserError(f"size={cfg.size}: choose one of {', '.join(cfg.sizes)}")
     unused = {"sizes", "recipe", *unused_parts(cfg)}
     return OmegaConf.create(
-        {
-            str(key): plain(cfg[key]) if OmegaConf.is_config(cfg[key]) else cfg[key]
-            for key in cfg
-            if key not in unused
-        }
+        {str(key): plain(cfg[key]) if OmegaConf.is_config(cfg[key]) else cfg[key] for key in cfg if key not in unused}
     )
 
 
@@ -150,9 +144,7 @@ def build_sampler(cfg: DictConfig) -> Sampler:
     try:
         kind = get_class(target)
     except Exception as error:
-        raise UserError(
-            f"sampler._target_={target}: there is no such class; name one of yours or ours"
-        ) from error
+        raise UserError(f"sampler._target_={target}: there is no such class; name one of yours or ours") from error
     if not issubclass(kind, Sampler):
         raise UserError(f"sampler._target_={target}: is no sampler; name a subclass of Sampler")
     settings = inspect.signature(kind).parameters

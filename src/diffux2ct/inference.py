@@ -67,9 +67,7 @@ class Reconstruction:
         try:
             write_nifti(path, self.hu, self.spacing, self.origin)
         except OSError as error:
-            raise UserError(
-                f"{path}: cannot be written ({error.strerror}); choose another file or folder"
-            ) from error
+            raise UserError(f"{path}: cannot be written ({error.strerror}); choose another file or folder") from error
 
     def show(self) -> "Image":
         """One picture of both X-rays and of three planes through the bone; a notebook displays it."""
@@ -151,9 +149,7 @@ def reconstruct(
     # Load the model and check that the X-rays are what it was trained on.
     run, weights = _loaded(ckpt, device, weights)
     dataset = run.cfg.dataset
-    size, grid_spacing = (
-        model_grid(dataset) if spacing is None else (int(dataset.size), list(spacing_xyz(spacing)))
-    )
+    size, grid_spacing = model_grid(dataset) if spacing is None else (int(dataset.size), list(spacing_xyz(spacing)))
     notes = check_cameras(cameras, size, grid_spacing, dataset)
     first_voxel, origin_source = place(cameras, size, grid_spacing, given)
     xrays = prepare_xrays(images, size, dataset.xray_normalization)
@@ -201,9 +197,7 @@ def prepare_xrays(
     return {view: normalize_xray(values, normalization)[None, None] for view, values in fitted.items()}
 
 
-def check_cameras(
-    cameras: Mapping[str, CameraFile], size: int, spacing: list[float], dataset: DictConfig
-) -> list[str]:
+def check_cameras(cameras: Mapping[str, CameraFile], size: int, spacing: list[float], dataset: DictConfig) -> list[str]:
     """Notes on cameras that differ from training; UserError where the X-rays show another cube than the model makes."""
     notes = []
     trained, geometry = _trained_camera(dataset)
@@ -219,9 +213,7 @@ def check_cameras(
         elif differences := geometry_differs(known, geometry):
             notes.append(f"{known.path}: camera {known.camera}, but the model was trained on {differences}")
         if known.moved:
-            notes.append(
-                f"{known.path}: the patient was turned or shifted, so the CT will not lie on the scan"
-            )
+            notes.append(f"{known.path}: the patient was turned or shifted, so the CT will not lie on the scan")
     return list(dict.fromkeys(notes))
 
 
@@ -261,10 +253,7 @@ def model_grid(dataset: DictConfig) -> tuple[int, list[float]]:
 
 
 def _read_views(
-    inputs: Mapping[str, XrayInput],
-    line_integrals: bool,
-    pitch: tuple[float, float] | None,
-    head_up: bool | None,
+    inputs: Mapping[str, XrayInput], line_integrals: bool, pitch: tuple[float, float] | None, head_up: bool | None
 ) -> tuple[dict[str, XrayImage], dict[str, str]]:
     """The X-rays and the SHA-256 of their files or arrays, by view. Raises UserError where both are one image."""
     images, hashes = {}, {}
@@ -273,28 +262,18 @@ def _read_views(
             images[view], hashes[view] = read_xray(given, head_up), sha256_of(Path(given))
             continue
         values = given.detach().cpu() if isinstance(given, Tensor) else given
-        values = np.asarray(
-            values.float() if isinstance(values, Tensor) and values.is_floating_point() else values
-        )
+        values = np.asarray(values.float() if isinstance(values, Tensor) and values.is_floating_point() else values)
         images[view] = xray_from_array(
-            values,
-            f"{view} X-ray",
-            line_integrals=line_integrals,
-            pixel_pitch=pitch,
-            head_up=bool(head_up),
+            values, f"{view} X-ray", line_integrals=line_integrals, pixel_pitch=pitch, head_up=bool(head_up)
         )
         hashes[view] = hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
     if np.array_equal(images["frontal"].values, images["lateral"].values):
         paths = {view: image.meta["path"] for view, image in images.items()}
-        raise UserError(
-            f"{paths['lateral']}: the same image as frontal={paths['frontal']}; give the other view"
-        )
+        raise UserError(f"{paths['lateral']}: the same image as frontal={paths['frontal']}; give the other view")
     return images, hashes
 
 
-def _loaded(
-    ckpt: str | Path | Reconstructor, device: str | None, weights: str | None
-) -> tuple[load.LoadedRun, str]:
+def _loaded(ckpt: str | Path | Reconstructor, device: str | None, weights: str | None) -> tuple[load.LoadedRun, str]:
     """The run of a path or of a loaded model, and which weights it has."""
     if isinstance(ckpt, str | Path):
         weights = weights or "ema"
@@ -308,11 +287,7 @@ def _loaded(
 
 
 def _sample(
-    run: load.LoadedRun,
-    xrays: Mapping[str, Tensor],
-    seed: int,
-    precision: str,
-    sampling: Mapping[str, Any],
+    run: load.LoadedRun, xrays: Mapping[str, Tensor], seed: int, precision: str, sampling: Mapping[str, Any]
 ) -> Float[Tensor, "d h w"]:
     """The model's volume in its own range, float32 on the CPU. Raises UserError where it is not finite."""
     # The generator stays on the CPU, so that a seed gives the same noise on every device.
@@ -323,9 +298,7 @@ def _sample(
         volume = run.reconstructor.reconstruct(on_device, generator=generator, **sampling)
     volume = volume[0, 0].float().cpu()
     if not torch.isfinite(volume).all():
-        raise UserError(
-            f"{run.path}: the reconstruction holds NaN or infinite values; use another checkpoint"
-        )
+        raise UserError(f"{run.path}: the reconstruction holds NaN or infinite values; use another checkpoint")
     return volume
 
 

@@ -12,9 +12,7 @@ HU_WINDOW = (-1024.0, 1500.0)
 
 WATER_ATTENUATION = 0.022  # mm^-1, the value built into plastimatch's DRR program
 AIR_BELOW_HU = -800.0  # at and below this, plastimatch sees air
-XRAY_SCALE = (
-    8.0  # line integral that "fixed" maps to 1: about 36 cm of water; a torso from the side stays below
-)
+XRAY_SCALE = 8.0  # line integral that "fixed" maps to 1: about 36 cm of water; a torso from the side stays below
 
 Array = TypeVar("Array", torch.Tensor, np.ndarray)
 Window = tuple[float | int, float | int]
@@ -55,9 +53,7 @@ def attenuation_from_hu(hu: Array) -> Array:
     return (WATER_ATTENUATION / 1000.0 * hu + WATER_ATTENUATION) * (hu > AIR_BELOW_HU)
 
 
-def normalize_xray(
-    line_integrals: torch.Tensor, mode: str = "max", scale: float = XRAY_SCALE
-) -> torch.Tensor:
+def normalize_xray(line_integrals: torch.Tensor, mode: str = "max", scale: float = XRAY_SCALE) -> torch.Tensor:
     """Line integrals [..., V, U] to [-1, 1], float32.
 
     mode: "max" divides each image by its own maximum (absolute scale is lost, as in X2CT-GAN); "fixed" divides by

@@ -58,9 +58,7 @@ class LoadedRun:
             )
         return self.model
 
-    def sampling(
-        self, changes: Sampler | Mapping[str, Any], perturbation: str | None = None
-    ) -> dict[str, Any]:
+    def sampling(self, changes: Sampler | Mapping[str, Any], perturbation: str | None = None) -> dict[str, Any]:
         """Keyword arguments of ``reconstruct``: the sampler and the z of Eq. 5; none for a method without them.
 
         ``changes``: another sampler, its config with ``_target_``, or settings to replace in the run's own sampler.
@@ -126,14 +124,10 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], int]:
             metadata = file.metadata() or {}
             values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"{path}: not a readable safetensors file, perhaps truncated; copy it again"
-        ) from error
+        raise UserError(f"{path}: not a readable safetensors file, perhaps truncated; copy it again") from error
     step = metadata.get("step", "")
     if metadata.get("format") != _FORMAT or not re.fullmatch(r"\d{1,12}", step, re.ASCII):
-        raise UserError(
-            f"{path}: not weights that {command('export_model')} wrote; use a model folder of ours"
-        )
+        raise UserError(f"{path}: not weights that {command('export_model')} wrote; use a model folder of ours")
     return values, int(step)
 
 
@@ -202,9 +196,7 @@ def _rebuilt(config: Any, path: Path) -> tuple[DictConfig, Trainable]:
             f"{path}: its config builds no model ({reason}); use a checkpoint that train.py wrote"
         ) from error
     if not isinstance(model, Trainable):
-        raise UserError(
-            f"{path}: its config builds a {type(model).__name__}, no model; use one that train.py wrote"
-        )
+        raise UserError(f"{path}: its config builds a {type(model).__name__}, no model; use one that train.py wrote")
     return cfg, model
 
 

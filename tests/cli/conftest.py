@@ -28,8 +28,7 @@ def run_folder(tmp_path_factory):
         for parameter in model.parameters():
             parameter += 0.05 * torch.randn_like(parameter)
     checkpoint.save(
-        folder / "checkpoints" / "last.pt",
-        {"model": model.state_dict(), "config": build.plain(cfg), "step": 7},
+        folder / "checkpoints" / "last.pt", {"model": model.state_dict(), "config": build.plain(cfg), "step": 7}
     )
     return folder
 
@@ -42,9 +41,7 @@ def xrays(tmp_path_factory):
     np.save(folder / "lateral.npy", 9 * cols / cols.max())
     for view in VIEWS:
         values = np.load(folder / f"{view}.npy")
-        Image.fromarray(np.round(values[::-1] / values.max() * 65535).astype(np.uint16)).save(
-            folder / f"{view}.png"
-        )
+        Image.fromarray(np.round(values[::-1] / values.max() * 65535).astype(np.uint16)).save(folder / f"{view}.png")
     return folder
 
 

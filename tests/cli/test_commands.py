@@ -22,9 +22,7 @@ ROOT = Path(__file__).parents[2]
 def command(script: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess:
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     call = [sys.executable, str(ROOT / script), *arguments]
-    return subprocess.run(
-        call, cwd=cwd, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=300
-    )
+    return subprocess.run(call, cwd=cwd, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=300)
 
 
 def assert_one_line(done: subprocess.CompletedProcess, *words: str) -> None:
@@ -74,12 +72,7 @@ def test_a_folder_of_raw_scans_is_not_advised_as_its_own_output(tmp_path, monkey
 
 def test_a_signal_ends_training_on_a_checkpoint_and_not_as_a_success(phantoms, tmp_path):
     small = ["experiment=demo", "dataset.size=16", f"dataset.root={phantoms}", "dataset.generate=null"]
-    small += [
-        "trainer.batch_size=2",
-        "trainer.max_steps=100000",
-        "trainer.log_every=1",
-        "trainer.lr_schedule=constant",
-    ]
+    small += ["trainer.batch_size=2", "trainer.max_steps=100000", "trainer.log_every=1", "trainer.lr_schedule=constant"]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     call = [sys.executable, str(ROOT / "train.py"), *small]
     running = subprocess.Popen(
@@ -93,17 +86,13 @@ def test_a_signal_ends_training_on_a_checkpoint_and_not_as_a_success(phantoms, t
     assert running.returncode == 130, err[-2000:]
     step = checkpoint.load(tmp_path / "runs/demo")["step"]
     last = err.strip().splitlines()[-1]
-    assert last.startswith(
-        f"stopped at step {step} of 100000; the same command goes on from there: python train.py "
-    )
+    assert last.startswith(f"stopped at step {step} of 100000; the same command goes on from there: python train.py ")
     assert "evaluate.py" not in out + err
 
 
 def test_train_evaluate_and_controls_from_the_shell(phantoms, tmp_path):
     small = ["experiment=demo", "dataset.size=16", f"dataset.root={phantoms}", "dataset.generate=null"]
-    done = command(
-        "train.py", *small, "trainer.max_steps=3", "trainer.batch_size=4", "name=e2e", cwd=tmp_path
-    )
+    done = command("train.py", *small, "trainer.max_steps=3", "trainer.batch_size=4", "name=e2e", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip().endswith("next: python evaluate.py ckpt=runs/e2e")
     (tmp_path / "cut.pt").write_bytes((tmp_path / "runs/e2e/checkpoints/last.pt").read_bytes()[:5000])
@@ -127,9 +116,7 @@ def test_train_evaluate_and_controls_from_the_shell(phantoms, tmp_path):
     shuffled = ["xray_source=shuffled", "sampler.num_inference_steps=2", "max_cases=2", "weights=raw"]
     done = command("evaluate.py", "ckpt=runs/e2e/checkpoints/last.pt", *shuffled, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
-    metrics = json.loads(
-        (folder.parent / "phantom-test-ddim2-shuffled-raw-first2" / "metrics.json").read_text()
-    )
+    metrics = json.loads((folder.parent / "phantom-test-ddim2-shuffled-raw-first2" / "metrics.json").read_text())
     assert (metrics["num_cases"], metrics["xray_source"]) == (2, "shuffled")
     few = ["metrics.families=[bones,distortion]", "precision=fp32", "sampler.num_inference_steps=2"]
     assert command("evaluate.py", "ckpt=runs/e2e", *few, cwd=tmp_path).returncode == 0
@@ -139,9 +126,7 @@ def test_train_evaluate_and_controls_from_the_shell(phantoms, tmp_path):
     (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     (tmp_path / "runs/e2e").rename(tmp_path / "runs/demo")
     (tmp_path / "drr").symlink_to(next((phantoms / "cases").iterdir()))
-    done = subprocess.run(
-        [sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, encoding="utf-8"
-    )
+    done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, encoding="utf-8")
     assert done.stdout.strip() == "torch.Size([1, 1, 16, 16, 16])", done.stderr[-2000:]
 
 
@@ -158,12 +143,7 @@ def test_training_needs_neither_simpleitk_nor_wandb(phantoms, tmp_path):
         "from diffux2ct.cli.train import main; main()\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=300,
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, encoding="utf-8", timeout=300
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "runs/bare/checkpoints/last.pt").is_file()

@@ -28,8 +28,7 @@ def evaluated(run_dir: Path, *overrides: str) -> None:
     with initialize_config_module("diffux2ct.configs", version_base="1.3"):
         evaluate.run(
             hydra_compose(
-                "evaluate",
-                overrides=[f"ckpt={run_dir}", "device=cpu", "metrics.families=[distortion]", *overrides],
+                "evaluate", overrides=[f"ckpt={run_dir}", "device=cpu", "metrics.families=[distortion]", *overrides]
             )
         )
 
@@ -70,9 +69,7 @@ def test_a_table_of_real_runs(runs, capsys):
     rows = table(capsys, runs["diffusion"], runs["regressor"])
     assert [row["run"] for row in rows] == ["diffusion", "regressor", "Floor: mean training volume"]
     for row, name in zip(
-        rows,
-        ("diffusion/evaluation/phantom-test-ddim2", "regressor/evaluation/phantom-test-direct"),
-        strict=False,
+        rows, ("diffusion/evaluation/phantom-test-ddim2", "regressor/evaluation/phantom-test-direct"), strict=False
     ):
         path = runs["raw"].parent / f"{name}-distortion" / "metrics.json"
         metrics = json.loads(path.read_text())
@@ -133,9 +130,7 @@ def test_costs_agree_with_summarize_model(compose, model):
     times = {"conditioning": 1, "denoiser": 50, "generator": 1, "network": 1}
     used = {name: part for name, part in parts.items() if name in times}
     assert cost.parameters == sum(part["parameters"] for part in used.values())
-    assert cost.tflop == pytest.approx(
-        sum(times[n] * part["forward_tflop"] for n, part in used.items()), rel=1e-9
-    )
+    assert cost.tflop == pytest.approx(sum(times[n] * part["forward_tflop"] for n, part in used.items()), rel=1e-9)
     assert cost.iterative == ("denoiser" in used)
     assert cost.parameters + cost.training_only == parts["total"]["parameters"]
     assert (cost.training_only > 0) == ("discriminator" in parts)
@@ -176,14 +171,10 @@ def test_evaluations_are_chosen(runs, capsys):
         "phantom-test-ddim3-distortion",
         "phantom-test-ddim3-shuffled-distortion",
     ]
-    with pytest.raises(
-        UserError, match=r"holds no evaluation x\*; choose from phantom-test-ddim2-distortion, phantom"
-    ):
+    with pytest.raises(UserError, match=r"holds no evaluation x\*; choose from phantom-test-ddim2-distortion, phantom"):
         find_evaluations(folder, "x*")
     # A run and one of its evaluations; the same twice counts once.
-    rows = table(
-        capsys, folder, newest, folder / "evaluation" / "phantom-test-ddim3-distortion", "--sort", "run"
-    )
+    rows = table(capsys, folder, newest, folder / "evaluation" / "phantom-test-ddim3-distortion", "--sort", "run")
     assert [row["run"] for row in rows[:2]] == [
         "diffusion/phantom-test-ddim2-distortion",
         "diffusion/phantom-test-ddim3-distortion",
@@ -196,9 +187,7 @@ def test_evaluations_are_chosen(runs, capsys):
     shutil.copytree(folder, folder.parent / "control", dirs_exist_ok=True)
     for name in ("phantom-test-ddim2-distortion", "phantom-test-ddim3-distortion"):
         shutil.rmtree(folder.parent / "control" / "evaluation" / name)
-    with pytest.raises(
-        UserError, match=r"wrong X-rays only.*--evaluation phantom-test-ddim3-shuffled-distortion"
-    ):
+    with pytest.raises(UserError, match=r"wrong X-rays only.*--evaluation phantom-test-ddim3-shuffled-distortion"):
         find_evaluations(folder.parent / "control", None)
 
 
@@ -232,9 +221,7 @@ def test_seeds_merge_wherever_their_cases_lie(runs, tmp_path, capsys):
 def test_files_are_written_by_their_suffix(runs, tmp_path, capsys):
     files = [tmp_path / "deep" / f"t{suffix}" for suffix in (".md", ".tex", ".html", ".csv")]
     options = [word for path in files for word in ("--out", str(path))]
-    compare.run(
-        [str(runs["diffusion"]), str(runs["regressor"]), "--names", "Ours,X & Y", "--title", "T", *options]
-    )
+    compare.run([str(runs["diffusion"]), str(runs["regressor"]), "--names", "Ours,X & Y", "--title", "T", *options])
     assert capsys.readouterr().out.splitlines() == [f"wrote {path}" for path in files]
     md, tex, html, text = (path.read_text(encoding="utf-8") for path in files)
     assert md.startswith("| Run | Steps |")

@@ -81,15 +81,11 @@ def test_the_same_scan_gives_the_same_xrays_as_preparation(tmp_path):
         prepare(compose("prepare", ["dataset=folder", *words, *split]))
     run(configure(ct=str(tmp_path / "raw" / "p1.nii.gz"), out=str(tmp_path / "drr"), size=16, spacing=3.0))
     (case,) = (tmp_path / "set" / "cases").iterdir()
-    prepared, record = (
-        json.loads(path.read_text()) for path in (case / "case.json", tmp_path / "drr/camera.json")
-    )
+    prepared, record = (json.loads(path.read_text()) for path in (case / "case.json", tmp_path / "drr/camera.json"))
     np.testing.assert_allclose(record["origin"], prepared["origin"], atol=1e-3)
     for view in ("frontal", "lateral"):
         # Prepared volumes are whole HU.
-        np.testing.assert_allclose(
-            np.load(tmp_path / "drr" / f"{view}.npy"), np.load(case / f"{view}.npy"), atol=1e-3
-        )
+        np.testing.assert_allclose(np.load(tmp_path / "drr" / f"{view}.npy"), np.load(case / f"{view}.npy"), atol=1e-3)
 
 
 def test_settings_change_what_they_say(scan, tmp_path):
@@ -238,9 +234,7 @@ def test_camera_json_never_stands_beside_images_of_another_run(scan, tmp_path):
 
 def test_the_command_reports_a_user_error_in_one_line(tmp_path):
     command = [sys.executable, str(ROOT / "scripts" / "synthesize_drr.py"), "ct=nowhere.nii.gz", "out=drr"]
-    done = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8", timeout=120
-    )
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8", timeout=120)
     assert done.returncode == 1
     assert done.stderr == (
         "error: nowhere.nii.gz: no such file or folder; give a CT file or a folder with a DICOM series\n"

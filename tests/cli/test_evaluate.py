@@ -84,8 +84,6 @@ def test_the_order_of_families_is_no_other_evaluation():
 
 
 def test_long_names_are_cut_and_stay_apart():
-    first, second = (
-        [f"metrics.names=[{','.join(f'my_package.metric{i}' for i in range(n))}]"] for n in (30, 31)
-    )
+    first, second = ([f"metrics.names=[{','.join(f'my_package.metric{i}' for i in range(n))}]"] for n in (30, 31))
     assert folder(*first) != folder(*second)
     assert max(len(folder(*first)), len(folder(*second))) <= 200

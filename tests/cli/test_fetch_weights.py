@@ -90,9 +90,7 @@ def test_without_a_hash_the_first_download_is_recorded_and_compared(folder, monk
 
 def test_without_network_one_line_names_the_url_and_the_offline_way(folder, monkeypatch):
     toy(monkeypatch)
-    with pytest.raises(
-        UserError, match=r"http://127.0.0.1:9/toy.pth: .*refused.*fetch_weights.* toy from=FILE"
-    ):
+    with pytest.raises(UserError, match=r"http://127.0.0.1:9/toy.pth: .*refused.*fetch_weights.* toy from=FILE"):
         run(["toy"])
     assert list(folder.iterdir()) == []
 

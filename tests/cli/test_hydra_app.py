@@ -70,26 +70,12 @@ def test_keys_of_the_chosen_options_are_known(call):
 
 
 @pytest.mark.parametrize(
-    "text",
-    [
-        "1_2",
-        "2024",
-        "1e3",
-        "true",
-        "a,b.nii.gz",
-        "../my scans/patient 7 (b=2)",
-        "[1]",
-        "ends\\",
-        "nan",
-        "a:b",
-    ],
+    "text", ["1_2", "2024", "1e3", "true", "a,b.nii.gz", "../my scans/patient 7 (b=2)", "[1]", "ends\\", "nan", "a:b"]
 )
 def test_a_path_reaches_the_command_as_typed(monkeypatch, tmp_path, text):
     got = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        sys, "argv", ["evaluate", "ckpt=runs/a", f"out={text}", "root='quoted'", "max_cases=1_2"]
-    )
+    monkeypatch.setattr(sys, "argv", ["evaluate", "ckpt=runs/a", f"out={text}", "root='quoted'", "max_cases=1_2"])
     hydra_app("evaluate", lambda cfg: got.append(read(Evaluation, cfg)), Evaluation)
     (settings,) = got
     assert settings.out == Path(text)

@@ -8,18 +8,7 @@ import pytest
 
 from diffux2ct import cli
 
-HEAVY = (
-    "torch",
-    "SimpleITK",
-    "scipy",
-    "pydicom",
-    "skimage",
-    "nibabel",
-    "matplotlib",
-    "wandb",
-    "pandas",
-    "jinja2",
-)
+HEAVY = ("torch", "SimpleITK", "scipy", "pydicom", "skimage", "nibabel", "matplotlib", "wandb", "pandas", "jinja2")
 COMMANDS = sorted(module.name for module in pkgutil.iter_modules(cli.__path__) if module.name != "hydra_app")
 
 SCRIPT = f"""
@@ -42,10 +31,7 @@ assert not heavy, f"{{sys.argv}} imports {{heavy}}"
 @pytest.mark.parametrize(
     ("words", "shown"),
     [
-        (
-            ["train", "--help"],
-            "  dataset=ctspine1k                          CTSpine1K: 1005 public CTs of the spine",
-        ),
+        (["train", "--help"], "  dataset=ctspine1k                          CTSpine1K: 1005 public CTs of the spine"),
         (["train", "experiment=demo", "--cfg", "job"], "max_steps: 500"),
         (["train", "trainer.lr=1"], "optim.lr"),
         (["evaluate", "ckpt=x", "sed=1"], "did you mean seed?"),

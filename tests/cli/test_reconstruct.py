@@ -43,11 +43,7 @@ def test_a_ct_its_record_and_the_xrays_are_written(run_folder, xrays, tmp_path):
     ]  # fmt: skip
     assert picture[20, 100] > 240
     assert picture[-1, 100] < 15
-    assert sorted(p.name for p in out.iterdir()) == [
-        "reconstruct.json",
-        "reconstruction.nii.gz",
-        "xrays_used.png",
-    ]
+    assert sorted(p.name for p in out.iterdir()) == ["reconstruct.json", "reconstruction.nii.gz", "xrays_used.png"]
 
 
 def test_a_seed_gives_one_ct_and_xrays_steps_and_seed_each_change_it(run_folder, xrays, tmp_path):

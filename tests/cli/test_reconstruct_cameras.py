@@ -43,9 +43,7 @@ def test_xrays_that_camera_json_tells_to_be_wrong_are_refused(run_folder, scan, 
     exchanged = [f"frontal={drr / 'lateral.npy'}", f"lateral={drr / 'frontal.npy'}"]
     with pytest.raises(UserError, match="given as frontal, but .* the lateral view"):
         reconstruct(run_folder, drr, tmp_path / "out", *exchanged)
-    with pytest.raises(
-        UserError, match="a cube of 64 x 64 x 64 mm, this model makes one of 256 x 256 x 256 mm"
-    ):
+    with pytest.raises(UserError, match="a cube of 64 x 64 x 64 mm, this model makes one of 256 x 256 x 256 mm"):
         reconstruct(run_folder, small, tmp_path / "out")
     with pytest.raises(UserError, match="different cubes"):
         reconstruct(run_folder, drr, tmp_path / "out", f"lateral={small / 'lateral.npy'}")

@@ -32,8 +32,7 @@ def test_a_run_out_of_time_says_so_and_how_to_continue(typed):
     typed("train.py", "experiment=demo", "trainer.max_minutes=3", "trainer.resume=never")
     settings = TrainerSettings(max_steps=1200, max_minutes=3)
     assert why_ended(ended("max_minutes", 89), settings) == (
-        "max_minutes=3 reached at step 89 of 1200; continue with: "
-        "python train.py experiment=demo trainer.max_minutes=6"
+        "max_minutes=3 reached at step 89 of 1200; continue with: python train.py experiment=demo trainer.max_minutes=6"
     )
 
 
@@ -84,10 +83,7 @@ def test_every_data_set_passes(dataset):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        (
-            "trainer.max_steps=abc",
-            "trainer.max_steps=abc: not a whole number; give a whole number of at least 1",
-        ),
+        ("trainer.max_steps=abc", "trainer.max_steps=abc: not a whole number; give a whole number of at least 1"),
         ("trainer.device=mps", "trainer.device=mps: no such choice; give auto, cpu, cuda or cuda:N"),
         ("trainer.compile=maybe", "trainer.compile=maybe: not true or false; give true or false"),
         ("dataset.cache=maybe", "dataset.cache=maybe: not true or false; give true or false"),

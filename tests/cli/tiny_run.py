@@ -16,15 +16,5 @@ def composed(name, *overrides):
 
 def reconstruct(run_folder, xrays, out, *overrides):
     files = [f"{view}={xrays / view}.npy" for view in VIEWS]
-    run(
-        composed(
-            "reconstruct",
-            f"ckpt={run_folder}",
-            *files,
-            f"out={out}",
-            "device=cpu",
-            "precision=fp32",
-            *overrides,
-        )
-    )
+    run(composed("reconstruct", f"ckpt={run_folder}", *files, f"out={out}", "device=cpu", "precision=fp32", *overrides))
     return sitk.ReadImage(str(out / "reconstruction.nii.gz"))

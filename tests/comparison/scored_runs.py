@@ -24,9 +24,7 @@ def scored(name: str, values=None, *, floor: float = 15.0, seed: int = 0, experi
         "step": 10,
         "run": name,
     }
-    return ScoredRun(
-        name, Path(f"{name}-{seed}"), content | summary, cases, 10, 4, (seed,), experiment=experiment
-    )
+    return ScoredRun(name, Path(f"{name}-{seed}"), content | summary, cases, 10, 4, (seed,), experiment=experiment)
 
 
 def with_distances(run: ScoredRun, values: np.ndarray) -> ScoredRun:

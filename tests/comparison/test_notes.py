@@ -81,10 +81,7 @@ def test_what_a_network_segments(key, depends):
 def test_scores_by_different_networks_share_a_set_and_are_not_bold():
     metrics = [metric_of("psnr3d"), metric_of("dice_heart")]
     first, second = {"run": "vnet", "step": 100}, {"run": "vnet", "step": 200}
-    high, low = (
-        {"psnr3d": [30.0] * 8, "dice_heart": [0.9] * 8},
-        {"psnr3d": [25.0] * 8, "dice_heart": [0.8] * 8},
-    )
+    high, low = ({"psnr3d": [30.0] * 8, "dice_heart": [0.9] * 8}, {"psnr3d": [25.0] * 8, "dice_heart": [0.8] * 8})
     runs = [scored("a", segmenter=first, **high), scored("b", {"dice_heart": 0.7}, second, **low)]
     table = build_table(runs, metrics)
     assert len(test_sets(runs)) == 1

@@ -59,13 +59,10 @@ def check_in_step(page, volumes):
     truth = display_plane(volumes[case]["truth"], plane, number - 1)
     for pane in PANES:
         data, drawn = page.evaluate(
-            "n => { const c = document.getElementById('viewer-' + n); return [c.toDataURL(), c.dataset.slice]; }",
-            pane,
+            "n => { const c = document.getElementById('viewer-' + n); return [c.toDataURL(), c.dataset.slice]; }", pane
         )
         assert int(drawn) == number
-        pixels = np.asarray(
-            Image.open(io.BytesIO(base64.b64decode(data.split(",")[1]))).convert("RGB")
-        ).astype(int)
+        pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(data.split(",")[1]))).convert("RGB")).astype(int)
         image = display_plane(volumes[case][pane], plane, number - 1)
         if state["shown"] == "errors" and pane != "truth":
             expected = error_colours(image - truth).astype(int)
@@ -85,13 +82,7 @@ def test_wheel_and_keys_scroll_all_runs_in_step(page, compared):
     page.wait_for_function("n => document.getElementById('viewer').dataset.slice == n", arg=start + 1)
     check_in_step(page, volumes)
     page.focus("#viewer-stage")
-    for key, expected in (
-        ("ArrowUp", start + 2),
-        ("ArrowDown", start + 1),
-        ("Home", 1),
-        ("PageUp", 11),
-        ("End", SIZE),
-    ):
+    for key, expected in (("ArrowUp", start + 2), ("ArrowDown", start + 1), ("Home", 1), ("PageUp", 11), ("End", SIZE)):
         page.keyboard.press(key)
         assert int(told(page)["slice"]) == expected, key
     for key in ("s", "c", "1", "n"):
@@ -116,12 +107,7 @@ def test_the_place_under_the_mouse_is_told_for_every_run(page):
     page.locator("#viewer-stage").scroll_into_view_if_needed()
     page.hover("#viewer-run1")
     text = page.inner_text("#viewer-point")
-    assert [part.rsplit(" ", 2)[0] for part in text.split(", ")] == [
-        "Truth",
-        "half",
-        "whole & <b>",
-        "inverted",
-    ]
+    assert [part.rsplit(" ", 2)[0] for part in text.split(", ")] == ["Truth", "half", "whole & <b>", "inverted"]
 
 
 def test_a_section_opens_its_case(page):

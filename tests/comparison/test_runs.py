@@ -10,13 +10,7 @@ import pytest
 from tests.comparison.scored_runs import scored, with_distances
 
 from diffux2ct.comparison.find_runs import read_evaluation
-from diffux2ct.comparison.runs import (
-    ScoredRun,
-    choose_metrics,
-    differences,
-    test_set_name,
-    test_sets,
-)
+from diffux2ct.comparison.runs import ScoredRun, choose_metrics, differences, test_set_name, test_sets
 from diffux2ct.comparison.seeds import merge_seeds
 from diffux2ct.comparison.significance import statistics_marks
 from diffux2ct.comparison.table import build_table
@@ -89,20 +83,14 @@ def test_directions_and_units():
         assert metric_of(key).unit == unit, key
     assert metric_of("dice_bone").larger_is_better
     assert metric_of("implant_recall").larger_is_better
-    assert (metric_of("psnr3d").title, metric_of("psnr3d").unit, metric_of("psnr3d").digits) == (
-        "PSNR3D",
-        "dB",
-        2,
-    )
+    assert (metric_of("psnr3d").title, metric_of("psnr3d").unit, metric_of("psnr3d").digits) == ("PSNR3D", "dB", 2)
     assert (metric_of("stranger").title, metric_of("stranger").larger_is_better) == ("stranger", None)
 
 
 def test_counts_of_a_case_are_no_metric():
     run = scored("a", [20.0, 21.0], implant_unseen=1.5, left_out={"implant_unseen": 3})
     assert run.cases is not None
-    run = replace(
-        run, cases=replace(run.cases, scores={**run.cases.scores, "implant_unseen": np.array([1.0, 2.0])})
-    )
+    run = replace(run, cases=replace(run.cases, scores={**run.cases.scores, "implant_unseen": np.array([1.0, 2.0])}))
     assert "implant_unseen" not in [metric.key for metric in choose_metrics([run], ["all"])]
     with pytest.raises(UserError, match="no run has 'implant_unseen'"):
         choose_metrics([run], ["implant_unseen"])

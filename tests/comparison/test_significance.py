@@ -42,9 +42,7 @@ def test_too_few_patients_are_said_instead_of_a_p():
     runs = [scored("a", np.arange(8.0)), scored("b", np.arange(8.0) + 1)]
     marks = statistics_marks(runs, choose_metrics(runs, None), intervals=True)
     assert (marks.tests, marks.intervals) == ((), {})
-    assert any(
-        "4 patients" in note and "cannot fall below 0.12; 6 are needed" in note for note in marks.notes
-    )
+    assert any("4 patients" in note and "cannot fall below 0.12; 6 are needed" in note for note in marks.notes)
     assert any("No interval where a score has fewer than 5 patients: a, b." in note for note in marks.notes)
 
 
@@ -56,9 +54,7 @@ def test_which_metrics_have_too_many_comparisons_for_their_patients_is_said():
     assert any("no difference can be significant in psnr3d (6 patients);" in note for note in marks.notes)
     # Of ten patients all have a PSNR3D, and six a distance: only of the latter is it true.
     few = np.where(np.arange(20) < 12, np.linspace(9, 11, 20), np.nan)
-    runs = [
-        with_distances(scored(name, np.linspace(18, 22, 20) + k), few + k) for k, name in enumerate("abc")
-    ]
+    runs = [with_distances(scored(name, np.linspace(18, 22, 20) + k), few + k) for k, name in enumerate("abc")]
     marks = statistics_marks(runs, choose_metrics(runs, ["psnr3d", "hd95_bone"]), reference="a")
     assert {t.metric: t.significant for t in marks.tests} == {"psnr3d": True, "hd95_bone": False}
     (note,) = [note for note in marks.notes if note.startswith("Among so many")]

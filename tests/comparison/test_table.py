@@ -16,13 +16,7 @@ from diffux2ct.reconstructors.cost import Cost
 
 
 def scored(
-    name: str,
-    psnr3d: float,
-    mae: float,
-    *,
-    steps: int | None = 100,
-    machine: str | None = "CPU, 1 thread",
-    **summary,
+    name: str, psnr3d: float, mae: float, *, steps: int | None = 100, machine: str | None = "CPU, 1 thread", **summary
 ):
     content = {
         "psnr3d": psnr3d, "mae": mae, "floor": {"psnr3d": 15.0, "mae": 90.0}, "num_cases": 9, "split": "test",

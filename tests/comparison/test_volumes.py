@@ -54,9 +54,7 @@ def test_best_median_and_worst_of_the_reference_are_pictured_by_every_run(compar
         }
         assert sorted(alts) == sorted(expected)
         assert f"by PSNR3D of {reference}" in text
-    assert not re.search(
-        r"https?:|//\w|@import|url\(", re.sub(r"base64,[\w+/=]+|(?<=>)[\w+/=]{40,}(?=</s)", "", text)
-    )
+    assert not re.search(r"https?:|//\w|@import|url\(", re.sub(r"base64,[\w+/=]+|(?<=>)[\w+/=]{40,}(?=</s)", "", text))
 
 
 def test_each_metric_has_a_lane_a_run_and_one_for_the_floor(compared_runs, tmp_path):

@@ -40,13 +40,7 @@ def torso(gap: int = 2) -> dict[str, np.ndarray]:
     hu[tube] = 100
     hu[(y - 75) ** 2 + (x - 100) ** 2 > 99**2] = -1024
     patient = trunk | arms
-    return {
-        "hu": hu.astype(np.int16),
-        "patient": patient,
-        "couch": couch & ~patient,
-        "foam": foam,
-        "tube": tube,
-    }
+    return {"hu": hu.astype(np.int16), "patient": patient, "couch": couch & ~patient, "foam": foam, "tube": tube}
 
 
 @pytest.mark.parametrize(("gap", "turn"), [(3, "supine"), (1, "prone"), (0, "supine")])
@@ -99,10 +93,7 @@ def test_nobody_there_changes_nothing() -> None:
 def test_any_spacing(spacing) -> None:
     shape = [round(n * s / t) for n, s, t in zip(SHAPE, SPACING[::-1], spacing[::-1], strict=True)]
     index = np.ix_(
-        *[
-            np.minimum((np.arange(n) + 0.5) * m / n, m - 1).astype(int)
-            for n, m in zip(shape, SHAPE, strict=True)
-        ]
+        *[np.minimum((np.arange(n) + 0.5) * m / n, m - 1).astype(int) for n, m in zip(shape, SHAPE, strict=True)]
     )
     scan = {name: array[index] for name, array in torso(4).items()}
     mask = body_mask(scan["hu"], spacing)

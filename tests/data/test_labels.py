@@ -25,9 +25,7 @@ def test_every_value_has_one_name_and_implants_are_counted():
     assert all(label_name(value) == name for name, value in LABELS.items())
     assert (label_name(screw_label(0)), label_name(rod_label(1))) == ("screw_1", "rod_2")
     assert label_name(99) == "label_99"
-    assert len({*map(screw_label, range(50)), *map(rod_label, range(50)), *LABELS.values()}) == 100 + len(
-        LABELS
-    )
+    assert len({*map(screw_label, range(50)), *map(rod_label, range(50)), *LABELS.values()}) == 100 + len(LABELS)
 
 
 def test_there_is_an_end_to_the_numbers():
@@ -58,22 +56,8 @@ def test_the_hip_at_the_patient_s_left_is_the_left_one():
 
 def test_totalsegmentator_s_numbers_become_ours():
     ours = REMAP["totalsegmentator"]
-    theirs = {
-        "sacrum": (25, 26),
-        "L5": (27,),
-        "L1": (31,),
-        "T12": (32,),
-        "T1": (43,),
-        "C7": (44,),
-        "C1": (50,),
-    }
-    theirs |= {
-        "left_hip": (77,),
-        "right_hip": (78,),
-        "ribs": (92, 115),
-        "sternum": (116,),
-        "left_femur": (75,),
-    }
+    theirs = {"sacrum": (25, 26), "L5": (27,), "L1": (31,), "T12": (32,), "T1": (43,), "C7": (44,), "C1": (50,)}
+    theirs |= {"left_hip": (77,), "right_hip": (78,), "ribs": (92, 115), "sternum": (116,), "left_femur": (75,)}
     for name, numbers in theirs.items():
         assert {ours[number] for number in numbers} == {LABELS[name]}, name
     assert not {5, 51, 79, 91, 117} & set(ours)  # liver, heart, spinal cord, skull, cartilage

@@ -4,15 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffux2ct.data.labels import (
-    GROUPS,
-    LABELS,
-    class_table,
-    reduce_classes,
-    rod_label,
-    screw_label,
-    structure_values,
-)
+from diffux2ct.data.labels import GROUPS, LABELS, class_table, reduce_classes, rod_label, screw_label, structure_values
 from diffux2ct.data.prepared.dataset import PreparedDataset
 from diffux2ct.data.prepared.writer import finish_dataset, write_case
 from diffux2ct.errors import UserError

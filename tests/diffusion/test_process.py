@@ -39,9 +39,7 @@ def test_a_perfect_network_recovers_x0(kind, volumes):
     process = DiffusionProcess(prediction_type=kind)
     x_t = process.add_noise(x_0, noise, STEPS)
     recovered = process.predict_x0(process.target(x_0, noise, STEPS), x_t, STEPS)
-    torch.testing.assert_close(
-        recovered, x_0, rtol=0, atol=3e-4
-    )  # 1 / sqrt(abar_998) = 155 magnifies rounding
+    torch.testing.assert_close(recovered, x_0, rtol=0, atol=3e-4)  # 1 / sqrt(abar_998) = 155 magnifies rounding
 
 
 def test_eq8_as_printed_leaves_the_known_share_of_noise(volumes):
@@ -73,8 +71,7 @@ def test_added_noise_keeps_unit_variance():
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [{"prediction_type": "eps"}, {"prediction_type": "epsilon", "zero_terminal_snr": True}, {"eq8": "other"}],
+    "wrong", [{"prediction_type": "eps"}, {"prediction_type": "epsilon", "zero_terminal_snr": True}, {"eq8": "other"}]
 )
 def test_wrong_settings_are_named(wrong):
     with pytest.raises(UserError, match=next(k for k in reversed(wrong))):

@@ -18,16 +18,8 @@ def blobs_root(tmp_path_factory):
             centre, radius = rng.uniform(4, 12, 3), rng.uniform(2, 4)
             hu[np.linalg.norm(grid - centre, axis=-1) < radius] = rng.uniform(0, 900)
         origin = ORIGINS.get(name, (0.0, 0.0, 0.0))
-        write_case(
-            root, name, hu.astype(np.int16), SPACING, origin, "parallel", meta={"patient": f"p-{name}"}
-        )
-    settings = {
-        "spacing": SPACING[0],
-        "size": SIZE,
-        "window": [-1024.0, 1500.0],
-        "preset": "parallel",
-        "seed": 0,
-    }
+        write_case(root, name, hu.astype(np.int16), SPACING, origin, "parallel", meta={"patient": f"p-{name}"})
+    settings = {"spacing": SPACING[0], "size": SIZE, "window": [-1024.0, 1500.0], "preset": "parallel", "seed": 0}
     finish_dataset(root, "blobs", {"train": ["train0", "train1"], "val": [], "test": NAMES}, settings)
     return root
 

@@ -26,11 +26,7 @@ def interrupt(volume):
     ("failure", "error", "message"),
     [
         (interrupt, KeyboardInterrupt, None),
-        (
-            lambda volume: volume.index_fill(4, torch.tensor([3]), torch.nan),
-            UserError,
-            "case1: .*NaN or infinite",
-        ),
+        (lambda volume: volume.index_fill(4, torch.tensor([3]), torch.nan), UserError, "case1: .*NaN or infinite"),
         (lambda volume: volume + torch.inf, UserError, "case1: .*NaN or infinite"),
         (lambda volume: volume[..., :8], UserError, r"case1: .*\(1, 16, 16, 8\).*\(1, 16, 16, 16\)"),
     ],

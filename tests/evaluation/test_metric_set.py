@@ -24,9 +24,7 @@ def scored(phantoms):
     """The first test phantom, a blurred reconstruction of it, and another phantom in the mean volume's place."""
     dataset = PreparedDataset(phantoms, "test")
     case = ScoredCase.of(dataset.cases[0], dataset[0]["volume"], dataset.window)
-    blurred = torch.lerp(
-        case.volume, torch.nn.functional.avg_pool3d(case.volume, 3, stride=1, padding=1), 0.3
-    )
+    blurred = torch.lerp(case.volume, torch.nn.functional.avg_pool3d(case.volume, 3, stride=1, padding=1), 0.3)
     return case, blurred, dataset[1]["volume"]
 
 
@@ -54,9 +52,7 @@ def test_what_even_the_truth_does_not_show_is_counted_apart(scored):
     for value, row, shown in ((FIRST_SCREW, 12, True), (FIRST_SCREW + 1, 32, False)):
         labels[22:25, 6:34, row : row + 3] = value
         hu[22:25, 6:34, row : row + 3] = 1500 if shown else 60
-    made = ScoredCase(
-        "a", torch.from_numpy(hu[None] / 1262 + 1024 / 1262 - 1).float(), case.window, (1.5,) * 3
-    )
+    made = ScoredCase("a", torch.from_numpy(hu[None] / 1262 + 1024 / 1262 - 1).float(), case.window, (1.5,) * 3)
     family = MetricSet.make(["implants"]).families[0]
     assert family.counts(made) == {"implant_unseen": None}  # nobody knows without labels
     made.__dict__["labels"] = labels
@@ -110,12 +106,7 @@ def test_a_case_without_its_folder_has_no_x_rays_to_compare_with(scored):
     case, volume, mean = scored
     alone = ScoredCase(case.case_id, case.volume, case.window, case.spacing)
     metrics = MetricSet.make(["xrays", "vertebrae", "bones"])
-    assert set(metrics.score(alone, volume, mean)) == {
-        "dice_bone",
-        "hd95_bone",
-        "floor_dice_bone",
-        "floor_hd95_bone",
-    }
+    assert set(metrics.score(alone, volume, mean)) == {"dice_bone", "hd95_bone", "floor_dice_bone", "floor_hd95_bone"}
     metrics.finish()
     assert "cameras" in metrics.unavailable["xrays"]
     assert metrics.unavailable["vertebrae"].startswith("the cases have no labels; prepare")

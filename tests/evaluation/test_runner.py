@@ -21,22 +21,11 @@ def test_writes_metrics_with_their_floor(dataset, mean_volume, tmp_path):
     out = tmp_path / "runs" / "blobs-test"
     context = {"run": "backprojection", "dataset": "blobs", "split": "test"}
     summary = evaluate(
-        BackProjector(),
-        dataset,
-        out,
-        sampling={"scale": 0.9},
-        seed=3,
-        mean_volume=mean_volume,
-        context=context,
+        BackProjector(), dataset, out, sampling={"scale": 0.9}, seed=3, mean_volume=mean_volume, context=context
     )
     metrics, rows = read(out)
     assert metrics == summary
-    assert {path.name for path in out.iterdir()} == {
-        "metrics.json",
-        "per_case.csv",
-        "report.html",
-        "reconstructions",
-    }
+    assert {path.name for path in out.iterdir()} == {"metrics.json", "per_case.csv", "report.html", "reconstructions"}
     assert metrics["num_cases"] == 3
     assert metrics["sampling"] == {"scale": 0.9}
     assert (metrics["seed"], metrics["xray_source"], metrics["split"]) == (3, "paired", "test")
@@ -145,9 +134,7 @@ def test_each_case_has_noise_of_its_own(dataset, mean_volume, tmp_path):
 
 def test_batches_score_like_single_cases(dataset, mean_volume, tmp_path):
     one = evaluate(BackProjector(0.0), dataset, tmp_path / "1", sampling={}, mean_volume=mean_volume)
-    two = evaluate(
-        BackProjector(0.0), dataset, tmp_path / "2", sampling={}, mean_volume=mean_volume, batch_size=2
-    )
+    two = evaluate(BackProjector(0.0), dataset, tmp_path / "2", sampling={}, mean_volume=mean_volume, batch_size=2)
     assert_close([two[name] for name in DEFAULT_NAMES], [one[name] for name in DEFAULT_NAMES])
     assert two["batch_size"] == 2
 
@@ -156,16 +143,11 @@ def test_controls_change_the_xrays_and_nothing_else(dataset, mean_volume, tmp_pa
     given = {}
     for source in ("paired", "shuffled", "swapped"):
         model = BackProjector()
-        summary = evaluate(
-            model, dataset, tmp_path / source, sampling={}, mean_volume=mean_volume, xray_source=source
-        )
+        summary = evaluate(model, dataset, tmp_path / source, sampling={}, mean_volume=mean_volume, xray_source=source)
         assert summary["xray_source"] == source
         given[source] = [xrays for _, _, xrays in model.calls]
     for index in range(3):
-        own, following = (
-            dataset[index],
-            dataset[(index + 1) % 3],
-        )  # of three patients, half-way round is the next
+        own, following = (dataset[index], dataset[(index + 1) % 3])  # of three patients, half-way round is the next
         for view, other in (("frontal", "lateral"), ("lateral", "frontal")):
             assert torch.equal(given["paired"][index][view][0], own[view])
             assert torch.equal(given["shuffled"][index][view][0], following[view])

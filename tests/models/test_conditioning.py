@@ -2,12 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffux2ct.models.conditioning import (
-    Conditioning,
-    ExpandConditioning,
-    ImplicitConditioning,
-    NoConditioning,
-)
+from diffux2ct.models.conditioning import Conditioning, ExpandConditioning, ImplicitConditioning, NoConditioning
 
 SMALL = {"channels": (8, 12, 16), "plane_channels": 16, "encoder_channels": (16, 24, 32, 32), "num_blocks": 1}
 
@@ -104,9 +99,7 @@ def test_bf16_is_close_to_fp32(kind: str):
 
 def test_implicit_conditions_are_channels_last_as_the_denoiser_is():
     """So that to concatenate them takes no copy to another layout."""
-    model = ImplicitConditioning(
-        16, channels=(4, 6), plane_channels=8, encoder_channels=(8, 8, 12), num_blocks=1
-    )
+    model = ImplicitConditioning(16, channels=(4, 6), plane_channels=8, encoder_channels=(8, 8, 12), num_blocks=1)
     with torch.autocast("cpu", torch.bfloat16):
         conditions = model({view: torch.randn(1, 1, 16, 16) for view in ("frontal", "lateral")})
     for h in conditions:

@@ -9,13 +9,7 @@ from diffux2ct.errors import UserError
 from diffux2ct.models.conditioning import ImplicitConditioning
 from diffux2ct.models.denoiser import UNet3d
 
-TINY = {
-    "channels": (8, 16, 24),
-    "num_blocks": 1,
-    "condition_channels": (4, 6, 8),
-    "num_heads": 2,
-    "window_size": 4,
-}
+TINY = {"channels": (8, 16, 24), "num_blocks": 1, "condition_channels": (4, 6, 8), "num_heads": 2, "window_size": 4}
 
 SIZES = {  # U-Net options, ICM options, and millions of parameters of each
     "paper": ({}, {}, 38.35, 7.49),
@@ -33,12 +27,7 @@ SIZES = {  # U-Net options, ICM options, and millions of parameters of each
             "num_heads": 4,
             "window_size": 4,
         },
-        {
-            "channels": (8, 16, 16),
-            "plane_channels": 16,
-            "encoder_channels": (16, 24, 32, 48),
-            "num_blocks": 1,
-        },
+        {"channels": (8, 16, 16), "plane_channels": 16, "encoder_channels": (16, 24, 32, 48), "num_blocks": 1},
         0.789,
         0.166,
     ),
@@ -53,9 +42,7 @@ def make_unet(**options) -> UNet3d:
     return model
 
 
-def make_inputs(
-    size: tuple[int, int, int], channels=TINY["condition_channels"]
-) -> tuple[Tensor, Tensor, list[Tensor]]:
+def make_inputs(size: tuple[int, int, int], channels=TINY["condition_channels"]) -> tuple[Tensor, Tensor, list[Tensor]]:
     generator = torch.Generator().manual_seed(1)
     h = [torch.randn(2, c, *(n // 2**i for n in size), generator=generator) for i, c in enumerate(channels)]
     return torch.randn(2, 1, *size, generator=generator), torch.tensor([3, 700]), h

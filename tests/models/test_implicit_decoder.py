@@ -14,8 +14,7 @@ def make_planes(sides: tuple[int, int, int], channels: int = 16, dtype=torch.flo
 
 
 @pytest.mark.parametrize(
-    ("sides", "grid"),
-    [((16, 16, 16), None), ((16, 8, 32), None), ((16, 16, 16), (8, 8, 8)), ((8, 8, 8), (16, 16, 16))],
+    ("sides", "grid"), [((16, 16, 16), None), ((16, 8, 32), None), ((16, 16, 16), (8, 8, 8)), ((8, 8, 8), (16, 16, 16))]
 )
 def test_broadcast_equals_grid_sample(sides: tuple[int, int, int], grid: tuple[int, int, int] | None):
     torch.manual_seed(0)

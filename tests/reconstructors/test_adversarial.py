@@ -56,9 +56,7 @@ def batch(size: int = 8, num: int = 2) -> dict[str, torch.Tensor]:
 def test_losses_are_the_distances_that_they_are_named_after():
     data, generator, discriminator = batch(), Backproject(), Difference()
     xrays = {view: data[view] for view in VIEWS}
-    of_discriminator, of_generator = AdversarialReconstructor(
-        generator, discriminator, 0.1, 7, 5
-    ).objectives()
+    of_discriminator, of_generator = AdversarialReconstructor(generator, discriminator, 0.1, 7, 5).objectives()
     assert (of_discriminator.name, of_generator.name) == ("discriminator", "generator")
     made = generator(xrays)
     real, fake = discriminator(data["volume"], xrays), discriminator(made, xrays)
@@ -118,19 +116,12 @@ def test_linear_decay_is_constant_for_half_the_steps():
 
 @pytest.mark.parametrize(
     ("experiment", "beta2", "schedule", "num_cases", "steps"),
-    [
-        ("table1_x2ct_gan", 0.999, "constant", 917, 68_775),
-        ("x2ct_gan_code", 0.99, "linear_decay", 916, 22_900),
-    ],
+    [("table1_x2ct_gan", 0.999, "constant", 917, 68_775), ("x2ct_gan_code", 0.99, "linear_decay", 916, 22_900)],
 )
 def test_recipes(experiment, beta2, schedule, num_cases, steps):
     with initialize_config_module("diffux2ct.configs", version_base="1.3"):
         cfg = hydra_compose("train", overrides=[f"experiment={experiment}"])
-    assert (cfg.optim._target_, cfg.optim.lr, list(cfg.optim.betas)) == (
-        "torch.optim.Adam",
-        2e-4,
-        [0.5, beta2],
-    )
+    assert (cfg.optim._target_, cfg.optim.lr, list(cfg.optim.betas)) == ("torch.optim.Adam", 2e-4, [0.5, beta2])
     settings = build.build_settings(cfg).with_steps_for(num_cases)
     assert (settings.lr_schedule, settings.batch_size, settings.max_steps) == (schedule, 4, steps)
     weights = (cfg.model.adversarial_weight, cfg.model.mse_weight, cfg.model.projection_weight)

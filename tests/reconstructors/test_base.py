@@ -24,10 +24,7 @@ def xrays(frontal=(1, 1, 8, 8), lateral=(1, 1, 8, 8)):
     [
         ({"front": torch.zeros(1, 1, 8, 8)}, "views front; give frontal and lateral"),
         ({}, "views none"),
-        (
-            xrays(frontal=(8, 8)),
-            r"frontal is torch.float32 \[8, 8\]; give floats \[batch, 1, rows, columns\]",
-        ),
+        (xrays(frontal=(8, 8)), r"frontal is torch.float32 \[8, 8\]; give floats \[batch, 1, rows, columns\]"),
         (xrays(lateral=(1, 3, 8, 8)), r"lateral is torch.float32 \[1, 3, 8, 8\]"),
         ({view: x.byte() for view, x in xrays().items()}, "frontal is torch.uint8"),
         (xrays(frontal=(1, 1, 16, 16)), r"frontal is \[1, 1, 16, 16\]; this model needs \[1, 1, 8, 8\]"),

@@ -21,9 +21,7 @@ def model(compose):
 
 def xrays(seed: int, batch: int = 1):
     generator = torch.Generator().manual_seed(seed)
-    return {
-        view: torch.rand(batch, 1, 16, 16, generator=generator) * 2 - 1 for view in ("frontal", "lateral")
-    }
+    return {view: torch.rand(batch, 1, 16, 16, generator=generator) * 2 - 1 for view in ("frontal", "lateral")}
 
 
 def reconstruct(model, inputs, seed=0, **settings):
@@ -45,11 +43,7 @@ def test_both_xrays_matter_and_so_does_their_order(model):
     inputs = xrays(0)
     swapped = {"frontal": inputs["lateral"], "lateral": inputs["frontal"]}
     base = reconstruct(model, inputs)
-    for changed in (
-        {**inputs, "frontal": xrays(5)["frontal"]},
-        {**inputs, "lateral": xrays(5)["lateral"]},
-        swapped,
-    ):
+    for changed in ({**inputs, "frontal": xrays(5)["frontal"]}, {**inputs, "lateral": xrays(5)["lateral"]}, swapped):
         assert (reconstruct(model, changed) - base).abs().max() > 1e-4
 
 

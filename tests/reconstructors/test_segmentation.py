@@ -48,11 +48,7 @@ def test_losses_are_named_after_the_structures():
     scores = soft_dice(logits, labels)
     torch.testing.assert_close(dice["total"], 1 - scores.mean())
     torch.testing.assert_close(dice["dice_left_hip"], scores[:, 1].mean())
-    both = (
-        SegmentationTrainable(make, ["sacrum", "left_hip"], cross_entropy_weight=2)
-        .objectives()[0]
-        .loss(batch)
-    )
+    both = SegmentationTrainable(make, ["sacrum", "left_hip"], cross_entropy_weight=2).objectives()[0].loss(batch)
     entropy = nn.functional.cross_entropy(logits, labels.long())
     torch.testing.assert_close(both["cross_entropy"], entropy)
     torch.testing.assert_close(both["total"], 1 - scores.mean() + 2 * entropy)

@@ -40,11 +40,7 @@ def curve(folder: Path, name: str) -> dict[int, float]:
 
 
 def test_n_plus_m_steps_equal_n_then_resume_bit_for_bit(go):
-    common = (
-        "trainer.log_every=1",
-        "sizes.tiny.dropout=0.1",
-        "trainer.precision=fp32",
-    )
+    common = ("trainer.log_every=1", "sizes.tiny.dropout=0.1", "trainer.precision=fp32")
     whole = go("whole", *common, "trainer.max_steps=4")
     go("parts", *common, "trainer.max_steps=2")
     parts = go("parts", *common, "trainer.max_steps=4")
@@ -61,12 +57,7 @@ def test_n_plus_m_steps_equal_n_then_resume_bit_for_bit(go):
 
 
 def test_going_back_to_an_earlier_checkpoint_repeats_the_run_bit_for_bit_with_cosine_and_bf16(go):
-    common = (
-        "trainer.max_steps=4",
-        "trainer.lr_schedule=cosine",
-        "trainer.checkpoint_every=2",
-        "trainer.keep_last=9",
-    )
+    common = ("trainer.max_steps=4", "trainer.lr_schedule=cosine", "trainer.checkpoint_every=2", "trainer.keep_last=9")
     folder = go("back", *common)
     first = checkpoint.load(folder)["model"]
     go("back", *common, f"trainer.resume={folder / 'checkpoints' / 'step_00000002.pt'}")
@@ -89,12 +80,7 @@ def test_loss_curve_of_twenty_steps_is_golden(go, request):
 
 
 def test_accumulated_parts_give_the_whole_batch_s_step(go):
-    common = (
-        "trainer.max_steps=2",
-        "trainer.precision=fp32",
-        "trainer.checkpoint_every=1",
-        "trainer.log_every=1",
-    )
+    common = ("trainer.max_steps=2", "trainer.precision=fp32", "trainer.checkpoint_every=1", "trainer.log_every=1")
     folders = [go(f"parts{k}", *common, f"trainer.accumulate={k}") for k in (1, 4)]
     a, b = (checkpoint.load(folder)["model"] for folder in folders)
     start = checkpoint.load(folders[0] / "checkpoints" / "step_00000001.pt")["model"]
@@ -177,9 +163,7 @@ def test_a_scheduler_s_signal_saves_and_goes_on_to_who_handled_it_before(go, tmp
             time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGUSR2)
 
-    former = signal.signal(
-        signal.SIGUSR2, lambda *_: passed_on.append(checkpoint.load(tmp_path / "told")["step"])
-    )
+    former = signal.signal(signal.SIGUSR2, lambda *_: passed_on.append(checkpoint.load(tmp_path / "told")["step"]))
     try:
         threading.Thread(target=tell, daemon=True).start()
         with pytest.raises(Stopped) as stopped:

@@ -18,20 +18,12 @@ LAST = [0, 2, 3, 4, 1]
 DEVICES = [
     "cpu",
     pytest.param(
-        "cuda",
-        marks=[
-            pytest.mark.gpu,
-            pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
-        ],
+        "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
     ),
 ]
 # The steps run in bf16, because a CPU convolves some small fp32 volumes in another layout.
 needs_bf16 = pytest.mark.skipif(not computes_bf16("cpu"), reason="needs a CPU with bf16 arithmetic (AVX-512)")
-DIFFUX2CT = {
-    "implicit": (),
-    "expand": ("conditioning=expand",),
-    "none": ("conditioning=none",),
-}
+DIFFUX2CT = {"implicit": (), "expand": ("conditioning=expand",), "none": ("conditioning=none",)}
 OTHERS = {
     "icm_reg": ("model=icm_reg",),
     "backprojection_cnn": ("model=backprojection_cnn",),
@@ -48,9 +40,7 @@ def order(x: Tensor) -> list[int]:
 
 def is_batch(x: object) -> bool:
     """Of volumes whose order in memory is no matter of taste: no side of one, nothing repeated."""
-    return (
-        isinstance(x, Tensor) and x.ndim == 5 and len(x) == BATCH and min(x.shape) > 1 and 0 not in x.stride()
-    )
+    return isinstance(x, Tensor) and x.ndim == 5 and len(x) == BATCH and min(x.shape) > 1 and 0 not in x.stride()
 
 
 class Layouts(TorchDispatchMode):

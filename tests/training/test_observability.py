@@ -25,11 +25,7 @@ class Convolution(Trainable):
         self.conv = nn.Conv3d(1, 4, 3, padding=1, bias=False)
 
     def objectives(self):
-        return (
-            Objective(
-                "o", list(self.parameters()), lambda batch: {"total": self.conv(batch["volume"]).sum()}
-            ),
-        )
+        return (Objective("o", list(self.parameters()), lambda batch: {"total": self.conv(batch["volume"]).sum()}),)
 
 
 def test_flops_are_those_of_forward_and_backward():
@@ -40,9 +36,7 @@ def test_flops_are_those_of_forward_and_backward():
 
 def test_counting_leaves_the_random_state_alone_and_runs_every_model(compose, phantoms):
     item = PreparedDataset(phantoms)[0]
-    sample = {key: item[key][None] for key in ("volume", "frontal", "lateral")} | {
-        "seed": torch.zeros(1).long()
-    }
+    sample = {key: item[key][None] for key in ("volume", "frontal", "lateral")} | {"seed": torch.zeros(1).long()}
     counts = {}
     for model in ("diffux2ct", "x2ct_gan"):
         cfg = compose(f"model={model}")

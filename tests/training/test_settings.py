@@ -27,7 +27,5 @@ def test_what_makes_no_sense_is_refused_by_name(key, value, words):
 
 
 def test_what_turns_something_off_is_taken():
-    settings = TrainerSettings(
-        max_steps=1, grad_clip=None, ema_decay=None, num_threads=None, checkpoint_every=0
-    )
+    settings = TrainerSettings(max_steps=1, grad_clip=None, ema_decay=None, num_threads=None, checkpoint_every=0)
     assert not settings.is_due(settings.checkpoint_every, 4)

@@ -39,9 +39,7 @@ def test_moments_take_the_memory_layout_of_their_weights_for_fused_kernels():
 
     def step(conv, optimizer, seed):
         optimizer.zero_grad()
-        conv(
-            torch.randn(1, 4, 5, 5, 5, generator=torch.Generator().manual_seed(seed))
-        ).square().sum().backward()
+        conv(torch.randn(1, 4, 5, 5, 5, generator=torch.Generator().manual_seed(seed))).square().sum().backward()
         optimizer.step()
 
     conv, optimizer = network()

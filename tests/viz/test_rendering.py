@@ -63,9 +63,7 @@ def test_a_ball_is_as_large_as_it_is(pictures):
 def test_metal_shines_red_through_bone_and_bone_is_ivory(pictures):
     for view in ("front", "side"):
         truth, made = pictures["truth"][view], pictures["reconstruction"][view]
-        assert (
-            70 < red(truth).sum() < 125
-        )  # 25 to 29 voxels of 3.8 pixels each, cut off at their centres at the edge
+        assert 70 < red(truth).sum() < 125  # 25 to 29 voxels of 3.8 pixels each, cut off at their centres at the edge
         assert not red(made).any()
         ivory = made[lit(made)].astype(float).mean(axis=0)
         np.testing.assert_allclose(ivory / ivory.max(), np.array(BONE_COLOUR) / max(BONE_COLOUR), atol=0.06)

@@ -38,8 +38,7 @@ def place(image):
 
 # A voxel that lies superior (high z), anterior (low y) and to the patient's left (high x).
 @pytest.mark.parametrize(
-    ("plane", "expected"),
-    [("axial", ("top", "right")), ("coronal", ("top", "right")), ("sagittal", ("top", "left"))],
+    ("plane", "expected"), [("axial", ("top", "right")), ("coronal", ("top", "right")), ("sagittal", ("top", "left"))]
 )
 def test_radiological_orientation(plane, expected):
     z, y, x = 6, 1, 10
@@ -74,9 +73,7 @@ def test_window_is_linear_and_saturates():
 
 
 def test_errors_are_blue_white_red_and_symmetric_in_lightness():
-    colours = error_colours(np.array([[-ERROR_LIMIT, -100, 0, 100, ERROR_LIMIT, 9 * ERROR_LIMIT]])).astype(
-        int
-    )[0]
+    colours = error_colours(np.array([[-ERROR_LIMIT, -100, 0, 100, ERROR_LIMIT, 9 * ERROR_LIMIT]])).astype(int)[0]
     assert colours[2].tolist() == [255, 255, 255]
     assert (colours[:2, 2] > colours[:2, 0]).all()  # too low: more blue than red
     assert (colours[3:, 0] > colours[3:, 2]).all()  # too high: more red than blue

@@ -79,8 +79,7 @@ def test_a_case_is_shrunken_no_more_than_its_allowance_asks():
 
 
 @pytest.mark.parametrize(
-    ("count", "side", "first", "most"),
-    [(3, 32, [1, 1, 1], 1), (20, 32, [1, 1], 2), (20, 48, [2, 2, 2, 2], 3)],
+    ("count", "side", "first", "most"), [(3, 32, [1, 1, 1], 1), (20, 32, [1, 1], 2), (20, 48, [2, 2, 2, 2], 3)]
 )
 def test_all_cases_fit_and_the_first_stay_sharp(count, side, first, most):
     """The budget of a report in small: 16 MB for 20 cases at 128^3, so 250 kB for as many at 32^3."""

@@ -36,9 +36,7 @@ def test_coefficients_are_nists_and_interpolated_between():
 
 def test_plastimatch_forgets_thin_tissue_and_water_does_not():
     hu = torch.tensor([-1100.0, -1000.0, -850.0, 0.0, 1000.0])[None, None, None, None]
-    plastimatch, water = (
-        model.materials(hu).flatten() for model in (PlastimatchAttenuation(), WaterAttenuation(60))
-    )
+    plastimatch, water = (model.materials(hu).flatten() for model in (PlastimatchAttenuation(), WaterAttenuation(60)))
     torch.testing.assert_close(plastimatch, torch.tensor([0, 0, 0, 0.022, 0.044]))
     torch.testing.assert_close(water, 0.02059 * torch.tensor([0, 0, 0.15, 1, 2]))
     paths = torch.rand(2, 1, 3, 4)

@@ -31,9 +31,7 @@ def test_lumbar_pixels_are_voxels_at_the_isocentre_plane():
     camera = camera_preset("lumbar", 128, 2.0)
     assert (camera.sad, camera.sid) == (1000, 1500)
     points = torch.tensor([[-127.0, 0.0, -127.0], [127.0, 0.0, 127.0]])
-    torch.testing.assert_close(
-        camera.voxel_to_pixel(points, "frontal"), torch.tensor([[0.0, 0.0], [127.0, 127.0]])
-    )
+    torch.testing.assert_close(camera.voxel_to_pixel(points, "frontal"), torch.tensor([[0.0, 0.0], [127.0, 127.0]]))
 
 
 def test_what_is_nearer_to_the_source_is_larger():

@@ -6,14 +6,7 @@ from diffux2ct.errors import UserError
 from diffux2ct.intensity import attenuation_from_hu
 from diffux2ct.xray.attenuation import TwoMaterialAttenuation, WaterAttenuation
 from diffux2ct.xray.camera import camera_preset
-from diffux2ct.xray.drr import (
-    OUTPUTS,
-    PROJECTORS,
-    decode_output,
-    encode_output,
-    render_pair,
-    render_view,
-)
+from diffux2ct.xray.drr import OUTPUTS, PROJECTORS, decode_output, encode_output, render_pair, render_view
 from diffux2ct.xray.joseph import project
 from diffux2ct.xray.pose import Pose
 
@@ -37,9 +30,7 @@ def test_a_pair_has_the_asked_size_and_the_kind_of_its_input(name):
         assert arrays[view].dtype == np.float32
         np.testing.assert_allclose(arrays[view], tensors[view].numpy(), rtol=1e-6)
         panel = project(attenuation_from_hu(hu)[None, None], 8.0, camera, view)
-        torch.testing.assert_close(
-            tensors[view].mean(), panel.mean(), rtol=5e-3, atol=0
-        )  # resized, not rescaled
+        torch.testing.assert_close(tensors[view].mean(), panel.mean(), rtol=5e-3, atol=0)  # resized, not rescaled
 
 
 @pytest.mark.parametrize("projector", PROJECTORS)
@@ -57,13 +48,10 @@ def test_every_projector_shows_every_material_about_the_same(projector, attenuat
 def test_models_with_settings_of_their_own():
     hu, camera = tissue()[None, None], camera_preset("lumbar", 32, 8.0)
     soft, hard = (
-        render_view(hu, 8.0, camera, "frontal", attenuation=TwoMaterialAttenuation(kvp=kvp))
-        for kvp in (80, 120)
+        render_view(hu, 8.0, camera, "frontal", attenuation=TwoMaterialAttenuation(kvp=kvp)) for kvp in (80, 120)
     )
     assert soft.max() > 1.1 * hard.max()
-    one, two = (
-        render_view(hu, 8.0, camera, "frontal", attenuation=WaterAttenuation(kev)) for kev in (60.0, 80.0)
-    )
+    one, two = (render_view(hu, 8.0, camera, "frontal", attenuation=WaterAttenuation(kev)) for kev in (60.0, 80.0))
     torch.testing.assert_close(one / one.max(), two / two.max())
     assert float(one.max() / two.max()) == pytest.approx(0.2059 / 0.1837)
 
@@ -125,10 +113,7 @@ def test_outputs_of_nothing_and_of_darkness():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (
-            lambda hu, camera: render_pair(hu, 8.0, camera, 32, projector="fast"),
-            "use joseph, siddon, trilinear",
-        ),
+        (lambda hu, camera: render_pair(hu, 8.0, camera, 32, projector="fast"), "use joseph, siddon, trilinear"),
         (lambda hu, camera: render_pair(hu, 8.0, camera, 32, attenuation="lead"), "use plastimatch, water"),
         (lambda hu, camera: encode_output(hu, "log"), "use line_integral, transmission, max"),
         (lambda hu, camera: decode_output(hu, "log"), "use line_integral, transmission, max"),

@@ -103,9 +103,7 @@ def test_contrast_scales_and_gamma_keeps_the_ends():
 
 def test_all_but_noise_has_a_gradient():
     image = torso(16).requires_grad_()
-    XrayEffects(scatter_to_primary=0.5, contrast=0.9, gamma=1.3, saturation=9.0)(
-        image
-    ).square().sum().backward()
+    XrayEffects(scatter_to_primary=0.5, contrast=0.9, gamma=1.3, saturation=9.0)(image).square().sum().backward()
     assert torch.isfinite(image.grad).all()
     assert (image.grad[torso(16) > 1] > 0).float().mean() > 0.9
 
@@ -127,15 +125,7 @@ def test_drawn_exposures_lie_in_their_ranges_and_come_as_often_as_asked():
 def test_no_probability_and_no_ranges_draw_nothing():
     assert XrayRandomization(probability=0.0).draw(seeded()) == XrayEffects()
     nothing = dict.fromkeys(
-        (
-            "photons",
-            "electronic_noise",
-            "scatter_to_primary",
-            "scatter_width",
-            "contrast",
-            "gamma",
-            "saturation",
-        )
+        ("photons", "electronic_noise", "scatter_to_primary", "scatter_width", "contrast", "gamma", "saturation")
     )
     assert XrayRandomization.from_dict(nothing).draw(seeded()) == XrayEffects()
 

@@ -126,9 +126,7 @@ def chest(parity, shared_data):
         hu, spacing = cube(preset), parity.PRESETS[preset]
         camera = camera_preset(preset, 128, spacing)
         mu = attenuation_from_hu(torch.from_numpy(hu))
-        ours = {
-            name: run(mu[None, None], spacing, camera, view)[0, 0].numpy() for name, run in PROJECTORS.items()
-        }
+        ours = {name: run(mu[None, None], spacing, camera, view)[0, 0].numpy() for name, run in PROJECTORS.items()}
         return mu, hu, spacing, camera, ours
 
     return take

@@ -10,8 +10,7 @@ LEFT, BACK, HEAD = np.eye(3)
 
 
 @pytest.mark.parametrize(
-    ("rotation", "goes", "to"),
-    [((0, 0, 90), LEFT, BACK), ((0, 90, 0), HEAD, LEFT), ((90, 0, 0), BACK, HEAD)],
+    ("rotation", "goes", "to"), [((0, 0, 90), LEFT, BACK), ((0, 90, 0), HEAD, LEFT), ((90, 0, 0), BACK, HEAD)]
 )
 def test_turns_are_right_handed_about_fixed_axes(rotation, goes, to):
     np.testing.assert_allclose(Pose(rotation).to_room(goes), to, atol=1e-12)

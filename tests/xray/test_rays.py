@@ -65,9 +65,7 @@ def test_a_volume_is_measured_as_it_lies_before_it_is_let_in():
         check_clearance(grid, camera, "frontal", Pose((0, 0, 0), (0, -40 * side, 0)))
         with pytest.raises(UserError, match="its panel at 50 mm"):
             check_clearance(grid, camera, "frontal", Pose((0, 0, 0), (0, 40 * side, 0)))
-    check_clearance(
-        grid, Camera("parallel", 0.0, 0.0, 4, 4, (1.0, 1.0)), "frontal", Pose((0, 0, 0), (0, 140, 0))
-    )
+    check_clearance(grid, Camera("parallel", 0.0, 0.0, 4, 4, (1.0, 1.0)), "frontal", Pose((0, 0, 0), (0, 140, 0)))
 
 
 @pytest.mark.parametrize("project", [project_siddon, project_trilinear])

@@ -28,15 +28,11 @@ def test_registration_finds_a_known_shift_and_scale(study):
     # The localizer that shows this view so: its pixels, traced back.
     rows, cols = 480, 500
     positions = [
-        ((np.arange(count) - (count - 1) / 2) * pitch - expected.shift[axis])
-        / expected.scale[axis]
-        / study.PITCH
+        ((np.arange(count) - (count - 1) / 2) * pitch - expected.shift[axis]) / expected.scale[axis] / study.PITCH
         + (view.shape[axis] - 1) / 2
         for axis, (count, pitch) in enumerate(zip((rows, cols), study.SCOUT_PITCH, strict=True))
     ]
-    scout = study.ndimage.map_coordinates(
-        view, np.meshgrid(*positions, indexing="ij"), order=1, mode="nearest"
-    )
+    scout = study.ndimage.map_coordinates(view, np.meshgrid(*positions, indexing="ij"), order=1, mode="nearest")
     fit = study.register(5 * scout - 400, view)
     assert 0.995 < fit.correlation <= 1
     np.testing.assert_allclose(fit.shift, expected.shift, atol=0.3)

@@ -69,9 +69,7 @@ def test_smaller_steps_converge():
     camera = Camera("cone", 200.0, 300.0, 12, 12, (3.0, 3.0))
     exact = project_trilinear(volume, 2.0, camera, "frontal", pose=OBLIQUE, step_mm=0.02)
     errors = [
-        float(
-            (project_trilinear(volume, 2.0, camera, "frontal", pose=OBLIQUE, step_mm=s) - exact).abs().mean()
-        )
+        float((project_trilinear(volume, 2.0, camera, "frontal", pose=OBLIQUE, step_mm=s) - exact).abs().mean())
         for s in (4.0, 1.0, 0.25)
     ]
     assert errors[0] > 5 * errors[1] > 25 * errors[2] > 0
@@ -81,9 +79,7 @@ def test_smaller_steps_converge():
 @pytest.mark.parametrize("step", [0.0, -1.0, float("nan")])
 def test_a_step_must_be_positive(step):
     with pytest.raises(UserError, match="give a positive length"):
-        project_trilinear(
-            random_volume(4, 4, 4), 2.0, camera_preset("parallel", 4, 2.0), "frontal", step_mm=step
-        )
+        project_trilinear(random_volume(4, 4, 4), 2.0, camera_preset("parallel", 4, 2.0), "frontal", step_mm=step)
 
 
 def test_rays_that_miss_see_air():
@@ -100,9 +96,7 @@ def test_rays_that_miss_see_air():
 def test_gradient_is_exact(method):
     camera = Camera("cone", 60.0, 90.0, 4, 5, (4.0, 3.5))
     volume = random_volume(4, 5, 3).requires_grad_()
-    assert torch.autograd.gradcheck(
-        lambda v: method(v, (1.5, 2.0, 3.0), camera, "frontal", pose=OBLIQUE), volume
-    )
+    assert torch.autograd.gradcheck(lambda v: method(v, (1.5, 2.0, 3.0), camera, "frontal", pose=OBLIQUE), volume)
 
 
 @pytest.mark.gpu

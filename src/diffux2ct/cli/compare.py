@@ -27,16 +27,8 @@ scores as the answer to every case. Parameters and TFLOP are counted without all
 
 
 _OPTIONS: dict[str, dict[str, Any]] = {
-    "runs": {
-        "nargs": "+",
-        "metavar": "RUN",
-        "help": "a run's folder, or an evaluation's (it holds metrics.json)",
-    },
-    "--format": {
-        "choices": list(FORMATS.values()),
-        "default": "markdown",
-        "help": "what to print (markdown)",
-    },
+    "runs": {"nargs": "+", "metavar": "RUN", "help": "a run's folder, or an evaluation's (it holds metrics.json)"},
+    "--format": {"choices": list(FORMATS.values()), "default": "markdown", "help": "what to print (markdown)"},
     "--out": {
         "action": "append",
         "default": [],
@@ -66,14 +58,8 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "help": "paired test over patients (permutation, of the mean difference over the cases that both have)",
     },
     "--no-tests": {"action": "store_true", "help": "make no tests"},
-    "--intervals": {
-        "action": "store_true",
-        "help": "a 95 %% interval with each score, from resampling patients",
-    },
-    "--merge-seeds": {
-        "action": "store_true",
-        "help": "runs that differ in trainer.seed alone as one row, mean ± sd",
-    },
+    "--intervals": {"action": "store_true", "help": "a 95 %% interval with each score, from resampling patients"},
+    "--merge-seeds": {"action": "store_true", "help": "runs that differ in trainer.seed alone as one row, mean ± sd"},
     "--names": {"metavar": "A,B", "help": "names of the rows, in the order of the runs (the runs' own)"},
     "--cases": {
         "type": int,
@@ -86,22 +72,14 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": "FOLDER",
         "help": "the prepared folder with the truth, for the pictures (that which the runs name)",
     },
-    "--no-pictures": {
-        "action": "store_true",
-        "help": "an HTML page without volumes: small, and made at once",
-    },
+    "--no-pictures": {"action": "store_true", "help": "an HTML page without volumes: small, and made at once"},
     "--losses": {
         "type": Path,
         "metavar": "FILE",
         "help": "draw what training logged (metrics.csv) instead, a panel per objective: .png .svg .pdf; needs the "
         "extra viz",
     },
-    "--smooth": {
-        "type": int,
-        "default": 1,
-        "metavar": "N",
-        "help": "losses averaged over N logged points (1)",
-    },
+    "--smooth": {"type": int, "default": 1, "metavar": "N", "help": "losses averaged over N logged points (1)"},
     "--title": {"default": "Comparison of runs", "help": "heading of the page, caption in LaTeX"},
 }
 """Options of the command line; the default in brackets."""
@@ -163,13 +141,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     )
     table = build_table(runs, metrics, sort=asked.sort, marks=marks, title=asked.title, problems=problems)
     pictures = partial(
-        illustrate,
-        runs,
-        metrics,
-        reference,
-        num_cases=asked.cases,
-        root=asked.root,
-        volumes=not asked.no_pictures,
+        illustrate, runs, metrics, reference, num_cases=asked.cases, root=asked.root, volumes=not asked.no_pictures
     )
     if not asked.out:
         sys.stdout.write(written(table, asked.format, pictures))

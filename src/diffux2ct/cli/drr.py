@@ -126,9 +126,7 @@ def run(config: DictConfig) -> None:
     }
     _write(cfg.out, images, record)
     peaks = ", ".join(f"{view} up to {image.max():.2f}" for view, image in line_integrals.items())
-    print(
-        f"wrote {cfg.out}: {_STORED[cfg.output]} of {size}x{size}, camera {camera.name}; line integrals: {peaks}"
-    )
+    print(f"wrote {cfg.out}: {_STORED[cfg.output]} of {size}x{size}, camera {camera.name}; line integrals: {peaks}")
 
 
 def _render(cfg: Radiograph, hu: np.ndarray, camera: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -151,18 +149,11 @@ def _render(cfg: Radiograph, hu: np.ndarray, camera: Any) -> tuple[dict[str, np.
     poses = {view: fixed.moved(pose) for view, pose in drawn.items()}
     effects = XrayEffects(**asdict(cfg.effects))
     pair = render_pair(
-        hu,
-        (cfg.spacing,) * 3,
-        camera,
-        cfg.size,
-        projector=cfg.projector,
-        attenuation=attenuation,
-        jitter=poses,
+        hu, (cfg.spacing,) * 3, camera, cfg.size, projector=cfg.projector, attenuation=attenuation, jitter=poses
     )
     generator = torch.Generator().manual_seed(cfg.seed)
     images = {
-        view: effects(torch.from_numpy(image)[None, None], generator)[0, 0].numpy()
-        for view, image in pair.items()
+        view: effects(torch.from_numpy(image)[None, None], generator)[0, 0].numpy() for view, image in pair.items()
     }
     return images, {
         "projector": cfg.projector,

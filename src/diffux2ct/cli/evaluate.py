@@ -75,9 +75,7 @@ def run(config: DictConfig) -> None:
         score_segmentation(loaded, loaded.model, cfg)
         return
     if cfg.run is not None:
-        raise UserError(
-            f"run={cfg.run}: {loaded.path} reconstructs by itself; leave run= out, or give a V-Net's ckpt="
-        )
+        raise UserError(f"run={cfg.run}: {loaded.path} reconstructs by itself; leave run= out, or give a V-Net's ckpt=")
     score_reconstructor(loaded, replace(cfg, split=cfg.split or "test"))
 
 
@@ -161,11 +159,7 @@ def score_segmentation(loaded: Any, segmenter: Any, cfg: Evaluation) -> None:
         load.check_phantoms(trained.dataset, loaded.path)
         root = trained.dataset.root
     dataset = PreparedDataset(
-        root,
-        split,
-        size=trained.dataset.size,
-        window=build.as_window(trained.dataset),
-        labels=segmenter.structures,
+        root, split, size=trained.dataset.size, window=build.as_window(trained.dataset), labels=segmenter.structures
     )
     if cfg.max_cases is not None:
         dataset = dataset.first(cfg.max_cases)
@@ -207,9 +201,7 @@ def score_table(summary: Mapping[str, Any]) -> str:
         if key in summary["num_scored"]:
             line += f"   of {summary['num_scored'][key]} cases"
         lines.append(line)
-    return "\n".join(
-        [*lines, *(f"{name}: unavailable: {why}" for name, why in summary["unavailable"].items())]
-    )
+    return "\n".join([*lines, *(f"{name}: unavailable: {why}" for name, why in summary["unavailable"].items())])
 
 
 def find_evaluation(run_dir: Path) -> Path:
@@ -221,9 +213,7 @@ def find_evaluation(run_dir: Path) -> Path:
         raise UserError(f"{run_dir}: holds no evaluation; first: {command('evaluate')} ckpt={run_dir}")
     if len(found) > 1:
         names = ", ".join(path.name for path in found)
-        raise UserError(
-            f"{run_dir}: holds several evaluations ({names}); give one, for instance run={found[0]}"
-        )
+        raise UserError(f"{run_dir}: holds several evaluations ({names}); give one, for instance run={found[0]}")
     return found[0]
 
 
@@ -267,9 +257,7 @@ def changes(cfg: Evaluation) -> Iterator[tuple[str, Any]]:
                     yield f"{key}.{name}", part
 
 
-def default_folder(
-    path: Path, trained: DictConfig, cfg: Evaluation, sampling: Mapping[str, Any] | None
-) -> Path:
+def default_folder(path: Path, trained: DictConfig, cfg: Evaluation, sampling: Mapping[str, Any] | None) -> Path:
     """``<run>/evaluation/<dataset>-<split>-<sampler>``, followed by each setting that is not the default.
 
     Two evaluations whose settings differ therefore have two folders. path: the checkpoint. trained: its config.

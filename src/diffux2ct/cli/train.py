@@ -151,9 +151,7 @@ def _naming_the_next_command() -> Iterator[None]:
     except Diverged as diverged:
         if "the last checkpoint is intact" not in str(diverged):
             raise
-        raise UserError(
-            f"{diverged}; continue with: {typed_again()} trainer.on_divergence=step_back"
-        ) from diverged
+        raise UserError(f"{diverged}; continue with: {typed_again()} trainer.on_divergence=step_back") from diverged
 
 
 def warn_of_unused(cfg: DictConfig) -> None:

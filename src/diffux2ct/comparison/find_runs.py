@@ -24,9 +24,7 @@ from diffux2ct.reconstructors.cost import Cost, reconstruction_cost
 from diffux2ct.training.checkpoints.resume import changed_keys
 
 
-def read_runs(
-    folders: Sequence[str | Path], evaluation: str | None = None
-) -> tuple[list[ScoredRun], list[str]]:
+def read_runs(folders: Sequence[str | Path], evaluation: str | None = None) -> tuple[list[ScoredRun], list[str]]:
     """The runs in order, each evaluation once, with names that differ; and notes on what could not be counted.
 
     ``evaluation``: name or pattern of the evaluations to take; None takes each run's fullest with paired X-rays.
@@ -49,15 +47,11 @@ def read_runs(
 def _chosen_among_several(folders: Sequence[str | Path], found: Iterable[Path]) -> list[str]:
     """Which evaluation counts where a run has several; nothing of those that the user named."""
     named = {Path(folder).resolve() for folder in folders}
-    chosen = [
-        path for path in found if path not in named and len(list(path.parent.glob("[!.]*/metrics.json"))) > 1
-    ]
+    chosen = [path for path in found if path not in named and len(list(path.parent.glob("[!.]*/metrics.json"))) > 1]
     if not chosen:
         return []
     names = ", ".join(f"{path.parent.parent.name}/{path.name}" for path in chosen)
-    return [
-        f"Of several evaluations the fullest, of equals the newest: {names}; --evaluation NAME takes another."
-    ]
+    return [f"Of several evaluations the fullest, of equals the newest: {names}; --evaluation NAME takes another."]
 
 
 def find_row(wanted: str, runs: Sequence[ScoredRun]) -> ScoredRun:
@@ -88,9 +82,7 @@ def find_evaluations(folder: Path, pattern: str | None) -> list[Path]:
     if (folder / "metrics.json").is_file():
         return [folder.resolve()]
     if not folder.is_dir():
-        raise UserError(
-            f"{folder}: no such run folder; give folders that train.py wrote, usually under runs/"
-        )
+        raise UserError(f"{folder}: no such run folder; give folders that train.py wrote, usually under runs/")
     every = sorted(path.parent.resolve() for path in (folder / "evaluation").glob("[!.]*/metrics.json"))
     if not every:
         raise UserError(f"{folder}: {_not_evaluated(folder)}")
@@ -110,9 +102,7 @@ def find_evaluations(folder: Path, pattern: str | None) -> list[Path]:
 
     def fullness(path: Path) -> tuple[int, int]:
         num_scores = sum(map(is_number, summaries[path].values()))
-        return num_scores * int(summaries[path].get("num_cases") or 0), os.stat(
-            path / "metrics.json"
-        ).st_mtime_ns
+        return num_scores * int(summaries[path].get("num_cases") or 0), os.stat(path / "metrics.json").st_mtime_ns
 
     return [max(paired, key=fullness)]
 
@@ -183,9 +173,7 @@ def _method(config: dict[str, Any]) -> str | None:
     if isinstance(config.get("method"), str):
         return config["method"]
     model = config.get("model")
-    parts = (
-        [model.get(name) for name in ("network", "generator")] + [model] if isinstance(model, dict) else []
-    )
+    parts = [model.get(name) for name in ("network", "generator")] + [model] if isinstance(model, dict) else []
     targets = (part.get("_target_") for part in parts if isinstance(part, dict))
     return next((target.rpartition(".")[2] for target in targets if isinstance(target, str)), None)
 
@@ -210,9 +198,7 @@ def _machine(recorded: dict[str, Any]) -> str | None:
     return str(processor) + (f", {threads} thread{'' if threads == 1 else 's'}" if threads else "")
 
 
-def count_cost(
-    config: dict[str, Any], sampling: dict[str, Any], folder: Path | None
-) -> tuple[Cost | None, str]:
+def count_cost(config: dict[str, Any], sampling: dict[str, Any], folder: Path | None) -> tuple[Cost | None, str]:
     """Cost of a volume, counted on the meta device; None and a sentence why where the config does not build."""
     try:
         load.check_targets(config.get("model"), folder or Path("config.yaml"))
@@ -220,9 +206,7 @@ def count_cost(
             model = build.build_reconstructor(OmegaConf.create(config))
         if not isinstance(model, Reconstructor):
             raise UserError("it does not reconstruct")
-        return reconstruction_cost(
-            model, int(config["dataset"]["size"]), sampling.get("num_inference_steps")
-        ), ""
+        return reconstruction_cost(model, int(config["dataset"]["size"]), sampling.get("num_inference_steps")), ""
     except Exception as error:  # a config of an older or a changed program may fail in any way
         reason = " ".join(str(error).split()) or type(error).__name__
         return None, f"Parameters and TFLOP of {folder} could not be counted: {reason}."
@@ -251,10 +235,7 @@ def _experiments(runs: list[ScoredRun], configs: Sequence[dict[str, Any]]) -> li
     marked = []
     for index, run in enumerate(runs):
         # A run of another seed often has another name, and on another machine the same cases lie elsewhere.
-        free = [
-            {"trainer.seed", "name"} | ({"dataset.root"} if _same_cases(r, run) else set())
-            for r in runs[:index]
-        ]
+        free = [{"trainer.seed", "name"} | ({"dataset.root"} if _same_cases(r, run) else set()) for r in runs[:index]]
         alike = (i for i in range(index) if _same(configs[i], configs[index], free[i]))
         first = next(alike, index)
         marked.append(replace(run, experiment=str(first)))

@@ -58,9 +58,7 @@ def _markdown_escape(text: str) -> str:
 
 def _markdown_cell(cell: Cell, is_floor: bool) -> str:
     number = _markdown_escape(cell.number)
-    strong = (
-        f"**{number}**" if cell.best else f"*{number}*" if is_floor and cell.value is not None else number
-    )
+    strong = f"**{number}**" if cell.best else f"*{number}*" if is_floor and cell.value is not None else number
     marks = f" {''.join(cell.marks)}" if cell.marks else ""
     return strong + marks + (f" ({_aside(cell)})" if _aside(cell) else "")
 
@@ -143,9 +141,7 @@ def as_csv(table: Table) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([title for _, title, _ in columns])
     for row in table.rows:
-        cells = [
-            extras[name](row.cells[index]) if name else row.cells[index].value for index, _, name in columns
-        ]
+        cells = [extras[name](row.cells[index]) if name else row.cells[index].value for index, _, name in columns]
         writer.writerow(["" if cell is None else cell for cell in cells])
     return out.getvalue()
 

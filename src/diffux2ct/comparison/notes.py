@@ -21,11 +21,7 @@ from diffux2ct.evaluation.metric import Metric
 SUPERSCRIPTS = "¹²³⁴⁵⁶⁷⁸⁹"
 
 
-def table_notes(
-    runs: Sequence[ScoredRun],
-    sets: Sequence[Sequence[ScoredRun]],
-    machines: Sequence[str],
-) -> list[str]:
+def table_notes(runs: Sequence[ScoredRun], sets: Sequence[Sequence[ScoredRun]], machines: Sequence[str]) -> list[str]:
     """Notes for reading the rows against each other, most important first."""
     notes = [*_test_sets(sets)]
     notes += _alike(runs, "Volumes seen in training", lambda run: run.volumes_seen)
@@ -45,9 +41,7 @@ def _test_sets(sets: Sequence[Sequence[ScoredRun]]) -> list[str]:
     # A set was opened by a run that differs from one of the first set's, which need not be its first.
     pairs = [(run, group[0]) for group in sets[1:] for run in sets[0]]
     reasons = dict.fromkeys(word for pair in pairs for word in differences(*pair))
-    return [
-        f"Not all scored alike, so compare within a set only ({named}). They differ in {', '.join(reasons)}."
-    ]
+    return [f"Not all scored alike, so compare within a set only ({named}). They differ in {', '.join(reasons)}."]
 
 
 def _alike(runs: Sequence[ScoredRun], what: str, value: Any) -> list[str]:
@@ -64,9 +58,7 @@ def _alike(runs: Sequence[ScoredRun], what: str, value: Any) -> list[str]:
 
 
 def _by_group(groups: Mapping[Hashable, Sequence[str]]) -> str:
-    return "; ".join(
-        f"{'unknown' if key is None else key} ({', '.join(names)})" for key, names in groups.items()
-    )
+    return "; ".join(f"{'unknown' if key is None else key} ({', '.join(names)})" for key, names in groups.items())
 
 
 def _training_set(run: ScoredRun) -> str | None:
@@ -176,9 +168,7 @@ def _present(run: ScoredRun, key: str) -> frozenset[str] | None:
 def column_notes(sets: Sequence[Sequence[ScoredRun]], metrics: Sequence[Metric]) -> list[str]:
     """In which columns no score is bold, and why."""
     segmented = [m.title for m in metrics if any(otherwise_segmented(group, m.key) for group in sets)]
-    parted = [
-        m.title for m in metrics if m.title not in segmented and any(other_cases(g, m.key) for g in sets)
-    ]
+    parted = [m.title for m in metrics if m.title not in segmented and any(other_cases(g, m.key) for g in sets)]
     notes = []
     if parted:
         notes.append(
@@ -187,9 +177,7 @@ def column_notes(sets: Sequence[Sequence[ScoredRun]], metrics: Sequence[Metric])
         )
     if segmented:
         named = "; ".join(f"{run.name}: {_network(run.summary)}" for group in sets for run in group)
-        notes.append(
-            f"Neither bold nor tested: {', '.join(segmented)}; not segmented by the same network ({named})."
-        )
+        notes.append(f"Neither bold nor tested: {', '.join(segmented)}; not segmented by the same network ({named}).")
     return notes
 
 

@@ -43,9 +43,7 @@ def compared_section(label: str, case: ComparedCase, scores: Mapping[str, str]) 
     planes = []
     for axis, plane in enumerate(PLANES):
         names = ["truth", *case.reconstructions]
-        images = [
-            (f"{case.case_id}: {plane} {name}", each[plane]) for name, each in zip(names, slices, strict=True)
-        ]
+        images = [(f"{case.case_id}: {plane} {name}", each[plane]) for name, each in zip(names, slices, strict=True)]
         planes.append(
             {
                 "title": plane.capitalize(),
@@ -68,8 +66,7 @@ def _rows(
     rows: list[tuple[str, str, Cells]] = []
     for window, (low, high) in WINDOWS.items():
         pictures: Cells = [
-            picture(grey(image, (low, high)), plane, f"{alt}, {window} window", spacing)
-            for alt, image in images
+            picture(grey(image, (low, high)), plane, f"{alt}, {window} window", spacing) for alt, image in images
         ]
         rows.append((window.capitalize(), f"{low:g} to {high:g} HU", pictures))
     truth = np.asarray(images[0][1], np.float32)
@@ -112,9 +109,7 @@ def distribution_plots(runs: Sequence[ScoredRun], metrics: Sequence[Metric]) -> 
     # The floor is the same for all, but a run may lack metrics of another, or have another order of cases.
     by_case: dict[str, dict[str, Any]] = {}
     for row in (row for lane in rows.values() for row in lane):
-        known = {
-            key: value for key, value in row.items() if isinstance(value, str) or number(value) is not None
-        }
+        known = {key: value for key, value in row.items() if isinstance(value, str) or number(value) is not None}
         by_case[row["case_id"]] = known | by_case.get(row["case_id"], {})
     floor = list(by_case.values())
     return compared_distributions(rows, floor, [metric.key for metric in metrics])

@@ -144,9 +144,7 @@ def choose_metrics(runs: Sequence[ScoredRun], wanted: Sequence[str] | None) -> l
     if not found:
         raise UserError(f"{runs[0].folder}: metrics.json holds no metric; run evaluate.py again")
     if wanted is None:
-        few = (
-            found if len(found) <= NUM_DEFAULT_METRICS else [key for key in HEADLINE if key in found] or found
-        )
+        few = found if len(found) <= NUM_DEFAULT_METRICS else [key for key in HEADLINE if key in found] or found
         return [metric_of(key) for key in few]
     if list(wanted) == ["all"]:
         return [metric_of(key) for key in found]

@@ -31,8 +31,7 @@ def merge_seeds(runs: Sequence[ScoredRun]) -> list[ScoredRun]:
         scored = ("sampling", "weights", "seed", "num_cases", "segmenter")
         key = (run.experiment or f"#{index}", run.steps, *(str(run.summary.get(k)) for k in scored))
         alike = next(
-            (k for k, group in groups.items() if k[0] == key and not any(differences(r, run) for r in group)),
-            None,
+            (k for k, group in groups.items() if k[0] == key and not any(differences(r, run) for r in group)), None
         )
         groups[alike or (key, index)].append(run)
     return [group[0] if len(group) == 1 else _merged(group) for group in groups.values()]
@@ -44,9 +43,7 @@ def _merged(group: Sequence[ScoredRun]) -> ScoredRun:
     for seed in seeds:
         if seeds.count(seed) > 1:
             names = " and ".join(run.name for run in group if seed in run.seeds)
-            raise UserError(
-                f"--merge-seeds: {names} are the same experiment with the same seed {seed}; leave one out"
-            )
+            raise UserError(f"--merge-seeds: {names} are the same experiment with the same seed {seed}; leave one out")
     summary = {key: value for key, value in first.summary.items() if key not in _OF_ONE_SEED}
     cases = _merged_cases(group)
     means, missing = _means(group, cases)
@@ -79,9 +76,7 @@ def _merged_cases(group: Sequence[ScoredRun]) -> CaseScores | None:
     return CaseScores(first.cases, first.patients, means)
 
 
-def _means(
-    group: Sequence[ScoredRun], cases: CaseScores | None
-) -> tuple[dict[str, list[float]], dict[str, str]]:
+def _means(group: Sequence[ScoredRun], cases: CaseScores | None) -> tuple[dict[str, list[float]], dict[str, str]]:
     """Each seed's mean by metric, all of the same cases; and why a metric that every seed has comes to none."""
     means: dict[str, list[float]] = {}
     missing: dict[str, str] = {}

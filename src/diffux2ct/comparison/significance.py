@@ -8,13 +8,7 @@ from itertools import combinations
 import numpy as np
 
 from diffux2ct.comparison.notes import otherwise_segmented
-from diffux2ct.comparison.runs import (
-    Difference,
-    ScoredRun,
-    plural,
-    test_set_name,
-    test_sets,
-)
+from diffux2ct.comparison.runs import Difference, ScoredRun, plural, test_set_name, test_sets
 from diffux2ct.comparison.table import NOT_DIFFERENT, Marks
 from diffux2ct.evaluation.metric import Metric
 from diffux2ct.evaluation.statistics import (
@@ -65,9 +59,7 @@ def _intervals(
         few += [run.name] if None in ends.values() or not ends else []
     notes = ["With each score the 95 % interval of its mean, from resampling patients."] if found else []
     if few:
-        notes.append(
-            f"No interval where a score has fewer than {MIN_PATIENTS_INTERVAL} patients: {', '.join(few)}."
-        )
+        notes.append(f"No interval where a score has fewer than {MIN_PATIENTS_INTERVAL} patients: {', '.join(few)}.")
     return found, notes
 
 
@@ -112,9 +104,7 @@ def _tests(
     return tests, notes
 
 
-def _test_set(
-    made: _Made, group: Sequence[ScoredRun], base: ScoredRun, metrics: Sequence[Metric], test: str
-) -> None:
+def _test_set(made: _Made, group: Sequence[ScoredRun], base: ScoredRun, metrics: Sequence[Metric], test: str) -> None:
     """Tests each run of a group against ``base``."""
     made.against.append(base.name)
     for run, metric in ((r, m) for r in group if r is not base for m in metrics):
@@ -126,9 +116,7 @@ def _test_set(
         result = paired_test(a, b, patients, test=test)
         assert result.p is not None
         interval = bootstrap_interval(a - b, patients)
-        made.tests.append(
-            Difference(run.name, base.name, metric.key, result.difference, interval, result.p, result.p)
-        )
+        made.tests.append(Difference(run.name, base.name, metric.key, result.difference, interval, result.p, result.p))
         made.numbers.append(result.num_patients)
 
 
@@ -152,9 +140,7 @@ def _hopeless(made: _Made, tests: Sequence[Difference]) -> list[str]:
     """Names the tests that could find nothing, whatever the scores: p falls no lower than the patients allow."""
     # Holm's p grows with each p of the family, so that of the smallest possible ones is the least there can be.
     least = holm([smallest_p(number) for number in made.numbers], made.family)
-    hopeless = [
-        (each, number) for each, number, p in zip(tests, made.numbers, least, strict=True) if p >= ALPHA
-    ]
+    hopeless = [(each, number) for each, number, p in zip(tests, made.numbers, least, strict=True) if p >= ALPHA]
     found = []
     for key in dict.fromkeys(each.metric for each, _ in hopeless):
         runs = [each.run for each, _ in hopeless if each.metric == key]

@@ -6,13 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from diffux2ct.comparison.notes import (
-    SUPERSCRIPTS,
-    column_notes,
-    other_cases,
-    otherwise_segmented,
-    table_notes,
-)
+from diffux2ct.comparison.notes import SUPERSCRIPTS, column_notes, other_cases, otherwise_segmented, table_notes
 from diffux2ct.comparison.runs import Difference, ScoredRun, test_sets
 from diffux2ct.evaluation.metric import Metric
 
@@ -128,13 +122,7 @@ def build_table(
             rows.append(Row(tuple(cells), test_set=number))
         no_method = [Cell("–")] if has_methods else []
         rows.append(_floor(group, metrics, [*no_method, *letter], number))
-    notes = (
-        *_legend(rows),
-        *column_notes(sets, metrics),
-        *table_notes(runs, sets, machines),
-        *marks.notes,
-        *problems,
-    )
+    notes = (*_legend(rows), *column_notes(sets, metrics), *table_notes(runs, sets, machines), *marks.notes, *problems)
     return Table(tuple(columns), tuple(rows), notes, title, marks.tests)
 
 
@@ -200,12 +188,7 @@ def _score(run: ScoredRun, metric: Metric, group: Sequence[ScoredRun], marks: Ma
         return Cell("–", None)
     others = [score for r in group if (score := r.score(metric.key)) is not None]
     fair = not other_cases(group, metric.key) and not otherwise_segmented(group, metric.key)
-    best = (
-        fair
-        and metric.sign != 0
-        and len(others) > 1
-        and not any(metric.better(other, value) for other in others)
-    )
+    best = fair and metric.sign != 0 and len(others) > 1 and not any(metric.better(other, value) for other in others)
     floor = run.floor.get(metric.key)
     found = [BELOW_FLOOR] if floor is not None and metric.sign and not metric.better(value, floor) else []
     test = next((t for t in marks.tests if (t.run, t.metric) == (run.name, metric.key)), None)

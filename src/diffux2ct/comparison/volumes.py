@@ -9,13 +9,7 @@ import numpy as np
 from jaxtyping import Num
 
 from diffux2ct.comparison.find_runs import read_config
-from diffux2ct.comparison.pictures import (
-    ComparedCase,
-    Pictures,
-    case_sections,
-    chosen_cases,
-    distribution_plots,
-)
+from diffux2ct.comparison.pictures import ComparedCase, Pictures, case_sections, chosen_cases, distribution_plots
 from diffux2ct.comparison.runs import ScoredRun, test_set_name, test_sets
 from diffux2ct.data.io.ct_image import CtImage
 from diffux2ct.data.prepared.dataset import PreparedDataset
@@ -68,9 +62,7 @@ def _case_pictures(
     """The sections, and a sentence on each run that they leave out. UserError where nothing can be shown."""
     ranked = next((run for run in (first, *group) if run.cases is not None and run.cases.cases), None)
     if ranked is None:
-        raise UserError(
-            f"{first.folder}: has no per_case.csv, by which cases are chosen; run evaluate.py again"
-        )
+        raise UserError(f"{first.folder}: has no per_case.csv, by which cases are chosen; run evaluate.py again")
     chosen = chosen_cases(ranked, num_cases)
     truth = find_truth([first, *(run for run in group if run is not first)], chosen[0][1], root)
     shown, lines = [], []
@@ -161,7 +153,5 @@ def _read_ct(run: ScoredRun, case_id: str) -> CtImage:
 def _index(dataset: PreparedDataset, case_id: str) -> int:
     index = next((i for i, case in enumerate(dataset.cases) if case.case_id == case_id), None)
     if index is None:
-        raise UserError(
-            f"{dataset.root}: has no case {case_id} in split {dataset.split}; is it the right folder?"
-        )
+        raise UserError(f"{dataset.root}: has no case {case_id} in split {dataset.split}; is it the right folder?")
     return index

@@ -80,9 +80,7 @@ def _sort_thick(thick: np.ndarray, step: float, cell: float) -> tuple[np.ndarray
         if half >= 2 * _LIMB or (counts[name] == biggest and half >= _LIMB):
             is_patient[name] = True
         elif half >= _THREAD:
-            is_patient[name] = length < _SHEET * 2 * half and (
-                half >= _LIMB or not _same_in_all_slices(piece)
-            )
+            is_patient[name] = length < _SHEET * 2 * half and (half >= _LIMB or not _same_in_all_slices(piece))
     patient = is_patient[names]
     return patient, thick & ~patient
 

@@ -13,11 +13,7 @@ from scipy import ndimage
 
 from diffux2ct.errors import UserError
 
-VERTEBRAE = (
-    *(f"C{i}" for i in range(1, 8)),
-    *(f"T{i}" for i in range(1, 13)),
-    *(f"L{i}" for i in range(1, 7)),
-)
+VERTEBRAE = (*(f"C{i}" for i in range(1, 8)), *(f"T{i}" for i in range(1, 13)), *(f"L{i}" for i in range(1, 7)))
 """C1 = 1, ..., C7 = 7, T1 = 8, ..., T12 = 19, L1 = 20, ..., L5 = 24, L6 = 25."""
 
 FIRST_SCREW, FIRST_ROD, FIRST_OTHER = 101, 151, 201
@@ -129,10 +125,7 @@ def contradiction(labels: UInt8[np.ndarray, "d h w"], spacing: Sequence[float | 
     labels: in our numbers, axes LPS. spacing: (x, y, z) mm. Vertebrae must follow each other from Superior down at the
     distances that vertebrae have, and the pelvis must lie below L3; slivers at the scan's edge are ignored.
     """
-    values = [
-        *range(LABELS["C1"], LABELS["L6"] + 1),
-        *(LABELS[n] for n in ("sacrum", "left_hip", "right_hip")),
-    ]
+    values = [*range(LABELS["C1"], LABELS["L6"] + 1), *(LABELS[n] for n in ("sacrum", "left_hip", "right_hip"))]
     counts = np.bincount(labels.ravel(), minlength=256)
     whole = 0.05 * np.median([counts[v] for v in values if counts[v]] or [0])
     boxes = ndimage.find_objects(labels)
@@ -147,10 +140,7 @@ def contradiction(labels: UInt8[np.ndarray, "d h w"], spacing: Sequence[float | 
     for value in range(LABELS["C1"], LABELS["L6"]):
         if value in places and value + 1 in places:
             upper, lower = places[value], places[value + 1]
-            pair, gaps[value] = (
-                f"{label_name(value)} and {label_name(value + 1)}",
-                np.linalg.norm(upper - lower),
-            )
+            pair, gaps[value] = (f"{label_name(value)} and {label_name(value + 1)}", np.linalg.norm(upper - lower))
             if gaps[value] > _NEIGHBOURS:
                 return f"{pair} lie {gaps[value]:.0f} mm apart"
             if lower[2] >= upper[2]:
@@ -224,8 +214,7 @@ def class_table(structures: Sequence[str]) -> UInt8[np.ndarray, "256"]:
         taken = table[values].max()
         if taken:
             raise UserError(
-                f"dataset.labels: {name} and {structures[taken - 1]} share voxels; name structures that do not "
-                "overlap"
+                f"dataset.labels: {name} and {structures[taken - 1]} share voxels; name structures that do not overlap"
             )
         table[values] = number
     return table
@@ -251,16 +240,12 @@ def reduce_classes(classes: UInt8[np.ndarray, "d h w"], factor: int) -> UInt8[np
     return np.where(2 * filled >= factor**3, result, 0).astype(np.uint8)
 
 
-def check_structures(
-    root: object, structures: Sequence[str], found: Collection[int] | None, every: bool
-) -> None:
+def check_structures(root: object, structures: Sequence[str], found: Collection[int] | None, every: bool) -> None:
     """UserError unless the values ``found`` in a data set hold the structures: each one, or else at least one.
 
     found: None where the data set does not list them.
     """
-    absent = [
-        name for name in structures if found is not None and not structure_values(name) & frozenset(found)
-    ]
+    absent = [name for name in structures if found is not None and not structure_values(name) & frozenset(found)]
     if absent and (every or len(absent) == len(structures)):
         raise UserError(
             f"{root}: no case has a label of {', '.join(absent)}; set dataset.labels to structures that it has "

@@ -43,8 +43,4 @@ class DiffusionLoss(nn.Module):
         if self.projection_mode == "snr":
             distance = distance * process.snr_weight(t)
         projection = distance.mean()
-        return {
-            "total": simple + weight * projection,
-            "simple": simple.detach(),
-            "projection": projection.detach(),
-        }
+        return {"total": simple + weight * projection, "simple": simple.detach(), "projection": projection.detach()}

@@ -34,9 +34,7 @@ class DiffusionProcess(nn.Module):
     ) -> None:
         super().__init__()
         if prediction_type not in PREDICTION_TYPES:
-            raise UserError(
-                f"diffusion.prediction_type={prediction_type}: choose one of {', '.join(PREDICTION_TYPES)}"
-            )
+            raise UserError(f"diffusion.prediction_type={prediction_type}: choose one of {', '.join(PREDICTION_TYPES)}")
         if prediction_type == "epsilon" and zero_terminal_snr:
             raise UserError(
                 "diffusion.zero_terminal_snr=true: at the last step the input is pure noise, from which epsilon gives "
@@ -47,9 +45,7 @@ class DiffusionProcess(nn.Module):
         self.num_train_timesteps = num_train_timesteps
         self.prediction_type = prediction_type
         self.eq8 = eq8
-        alphas_cumprod = make_alphas_cumprod(
-            num_train_timesteps, schedule, beta_start, beta_end, zero_terminal_snr
-        )
+        alphas_cumprod = make_alphas_cumprod(num_train_timesteps, schedule, beta_start, beta_end, zero_terminal_snr)
         self.register_buffer("alphas_cumprod", alphas_cumprod.float(), persistent=False)
 
     def _roots(self, t: Tensor) -> tuple[Tensor, Tensor]:

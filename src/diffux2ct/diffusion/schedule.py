@@ -14,9 +14,7 @@ def linear_betas(num_train_timesteps: int, start: float, end: float) -> Float[Te
     return torch.linspace(start, end, num_train_timesteps, dtype=torch.float64)
 
 
-def cosine_betas(
-    num_train_timesteps: int, offset: float = 0.008, max_beta: float = 0.999
-) -> Float[Tensor, " t"]:
+def cosine_betas(num_train_timesteps: int, offset: float = 0.008, max_beta: float = 0.999) -> Float[Tensor, " t"]:
     """Betas of the squared-cosine schedule (Nichol and Dhariwal 2021, Eq. 17)."""
     s = torch.arange(num_train_timesteps + 1, dtype=torch.float64) / num_train_timesteps
     alphas_cumprod = torch.cos((s + offset) / (1 + offset) * math.pi / 2) ** 2

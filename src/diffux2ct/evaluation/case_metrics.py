@@ -164,9 +164,7 @@ class Vertebrae(Family):
         """
         case.check_labels_fit(self.name)
         if case.labels is None:
-            raise Unavailable(
-                self.name, "the cases have no labels", "prepare the folder from scans with label files"
-            )
+            raise Unavailable(self.name, "the cases have no labels", "prepare the folder from scans with label files")
         true = measure_bodies(case.labels, case.spacing)
         found = [match_bodies(_hu(case, v), case.hu, true, case.spacing) for v in volumes]
         return [vertebra_errors(bodies, true).as_row() for bodies in found]

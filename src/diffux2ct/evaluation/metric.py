@@ -37,9 +37,7 @@ VOLUME = "Volume and slices"
 RECORDS_KEY = "metric_records"
 """Of metrics.json: records of metrics that are not part of this package, by key."""
 
-CASE_COUNTS = {
-    "implant_unseen": "labelled screws and rods that even the true volume does not show; not scored"
-}
+CASE_COUNTS = {"implant_unseen": "labelled screws and rods that even the true volume does not show; not scored"}
 """Columns of per_case.csv that describe the case itself, not its reconstruction: no metrics, without a floor."""
 
 _DIGITS = {"dB": 2, "HU": 1, "mm": 2, "deg": 1}
@@ -119,10 +117,7 @@ def metric(key: str, **record: Any) -> Callable[[MetricFunction], MetricFunction
     def register(function: MetricFunction) -> MetricFunction:
         known = _FUNCTIONS.get(key)
         # A module that is imported twice (as a file and by its path) registers the same function again.
-        if known is not None and (known.__module__, known.__qualname__) != (
-            function.__module__,
-            function.__qualname__,
-        ):
+        if known is not None and (known.__module__, known.__qualname__) != (function.__module__, function.__qualname__):
             raise UserError(f"metric {key}: {known.__module__} has one of this name; choose another name")
         computes(made)(function)
         _FUNCTIONS[key] = function

@@ -98,9 +98,7 @@ class MetricSet:
             given = ",".join(wrong) if wrong else names
             raise UserError(f"metrics.families={given}: give a list; choose from {', '.join(FAMILIES)}")
         if weights is not None and not Path(weights).is_dir():
-            raise UserError(
-                f"metrics.weights={weights}: not a folder; docs/evaluation.md says what lies in it"
-            )
+            raise UserError(f"metrics.weights={weights}: not a folder; docs/evaluation.md says what lies in it")
         chosen = protocol_named(protocol)
         makers: dict[str, Callable[[], Family | SetFamily]] = {
             "distortion": lambda: Distortion(chosen),

@@ -55,10 +55,5 @@ def _intervals(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> dic
             found[key] = list(ends)
     if not found:
         return {}
-    drawn = {
-        "confidence": CONFIDENCE,
-        "num_resamples": NUM_RESAMPLES,
-        "over": "patients",
-        "seed": INTERVAL_SEED,
-    }
+    drawn = {"confidence": CONFIDENCE, "num_resamples": NUM_RESAMPLES, "over": "patients", "seed": INTERVAL_SEED}
     return {"intervals": found, "bootstrap": drawn}

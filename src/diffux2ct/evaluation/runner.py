@@ -149,12 +149,7 @@ def _score_cases(job: _Job, metrics: MetricSet, mean_volume: Tensor, folder: Pat
     return rows
 
 
-def _check(
-    dataset: EvaluationDataset,
-    out_dir: Path,
-    xray_source: str,
-    context: Mapping[str, Any],
-) -> None:
+def _check(dataset: EvaluationDataset, out_dir: Path, xray_source: str, context: Mapping[str, Any]) -> None:
     if len(dataset) == 0:
         raise UserError("dataset: the split to evaluate is empty; choose another split or prepare more cases")
     if xray_source not in XRAY_SOURCES:
@@ -162,9 +157,7 @@ def _check(
     if xray_source == "shuffled" and len({case.patient for case in dataset.cases}) < 2:
         raise UserError("xray_source: shuffling needs at least two patients, and the split holds one")
     if out_dir.exists() and not (out_dir / "metrics.json").exists() and any(out_dir.iterdir()):
-        raise UserError(
-            f"{out_dir}: holds something else than an evaluation; choose another folder or empty it"
-        )
+        raise UserError(f"{out_dir}: holds something else than an evaluation; choose another folder or empty it")
     clash = sorted(key for key in context if key in _OWN_KEYS or find_metric(key))
     if clash:
         raise ValueError(f"context may not redefine {', '.join(clash)}")

@@ -74,11 +74,7 @@ class CtDistribution(SetFamily):
         floor: Values = {}
         if self.mean is not None:
             floor, _ = self._distances(self.mean.expand_as(true), true)
-        return (
-            values,
-            floor,
-            {"encoder": self.encoder.name, "num_volumes": len(true), "seed": self.seed} | spread,
-        )
+        return (values, floor, {"encoder": self.encoder.name, "num_volumes": len(true), "seed": self.seed} | spread)
 
     def _distances(self, made: Tensor, true: Tensor) -> tuple[Values, Result]:
         kernel = kernel_distance(made, true, paired=True, seed=self.seed)

@@ -8,13 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from diffux2ct.errors import UserError
-from diffux2ct.models.layers.blocks import (
-    Downsample,
-    ResBlock3d,
-    TimeEmbedding,
-    Upsample,
-    without_autocast,
-)
+from diffux2ct.models.layers.blocks import Downsample, ResBlock3d, TimeEmbedding, Upsample, without_autocast
 from diffux2ct.models.layers.layout import concatenate
 from diffux2ct.models.layers.normalization import GroupNormSiLU
 from diffux2ct.models.layers.swin3d import SwinBlock3d
@@ -137,9 +131,7 @@ class UNet3d(nn.Module):
         """The longest side of every stage."""
         factor = 2 ** (len(self.down) - 1)
         if any(side % factor for side in x.shape[2:]):
-            raise UserError(
-                f"denoiser: a volume of {tuple(x.shape[2:])} voxels; choose sides divisible by {factor}"
-            )
+            raise UserError(f"denoiser: a volume of {tuple(x.shape[2:])} voxels; choose sides divisible by {factor}")
         if len(conditions) != len(self.down):
             raise ValueError(f"denoiser: {len(conditions)} conditions for {len(self.down)} stages")
         sides = [max(x.shape[2:]) // 2**i for i in range(len(self.down))]

@@ -48,9 +48,7 @@ class ImplicitDecoder(nn.Module):
         if plane.shape[1:3] == size:
             return plane
         plane = rearrange(plane, "b r s c -> b c r s")
-        return rearrange(
-            F.interpolate(plane, size, mode="bilinear", align_corners=False), "b c r s -> b r s c"
-        )
+        return rearrange(F.interpolate(plane, size, mode="bilinear", align_corners=False), "b c r s -> b r s c")
 
 
 def decode_by_grid_sample(
@@ -66,9 +64,7 @@ def decode_by_grid_sample(
 
     def sample(plane: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
         points = torch.stack((cols, rows), dim=-1).reshape(1, 1, -1, 2).expand(plane.shape[0], -1, -1, -1)
-        return F.grid_sample(plane, points, mode="bilinear", padding_mode="border", align_corners=False)[
-            :, :, 0
-        ]
+        return F.grid_sample(plane, points, mode="bilinear", padding_mode="border", align_corners=False)[:, :, 0]
 
     features = sample(zx, z, x) + sample(zy, z, y) + sample(yx, y, x)
     h = decoder.linear2(F.silu(decoder.linear1(features.transpose(1, 2))))

@@ -111,9 +111,7 @@ class PlaneDecoder(nn.Module):
         return outputs[::-1]
 
 
-def lay_out_axial(
-    zx: Float[Tensor, "b c d w"], zy: Float[Tensor, "b c d h"], how: str
-) -> tuple[Tensor, Tensor]:
+def lay_out_axial(zx: Float[Tensor, "b c d w"], zy: Float[Tensor, "b c d h"], how: str) -> tuple[Tensor, Tensor]:
     """Each view's contribution to the axial plane, as [b, c, h, w] (or expandable to it).
 
     Eq. 4 adds maps over (x, z) and (y, z) and calls the result (x, y); the axes do not match. Readings:

@@ -73,9 +73,7 @@ class Reconstructor(Trainable):
     def check_xrays(self, xrays: Xrays) -> None:
         """UserError unless ``xrays`` holds float images of both views, of the model's size, one pair per sample."""
         if set(xrays) != set(VIEWS):
-            raise UserError(
-                f"xrays: views {', '.join(map(str, xrays)) or 'none'}; give {' and '.join(VIEWS)}"
-            )
+            raise UserError(f"xrays: views {', '.join(map(str, xrays)) or 'none'}; give {' and '.join(VIEWS)}")
         frontal, lateral = (xrays[view] for view in VIEWS)
         for view, image in (("frontal", frontal), ("lateral", lateral)):
             if image.ndim != 4 or image.shape[1] != 1 or not image.is_floating_point():
@@ -126,9 +124,7 @@ def seeded_perturbation(network: Perturbed, seeds: Tensor, device: torch.device,
 def seeded_integers(high: int, seeds: Tensor, device: torch.device, salt: int = 0) -> Tensor:
     """Integers [B] uniform in 0 .. high-1, each sample from its own seed."""
     cpu = torch.device("cpu")
-    draws = [
-        int(torch.randint(high, (), generator=seeded_generator(seed, cpu, salt))) for seed in seeds.tolist()
-    ]
+    draws = [int(torch.randint(high, (), generator=seeded_generator(seed, cpu, salt))) for seed in seeds.tolist()]
     return torch.tensor(draws, device=device)
 
 

@@ -8,14 +8,7 @@ from torch import nn
 
 from diffux2ct.diffusion.projection_loss import projection_distance
 from diffux2ct.errors import UserError
-from diffux2ct.reconstructors.base import (
-    Batch,
-    Losses,
-    Objective,
-    Reconstructor,
-    seeded_perturbation,
-    xrays_of,
-)
+from diffux2ct.reconstructors.base import Batch, Losses, Objective, Reconstructor, seeded_perturbation, xrays_of
 from diffux2ct.types import Volume, Xrays
 
 _PERTURBATION = 3  # salt of the draw of Eq. 5's z, as in the diffusion model

@@ -26,17 +26,12 @@ class SegmentationTrainable(Trainable):
     """
 
     def __init__(
-        self,
-        network: Callable[..., nn.Module],
-        structures: Sequence[str],
-        cross_entropy_weight: float | int = 0.0,
+        self, network: Callable[..., nn.Module], structures: Sequence[str], cross_entropy_weight: float | int = 0.0
     ) -> None:
         super().__init__()
         self.structures = tuple(structures)
         if not self.structures:
-            raise UserError(
-                "dataset.labels: no structure named; give for instance dataset.labels=[sacrum,left_hip]"
-            )
+            raise UserError("dataset.labels: no structure named; give for instance dataset.labels=[sacrum,left_hip]")
         self.network = network(num_classes=len(self.structures) + 1)
         self.cross_entropy_weight = float(cross_entropy_weight)
 

@@ -34,9 +34,7 @@ class CsvLogger:
         if path.exists() and resume_step > 0:
             # Rows past the checkpoint will be written again.
             with open(path, newline="") as file:
-                kept = [
-                    row for row in csv.DictReader(file) if row["value"] and int(row["step"]) <= resume_step
-                ]
+                kept = [row for row in csv.DictReader(file) if row["value"] and int(row["step"]) <= resume_step]
         with replaced_file(path) as partial, open(partial, "w", newline="") as file:
             writer = csv.DictWriter(file, ["step", "name", "value"])
             writer.writeheader()

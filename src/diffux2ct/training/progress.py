@@ -98,9 +98,7 @@ class Progress:
         """Achieved TFLOP/s of all ranks, and their share of the rate measured on this one; empty where unknown."""
         if self._flops is None:
             self._flops = self.sample_flops() or 0.0
-            dtype = (
-                torch.bfloat16 if effective(self.settings.precision, self.device) == "bf16" else torch.float32
-            )
+            dtype = torch.bfloat16 if effective(self.settings.precision, self.device) == "bf16" else torch.float32
             self._rate = matmul_rate(self.device, dtype) if self._flops else 0.0
         if not self._flops:
             return {}

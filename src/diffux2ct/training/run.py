@@ -65,9 +65,7 @@ class Run:
             f"{effective(settings.precision, self.device)} on {self.device} ({machines})"
         )
         if step >= settings.max_steps:
-            return (
-                f"{what}; at step {step} of {settings.max_steps} already: raise trainer.max_steps to continue"
-            )
+            return f"{what}; at step {step} of {settings.max_steps} already: raise trainer.max_steps to continue"
         return f"{what}; {'continuing' if step else 'starting'} from step {step} of {settings.max_steps}"
 
     def next_parts(self) -> list[dict[str, Tensor]]:
@@ -79,9 +77,7 @@ class Run:
         state = self.state
         # After the batches: a loader that starts draws from the global generator too, and a resumed run starts one.
         torch.manual_seed(step_seed(self.draws.seed, state.step, self.rank))
-        losses = step_objectives(
-            self.objectives, state, self.run_step, self.wrapped, parts, self.settings, self.device
-        )
+        losses = step_objectives(self.objectives, state, self.run_step, self.wrapped, parts, self.settings, self.device)
         if state.ema:
             state.ema.update(state.model)
         assert state.watch is not None
@@ -138,9 +134,7 @@ class Run:
             state = self.state
             stoppable = self._stopping_together if is_sharded(state.model) else self.stop.interrupting
             try:
-                scores = validator(
-                    state.model, state.ema, self.device, self.settings, loggers, state.step, stoppable
-                )
+                scores = validator(state.model, state.ema, self.device, self.settings, loggers, state.step, stoppable)
             except Interrupted:
                 scores = {}
             score = scores.get(BEST_METRIC)
@@ -218,9 +212,7 @@ def start(
     if resume:
         state.restore(resume.state, resume.path)
         resume.state.clear()
-    _settle(
-        state, run_dir, resume and resume.path, max(state.step_backs, step_backs), settings.keep_last, rank
-    )
+    _settle(state, run_dir, resume and resume.path, max(state.step_backs, step_backs), settings.keep_last, rank)
 
     # Wrap it for several processes, and start the batches at the step that comes next.
     wrapped = distributed.wrap(model, device, len(objectives))
@@ -233,9 +225,7 @@ def start(
     )  # fmt: skip
 
 
-def _settle(
-    state: RunState, run_dir: Path, resumed: Path | None, step_backs: int, keep_last: int, rank: int
-) -> None:
+def _settle(state: RunState, run_dir: Path, resumed: Path | None, step_backs: int, keep_last: int, rank: int) -> None:
     """Make ``state`` the last checkpoint of the run's folder, with none after it.
 
     Otherwise a run that stepped back, or began from another run's checkpoint, and was then killed would resume from

@@ -104,8 +104,6 @@ def resolve_device(name: str, local_rank: int = 0) -> "torch.device":
         device = torch.device(name)
     except RuntimeError as error:
         raise UserError(f"device={name}: not a device; use auto, cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and not (
-        torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
-    ):
+    if device.type == "cuda" and not (torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()):
         raise UserError(f"device={name}: no such GPU on this machine; use device=cpu or auto")
     return device

@@ -156,9 +156,7 @@ class RunState:
             contents.check_optimizer(where, state["optimizers"].get(name), optimizer, name)
         contents.check_rng(where, state["rng"])
         contents.check_watch(where, state.get("watch"))
-        self.model.load_state_dict(
-            {name: part_of(value, own[name]) for name, value in state["model"].items()}
-        )
+        self.model.load_state_dict({name: part_of(value, own[name]) for name, value in state["model"].items()})
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(own_part(state["optimizers"][name], optimizer))
         if self.ema:

@@ -57,9 +57,7 @@ class Validator:
         scores: dict[str, list[float]] = {name: [] for name in self.metrics}
         with _evaluating(model), ema.applied_to(model) if ema else nullcontext():
             for index in range(count):
-                case = {
-                    k: v[None].to(device) for k, v in self.dataset[index].items() if isinstance(v, Tensor)
-                }
+                case = {k: v[None].to(device) for k, v in self.dataset[index].items() if isinstance(v, Tensor)}
                 generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + index)
                 with stoppable(), autocast(settings.precision, device):
                     volume = model.reconstruct(xrays_of(case), generator=generator, **self.sampling)

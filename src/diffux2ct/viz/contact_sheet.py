@@ -36,9 +36,7 @@ def write_contact_sheets(root: str | Path) -> list[Path]:
     rows.sort(key=lambda row: row["case_id"])
     per_page = _COLUMNS * _ROWS
     pages = [rows[i : i + per_page] for i in range(0, len(rows), per_page)]
-    paths = [
-        root / ("contact_sheet.png" if i == 0 else f"contact_sheet_{i + 1}.png") for i in range(len(pages))
-    ]
+    paths = [root / ("contact_sheet.png" if i == 0 else f"contact_sheet_{i + 1}.png") for i in range(len(pages))]
     for path, page in zip(paths, pages, strict=True):
         save_png(path, _page([_case_strip(root, row) for row in page]))
     for old in set(root.glob("contact_sheet*.png")) - set(paths):

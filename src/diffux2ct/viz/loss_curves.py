@@ -20,9 +20,7 @@ def read_curves(run: str | Path) -> Curves:
     with open(path, newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         if reader.fieldnames != ["step", "name", "value"]:
-            raise UserError(
-                f"{path}: not a table of step, name, value; give a metrics.csv that train.py wrote"
-            )
+            raise UserError(f"{path}: not a table of step, name, value; give a metrics.csv that train.py wrote")
         try:
             for row in reader:
                 steps, values = curves.setdefault(row["name"], ([], []))
@@ -66,12 +64,7 @@ def draw_curves(runs: Mapping[str, Curves], out: str | Path, smooth: int = 1) ->
             for name in (name for name in members if name in curves):
                 steps, values = curves[name]
                 label = name.removeprefix(f"{panel}/")
-                axes.plot(
-                    steps,
-                    _smoothed(values, smooth),
-                    lw=1.2,
-                    label=f"{run}: {label}" if len(runs) > 1 else label,
-                )
+                axes.plot(steps, _smoothed(values, smooth), lw=1.2, label=f"{run}: {label}" if len(runs) > 1 else label)
         axes.set_title(panel, loc="left", fontsize=10)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)

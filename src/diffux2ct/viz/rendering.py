@@ -53,26 +53,15 @@ def render_case(
     Raises RenderingUnavailable where pyvista is not installed or this machine cannot draw.
     """
     if find_spec("pyvista") is None:
-        raise RenderingUnavailable(
-            "pyvista is not installed; install the extra: pip install 'diffux2ct[viz]'"
-        )
+        raise RenderingUnavailable("pyvista is not installed; install the extra: pip install 'diffux2ct[viz]'")
     with tempfile.TemporaryDirectory(prefix="diffux2ct-rendering-") as folder:
         source, target = Path(folder) / "volumes.npz", Path(folder) / "pictures.npz"
-        given: dict[str, Any] = {
-            "truth": truth,
-            "reconstruction": reconstruction,
-            "spacing": np.asarray(spacing),
-        }
+        given: dict[str, Any] = {"truth": truth, "reconstruction": reconstruction, "spacing": np.asarray(spacing)}
         np.savez(source, **given, size=size, bone_hu=bone_hu, metal_hu=metal_hu)
         command = [sys.executable, "-m", "diffux2ct.viz.rendering", str(source), str(target)]
         try:
             done = subprocess.run(
-                command,
-                capture_output=True,
-                encoding="utf-8",
-                errors="replace",
-                timeout=_TIMEOUT,
-                check=False,
+                command, capture_output=True, encoding="utf-8", errors="replace", timeout=_TIMEOUT, check=False
             )
         except subprocess.TimeoutExpired:
             raise RenderingUnavailable(f"pyvista drew nothing in {_TIMEOUT} seconds") from None
@@ -146,17 +135,9 @@ def _scene(surfaces: Mapping[str, Any], size: int) -> Iterator[tuple[Any, dict[s
         # The picture is drawn larger and reduced; the driver's own smoothing would triple the time in software.
         plotter.render_window.SetMultiSamples(0)
         plotter.set_background([channel / 255 for channel in _BACKGROUND])
-        shading = {
-            "smooth_shading": True,
-            "ambient": 0.2,
-            "diffuse": 0.85,
-            "specular": 0.2,
-            "specular_power": 20,
-        }
+        shading = {"smooth_shading": True, "ambient": 0.2, "diffuse": 0.85, "specular": 0.2, "specular_power": 20}
         colours = {"bone": BONE_COLOUR, "metal": METAL_COLOUR}
-        actors = {
-            name: plotter.add_mesh(mesh, color=colours[name], **shading) for name, mesh in surfaces.items()
-        }
+        actors = {name: plotter.add_mesh(mesh, color=colours[name], **shading) for name, mesh in surfaces.items()}
         yield plotter, actors
     finally:
         plotter.close()
@@ -165,10 +146,7 @@ def _scene(surfaces: Mapping[str, Any], size: int) -> Iterator[tuple[Any, dict[s
 def _look(plotter: Any, shape: tuple[int, ...], spacing: Sequence[float], view: str) -> None:
     """Aim a parallel camera at the middle of the volume, which fills the picture whatever is in it."""
     size, step = np.array(shape[::-1]), np.asarray(spacing, float)
-    centre, reach = (
-        (size - 1) * step / 2,
-        float((size * step).max()),
-    )  # voxel centres lie at 0, 1, 2 steps ...
+    centre, reach = ((size - 1) * step / 2, float((size * step).max()))  # voxel centres lie at 0, 1, 2 steps ...
     # From the front the patient's left is on the right of the picture; from their left, anterior is on its left.
     away = {"front": (0.0, -1.0, 0.0), "side": (1.0, 0.0, 0.0)}[view]
     camera = plotter.camera

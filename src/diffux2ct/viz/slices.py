@@ -78,9 +78,7 @@ def display_xray(image: Num[np.ndarray, "v u"]) -> Num[np.ndarray, "v u"]:
     return image[::-1]
 
 
-def orthoslices(
-    volume: Num[np.ndarray, "d h w"], centre: tuple[int, int, int]
-) -> dict[str, Num[np.ndarray, "r c"]]:
+def orthoslices(volume: Num[np.ndarray, "d h w"], centre: tuple[int, int, int]) -> dict[str, Num[np.ndarray, "r c"]]:
     """The axial, coronal and sagittal slice through voxel ``centre`` (z, y, x), turned for display."""
     return {plane: display_plane(volume, plane, index) for plane, index in zip(PLANES, centre, strict=True)}
 

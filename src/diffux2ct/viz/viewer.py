@@ -27,9 +27,7 @@ VIEWER_WINDOWS = {**WINDOWS, "lung": (-1350.0, 150.0), "full": (-1024.0, 1500.0)
 """HU shown as black and as white; the keys 1 to 4 choose them in this order."""
 
 MAX_SHRINK = 8
-_BYTES_PER_VOXEL = (
-    0.65  # of a noisy scan after deflating, a little above the measured size; only to plan ahead
-)
+_BYTES_PER_VOXEL = 0.65  # of a noisy scan after deflating, a little above the measured size; only to plan ahead
 
 
 @dataclass(frozen=True)
@@ -127,9 +125,7 @@ def expected_size(voxels: int, num_volumes: int = 2) -> float:
     return num_volumes * _BYTES_PER_VOXEL * 4 / 3 * voxels
 
 
-def next_allowance(
-    budget: float | int, used: int, remaining: int, voxels: int, num_volumes: int = 2
-) -> float:
+def next_allowance(budget: float | int, used: int, remaining: int, voxels: int, num_volumes: int = 2) -> float:
     """Bytes for the next case, so that those after it fit too.
 
     budget, used: bytes of page for all cases, and spent. remaining: cases left, this one included. voxels: of each of
@@ -165,8 +161,7 @@ def viewer_html(
         "errorLimit": ERROR_LIMIT,
         "edges": {plane: EDGES[plane] for plane in PLANES},
         "panes": [
-            {"key": pane.key, "title": pane.title, "volume": pane.volume, "error": pane.is_error}
-            for pane in panes
+            {"key": pane.key, "title": pane.title, "volume": pane.volume, "error": pane.is_error} for pane in panes
         ],
         "errorsOnDemand": errors_on_demand,
         "rows": math.ceil(len(panes) / columns),
@@ -179,12 +174,7 @@ def viewer_html(
     page = templates("diffux2ct.viz").get_template("viewer.html")
     return Markup(
         page.render(
-            cases=cases,
-            panes=panes,
-            buttons=buttons,
-            columns=columns,
-            meta=meta,
-            errors_on_demand=errors_on_demand,
+            cases=cases, panes=panes, buttons=buttons, columns=columns, meta=meta, errors_on_demand=errors_on_demand
         )
     )
 

@@ -149,10 +149,7 @@ class TwoMaterialAttenuation:
     def materials(self, hu: Volume) -> Float[Tensor, "b m d h w"]:
         """Areal densities per mm of path of water, bone and titanium, g/cm^2/mm."""
         water, bone = (float(mass_attenuation(name, [self.ct_kev])[0]) for name in ("water", "bone"))
-        soft_end, bone_start = (
-            1 + SOFT_HU / 1000,
-            DENSITY["bone"] * bone / water,
-        )  # both relative to water's mu
+        soft_end, bone_start = (1 + SOFT_HU / 1000, DENSITY["bone"] * bone / water)  # both relative to water's mu
         relative = _relative_to_water(hu)
         share = ((relative - soft_end) / (bone_start - soft_end)).clamp(min=0)
         rho_water = torch.where(share > 0, soft_end * (1 - share).clamp(min=0), relative)
@@ -167,8 +164,7 @@ class TwoMaterialAttenuation:
         kev, weights = self.beam()
         table = np.stack([mass_attenuation(name, kev) for name in ("water", "bone", "titanium")])
         mu, log_weights = (
-            torch.as_tensor(values, dtype=paths.dtype, device=paths.device)
-            for values in (table, np.log(weights))
+            torch.as_tensor(values, dtype=paths.dtype, device=paths.device) for values in (table, np.log(weights))
         )
         depth = torch.einsum("mk,bmvu->bkvu", mu, paths)
         return -torch.logsumexp(log_weights[:, None, None] - depth, dim=1, keepdim=True)

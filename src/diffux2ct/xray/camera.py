@@ -56,13 +56,9 @@ class Camera:
         if self.kind not in ("cone", "slit", "parallel"):
             raise UserError(f"camera kind {self.kind!r} is unknown; use cone, slit or parallel")
         if self.rows < 1 or self.cols < 1 or len(self.pitch) != 2 or not min(self.pitch) > 0:
-            raise UserError(
-                f"camera panel {self.rows}x{self.cols} with pitch {self.pitch} mm; all must be positive"
-            )
+            raise UserError(f"camera panel {self.rows}x{self.cols} with pitch {self.pitch} mm; all must be positive")
         if self.kind != "parallel" and not 0 < self.sad <= self.sid:
-            raise UserError(
-                f"{self.kind} camera with sad={self.sad}, sid={self.sid} mm; it needs 0 < sad <= sid"
-            )
+            raise UserError(f"{self.kind} camera with sad={self.sad}, sid={self.sid} mm; it needs 0 < sad <= sid")
 
     @property
     def toward(self) -> int:

@@ -91,13 +91,7 @@ def render_pair(
     for view in VIEWS:
         pose = jitter.get(view) if isinstance(jitter, Mapping) else jitter
         image = render_view(
-            volume[None, None],
-            spacing,
-            camera,
-            view,
-            projector=projector,
-            attenuation=attenuation,
-            pose=pose,
+            volume[None, None], spacing, camera, view, projector=projector, attenuation=attenuation, pose=pose
         )
         if image.shape[-2:] != (size, size):
             image = F.interpolate(image, (size, size), mode="bilinear", antialias=True)

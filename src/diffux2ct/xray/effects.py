@@ -92,9 +92,7 @@ def add_scatter(intensity: Xray, scatter_to_primary: Real, width: Real) -> Xray:
     return intensity + scale * scatter
 
 
-def add_noise(
-    intensity: Xray, photons: Real, electronic_noise: Real, generator: torch.Generator | None
-) -> Xray:
+def add_noise(intensity: Xray, photons: Real, electronic_noise: Real, generator: torch.Generator | None) -> Xray:
     """Intensity as a detector counts it: Poisson in the photons, Gaussian in the readout; one photon at least.
 
     intensity: [B, 1, V, U], 1 in the open beam. photons: per pixel in the open beam. electronic_noise: standard
@@ -164,9 +162,7 @@ class XrayRandomization:
         for name, (low, high) in self._ranges().items():
             present, at = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
             if present < self.probability:
-                values[name] = (
-                    exp(log(low) + at * log(high / low)) if name == "photons" else low + at * (high - low)
-                )
+                values[name] = exp(log(low) + at * log(high / low)) if name == "photons" else low + at * (high - low)
         if "photons" not in values:
             values.pop("electronic_noise", None)
         return XrayEffects(**values)
@@ -194,9 +190,7 @@ def _blur(images: Tensor, sigma: Real) -> Tensor:
     for axis in (-2, -1):
         length = images.shape[axis]
         position = torch.arange(length, dtype=images.dtype, device=images.device)
-        distance = position[:, None] - torch.cat(
-            (-1 - position.flip(0), position, 2 * length - 1 - position.flip(0))
-        )
+        distance = position[:, None] - torch.cat((-1 - position.flip(0), position, 2 * length - 1 - position.flip(0)))
         weight = torch.exp(-0.5 * (distance / sigma) ** 2)
         weight = weight / weight.sum(1, keepdim=True)
         before, within, after = weight.unflatten(1, (3, length)).unbind(1)

@@ -57,9 +57,7 @@ def camera_rays(
     nothing = np.zeros_like(z)
     start_z = nothing if camera.kind == "cone" else z
     start_across = across if camera.kind == "parallel" else nothing
-    before, behind = (
-        (reach_mm, reach_mm) if camera.kind == "parallel" else (camera.sad, camera.sid - camera.sad)
-    )
+    before, behind = (reach_mm, reach_mm) if camera.kind == "parallel" else (camera.sad, camera.sid - camera.sad)
     frontal = checked_view(view) == "frontal"
 
     def in_axes(across: np.ndarray, depth: Real, z: np.ndarray) -> np.ndarray:
@@ -100,9 +98,7 @@ class Rule(Protocol):
         """The rays' line integrals."""
         ...
 
-    def spread(
-        self, grad: Float[Tensor, "b r"], volume: Float[Tensor, "b d h w"]
-    ) -> Float[Tensor, "b d h w"]:
+    def spread(self, grad: Float[Tensor, "b r"], volume: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
         """The adjoint of ``sums``: what each ray gives back to the voxels. volume: for its shape."""
         ...
 
@@ -171,9 +167,7 @@ class VoxelSums:
             sums[rays] = F.embedding_bag(index, table, mode="sum", per_sample_weights=weight)
         return sums.T
 
-    def spread(
-        self, grad: Float[Tensor, "b r"], volume: Float[Tensor, "b d h w"]
-    ) -> Float[Tensor, "b d h w"]:
+    def spread(self, grad: Float[Tensor, "b r"], volume: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
         """The adjoint of ``sums``."""
         batch, depth, height, width = volume.shape
         back = grad.new_zeros((depth + 2) * (height + 2) * (width + 2), batch)

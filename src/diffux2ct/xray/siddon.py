@@ -18,12 +18,7 @@ from diffux2ct.xray.rays import Grid, VoxelSums, project_rays, rays_per_block
 
 
 def project_siddon(
-    attenuation: Volume,
-    spacing: Real | Sequence[Real],
-    camera: Camera,
-    view: str,
-    *,
-    pose: Pose | None = None,
+    attenuation: Volume, spacing: Real | Sequence[Real], camera: Camera, view: str, *, pose: Pose | None = None
 ) -> Xray:
     """Line integrals as a camera sees them, of voxels that are uniform boxes.
 
@@ -101,7 +96,5 @@ def slab_walks(
         for start in range(0, which.size, size):
             part = slice(start, start + size)
             rays = torch.from_numpy(which[part]).to(like.device)
-            there, by, mm = (
-                torch.from_numpy(a[part]).to(like.device, like.dtype) for a in (at, slope, length)
-            )
+            there, by, mm = (torch.from_numpy(a[part]).to(like.device, like.dtype) for a in (at, slope, length))
             yield rays, axis, there, by, mm

@@ -47,22 +47,12 @@ def project_trilinear(
         raise UserError(f"step={step_mm} mm; give a positive length, for instance half a voxel")
 
     return project_rays(
-        attenuation,
-        spacing,
-        camera,
-        view,
-        pose,
-        lambda starts, ends, grid: _Marching(starts, ends, grid, step),
+        attenuation, spacing, camera, view, pose, lambda starts, ends, grid: _Marching(starts, ends, grid, step)
     )
 
 
 def project_joseph(
-    attenuation: Volume,
-    spacing: Real | Sequence[Real],
-    camera: Camera,
-    view: str,
-    *,
-    pose: Pose | None = None,
+    attenuation: Volume, spacing: Real | Sequence[Real], camera: Camera, view: str, *, pose: Pose | None = None
 ) -> Xray:
     """Line integrals by Joseph's rule (IEEE TMI 1 (1982) 192): one interpolated sample per slab of voxels.
 
@@ -101,9 +91,7 @@ class _Marching:
             sums[:, rays] = _sample(volume, points).sum(-1) * mm
         return sums
 
-    def spread(
-        self, grad: Float[Tensor, "b r"], volume: Float[Tensor, "b d h w"]
-    ) -> Float[Tensor, "b d h w"]:
+    def spread(self, grad: Float[Tensor, "b r"], volume: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
         """The adjoint of ``sums``."""
         back = torch.zeros_like(volume)
         for rays, points, mm in self._blocks(volume):
@@ -121,8 +109,7 @@ class _Marching:
         for start in range(0, self.hits.size, size):
             part = slice(start, start + size)
             first, along, mm = (
-                torch.from_numpy(a[part]).to(like.device, like.dtype)
-                for a in (self.first, self.along, self.mm)
+                torch.from_numpy(a[part]).to(like.device, like.dtype) for a in (self.first, self.along, self.mm)
             )
             points = first[:, None] + along[:, None] * fraction[:, None]
             yield torch.from_numpy(self.hits[part]).to(like.device), points, mm

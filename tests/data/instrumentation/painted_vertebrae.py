@@ -27,9 +27,7 @@ def paint_vertebra(p: np.ndarray, pedicle: float = 9.0) -> np.ndarray:
     x, y, z = np.abs(p[..., 0]), p[..., 1], p[..., 2]
     canal = (x / CANAL[0]) ** 2 + (y / CANAL[1]) ** 2 <= 1
     body = ((x / 24) ** 2 + ((y + 24) / 16) ** 2 <= 1) & (np.abs(z) <= 13)
-    pedicles = (
-        (np.abs(x - CANAL[0] - pedicle / 2) <= pedicle / 2) & (y > -18) & (y < 8) & (np.abs(z - 4) <= 7)
-    )
+    pedicles = (np.abs(x - CANAL[0] - pedicle / 2) <= pedicle / 2) & (y > -18) & (y < 8) & (np.abs(z - 4) <= 7)
     ring = ((x / 17) ** 2 + (y / 15) ** 2 <= 1) & (y > 2) & (z > -10) & (z < 8)
     facets = (np.abs(x - 17) <= 5) & (y > 4) & (y < 14) & (z > -10) & (z < 12)
     transverse = (x < 38) & (np.abs(y - 7) <= 3) & (np.abs(z - 4) <= 4)

@@ -8,14 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.data.instrumentation.painted_vertebrae import (
-    CANAL,
-    FRAMES,
-    digest,
-    patient,
-    shaft_of,
-    share_inside,
-)
+from tests.data.instrumentation.painted_vertebrae import CANAL, FRAMES, digest, patient, shaft_of, share_inside
 
 from diffux2ct.data.instrumentation import InstrumentSettings, instrument
 from diffux2ct.data.instrumentation.construct import Rod
@@ -70,11 +63,7 @@ def test_rods_join_the_heads_and_stay_under_the_skin(operated):
         axis = np.array(rod["axis"])
         for head in heads:
             assert np.linalg.norm(axis - head, axis=1).min() < 2.6  # recorded every 5 mm
-        assert (
-            np.linalg.norm(np.subtract(*heads)) + 13
-            < rod["length"]
-            < np.linalg.norm(np.subtract(*heads)) + 27
-        )
+        assert np.linalg.norm(np.subtract(*heads)) + 13 < rod["length"] < np.linalg.norm(np.subtract(*heads)) + 27
     metal = np.argwhere(labels.labels > 100)
     back = ct.origin[1] + metal[:, 1].max() * ct.spacing[1]
     assert back < 75 - 3
@@ -92,9 +81,7 @@ def test_each_implant_has_its_own_label_and_the_hu_of_clipped_titanium(operated)
     assert np.all(ct.hu[implants] > 2900)  # half a voxel of metal, or more
     assert np.all(labels.labels[~implants] == plain_labels.labels[~implants])
     changed = ct.hu != plain.hu
-    assert (
-        0.2 < (changed & ~implants).sum() / implants.sum() < 2.0
-    )  # partial volume around it, and nothing else
+    assert 0.2 < (changed & ~implants).sum() / implants.sum() < 2.0  # partial volume around it, and nothing else
     volume = implants.sum() * np.prod(ct.spacing)
     shafts = sum(np.pi / 4 * s["diameter"] ** 2 * s["length"] for s in record["screws"])
     rods = sum(np.pi / 4 * r["diameter"] ** 2 * r["length"] for r in record["rods"])
@@ -196,14 +183,8 @@ def blank(value: int) -> LabelImage:
     [
         (lambda: (patient()[0], blank(22)), r"\(L4 can\); leave this scan"),
         (lambda: patient(pedicle=4.0), r"\(none can\); leave this scan"),
-        (
-            lambda: (patient()[0], replace(patient()[1], origin=(-53.0, -60.0, -40.0))),
-            "do not lie on the scan's bones",
-        ),
-        (
-            lambda: (patient()[0], LabelImage(np.zeros((9, 9, 9), np.uint8), (1.0,) * 3, (0.0,) * 3)),
-            "no lumbar",
-        ),
+        (lambda: (patient()[0], replace(patient()[1], origin=(-53.0, -60.0, -40.0))), "do not lie on the scan's bones"),
+        (lambda: (patient()[0], LabelImage(np.zeros((9, 9, 9), np.uint8), (1.0,) * 3, (0.0,) * 3)), "no lumbar"),
         (lambda: patient(skin_behind=22.0), r"\(none can\); leave this scan"),
     ],
     ids=["one vertebra", "narrow pedicles", "labels of another scan", "no labels", "thin patient"],

@@ -28,9 +28,7 @@ class BadInput:
 CASES: list[BadInput] = []
 
 
-def case(
-    outcome: str | None, handled: str = ""
-) -> Callable[[Callable[[Path], Path]], Callable[[Path], Path]]:
+def case(outcome: str | None, handled: str = "") -> Callable[[Callable[[Path], Path]], Callable[[Path], Path]]:
     def add(make: Callable[[Path], Path]) -> Callable[[Path], Path]:
         CASES.append(BadInput(make.__name__.replace("_", " "), make, outcome, handled))
         return make

@@ -253,17 +253,13 @@ def scaled_nifti(folder: Path) -> Path:
 
 @case("3 values a pixel")
 def rgb_mha(folder: Path) -> Path:
-    sitk.WriteImage(
-        sitk.GetImageFromArray(np.zeros((*SHAPE, 3), np.uint8), isVector=True), str(folder / "a.mha")
-    )
+    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((*SHAPE, 3), np.uint8), isVector=True), str(folder / "a.mha"))
     return folder / "a.mha"
 
 
 @case("a colour, complex or binary image|5-D image")
 def rgb_nifti(folder: Path) -> Path:
-    sitk.WriteImage(
-        sitk.GetImageFromArray(np.zeros((*SHAPE, 3), np.uint8), isVector=True), str(folder / "a.nii")
-    )
+    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((*SHAPE, 3), np.uint8), isVector=True), str(folder / "a.nii"))
     return folder / "a.nii"
 
 

@@ -110,9 +110,7 @@ def test_without_permission(what: str) -> None:
     assert str(path) in str(caught.value)
 
 
-def run_python(
-    *arguments: str, limit: int | None = None, cwd: Path | None = None
-) -> subprocess.CompletedProcess[str]:
+def run_python(*arguments: str, limit: int | None = None, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """A Python process; ``limit`` bytes are the largest file that it may write, which stands for a full disk."""
 
     def full_disk() -> None:
@@ -142,9 +140,7 @@ except UserError as error:
 """
     done = run_python("-c", code, limit=100)
     assert done.stderr == ""
-    assert re.fullmatch(
-        rf"{re.escape(str(path))}: .* is full; free space there, or set TMPDIR\n", done.stdout
-    )
+    assert re.fullmatch(rf"{re.escape(str(path))}: .* is full; free space there, or set TMPDIR\n", done.stdout)
 
 
 def test_the_whole_corpus_is_prepared_or_listed(tmp_path: Path) -> None:

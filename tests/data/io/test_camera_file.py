@@ -34,12 +34,7 @@ def pair(frontal: Path, lateral: Path) -> dict[str, Path]:
 def test_it_tells_the_view_and_the_cube(tmp_path):
     known = read_camera_file(write(tmp_path / "a") / "lateral.png")
     assert known is not None
-    assert (known.view, known.camera, known.output, known.moved) == (
-        "lateral",
-        "lumbar",
-        "line_integral",
-        False,
-    )
+    assert (known.view, known.camera, known.output, known.moved) == ("lateral", "lumbar", "line_integral", False)
     assert Camera.from_dict(known.geometry) == camera_preset("lumbar", 32, 2.0)
     assert known.extent == (64.0, 64.0, 64.0)
     assert known.centre == (0.0, 100.0, 31.0)
@@ -69,8 +64,7 @@ def test_the_same_cube_at_another_spacing_is_the_same_cube(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [{"origin": [-31.0, 70.0, 0.0]}, {"size": 30}, {"source": "other.nii.gz"}, {"spacing": [2.0, 2.0, 2.5]}],
+    "changes", [{"origin": [-31.0, 70.0, 0.0]}, {"size": 30}, {"source": "other.nii.gz"}, {"spacing": [2.0, 2.0, 2.5]}]
 )
 def test_views_of_different_cubes_are_refused(tmp_path, changes):
     a, b = write(tmp_path / "a"), write(tmp_path / "b", **changes)

@@ -141,15 +141,7 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
 }
 
 # Values at which sizes, counts and types go wrong, and the text of numbers that headers hold.
-EXTREMES = [
-    b"\0" * 4,
-    b"\xff" * 4,
-    b"\xff\xff\xff\x7f",
-    b"\0\0\0\x80",
-    b"\x7f\xff",
-    b"\0\0\xc0\x7f",
-    b"\0\0\x80\x7f",
-]
+EXTREMES = [b"\0" * 4, b"\xff" * 4, b"\xff\xff\xff\x7f", b"\0\0\0\x80", b"\x7f\xff", b"\0\0\xc0\x7f", b"\0\0\x80\x7f"]
 WORDS = [b"-1", b"0", b"nan", b"inf", b"1e300", b"99999999", b"\\", b"\n", b"{}", b"%d", b"SQ", b"UN", b"OB"]
 PATCH = st.tuples(
     st.sampled_from(["set", "insert", "delete", "cut"]),
@@ -190,11 +182,7 @@ def fuzz(name: str, folder: Path, reader: Reader, examples: int) -> None:
     count = {"scan": 0, "refused": 0}
 
     @settings(
-        max_examples=examples,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        suppress_health_check=list(HealthCheck),
+        max_examples=examples, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
     )
     @given(st.lists(PATCH, min_size=1, max_size=4))
     def one(patches: list[tuple[str, float, bool, bytes]]) -> None:
@@ -217,9 +205,7 @@ def test_damaged_bytes(name: str, tmp_path: Path, reader: Reader) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    "FUZZ_EXAMPLES" not in os.environ, reason="set FUZZ_EXAMPLES=5000 (examples a format) to run"
-)
+@pytest.mark.skipif("FUZZ_EXAMPLES" not in os.environ, reason="set FUZZ_EXAMPLES=5000 (examples a format) to run")
 @pytest.mark.parametrize("name", TARGETS)
 def test_damaged_bytes_at_length(name: str, tmp_path: Path, reader: Reader) -> None:
     fuzz(name, tmp_path, reader, examples=int(os.environ["FUZZ_EXAMPLES"]))

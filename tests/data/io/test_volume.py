@@ -57,9 +57,7 @@ def oriented(code: str) -> np.ndarray:
 
 @pytest.mark.parametrize("code", ["LPS", "LAS", "RAI", "RAS", "SRP", "PIR"])
 @pytest.mark.parametrize("suffix", ["nii.gz", "mha", "nrrd"])
-def test_a_block_keeps_its_place_whatever_the_stored_orientation(
-    tmp_path: Path, code: str, suffix: str
-) -> None:
+def test_a_block_keeps_its_place_whatever_the_stored_orientation(tmp_path: Path, code: str, suffix: str) -> None:
     path = tmp_path / f"ct.{suffix}"
     sitk.WriteImage(block_image(oriented(code)), str(path))
     ct = read_ct(path)
@@ -146,10 +144,7 @@ BAD = {
         "1 voxels are NaN or inf",
     ),
     "two dimensions": (hu_volume((32, 32)), "2-D image"),
-    "eight bits": (
-        np.random.default_rng(0).integers(0, 255, (8, 8, 8)).astype(np.uint8),
-        "grey levels, not HU",
-    ),
+    "eight bits": (np.random.default_rng(0).integers(0, 255, (8, 8, 8)).astype(np.uint8), "grey levels, not HU"),
     "no intercept": (hu_volume() + np.int16(1024), "rescale intercept"),
     "normalised": (hu_volume().astype(np.float32) / 1500, "span too little for HU"),
     "too bright": (hu_volume().astype(np.int32) * 100_000, "cannot be HU"),

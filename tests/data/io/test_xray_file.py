@@ -4,12 +4,7 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import (
-    CTImageStorage,
-    DigitalXRayImageStorageForPresentation,
-    ExplicitVRLittleEndian,
-    generate_uid,
-)
+from pydicom.uid import CTImageStorage, DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
 
 from diffux2ct.data.io.xray_file import XrayImage, fit_xray, read_xray
 from diffux2ct.errors import UserError
@@ -23,9 +18,7 @@ def ramp(rows=6, cols=4, dtype=np.uint16):
 def write_dicom(path, pixels, modality="DX", photometric="MONOCHROME2", **tags):
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    meta.MediaStorageSOPClassUID = (
-        CTImageStorage if modality == "CT" else DigitalXRayImageStorageForPresentation
-    )
+    meta.MediaStorageSOPClassUID = CTImageStorage if modality == "CT" else DigitalXRayImageStorageForPresentation
     meta.MediaStorageSOPInstanceUID = generate_uid()
     data = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
     data.SOPClassUID, data.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID

@@ -173,11 +173,7 @@ def test_generated_folder_is_readable_resumes_and_is_left_alone(tmp_path: Path) 
     assert item["volume"].shape == (1, 16, 16, 16)
     assert item["frontal"].shape == (1, 16, 16)
     assert dataset.cases[0].spacing == (16.0, 16.0, 16.0)
-    assert dataset.cases[0].origin == (
-        -120.0,
-        -120.0,
-        -120.0,
-    )
+    assert dataset.cases[0].origin == (-120.0, -120.0, -120.0)
     stored = np.load(dataset.cases[0].path / "volume.npy")
     expected = np.clip(make_phantom(5, 2_000_000, 16).hu, -1024, 1500)
     assert np.array_equal(stored, expected)
@@ -222,9 +218,7 @@ def test_a_foreign_folder_and_bad_settings_are_refused(tmp_path: Path) -> None:
 @pytest.mark.dist
 def test_two_processes_write_what_one_writes(tmp_path: Path) -> None:
     for workers in (1, 2):
-        generate_dataset(
-            tmp_path / str(workers), 2, 1, 1, 16, 256.0, seed=1, camera="parallel", workers=workers
-        )
+        generate_dataset(tmp_path / str(workers), 2, 1, 1, 16, 256.0, seed=1, camera="parallel", workers=workers)
     for split in ("train", "val", "test"):
         one, two = (PreparedDataset(tmp_path / str(w), split) for w in (1, 2))
         assert len(one) == len(two) > 0

@@ -89,8 +89,7 @@ def test_scan_noise_has_the_asked_strength_and_is_correlated() -> None:
     noise = canvas.hu[4:-4, 4:-4, 4:-4]
     assert noise.std() == pytest.approx(12.0, rel=0.05)
     lag = [
-        float(np.corrcoef(noise[..., k:].ravel(), noise[..., : noise.shape[2] - k].ravel())[0, 1])
-        for k in (1, 2, 3)
+        float(np.corrcoef(noise[..., k:].ravel(), noise[..., : noise.shape[2] - k].ravel())[0, 1]) for k in (1, 2, 3)
     ]
     assert 0.4 < lag[0] < 0.7
     assert abs(lag[1]) < 0.2

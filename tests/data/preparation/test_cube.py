@@ -84,9 +84,7 @@ def test_low_pass_acts_only_along_axes_that_become_coarser() -> None:
     assert cube.std() < 0.3 * noise.std()
     np.testing.assert_allclose(cube.mean(), noise.mean(), atol=0.02)
     along_z = CtImage(np.broadcast_to(noise[:, :1, :1], noise.shape).copy(), ct.spacing, ct.origin)
-    np.testing.assert_allclose(
-        cut_cube(along_z, 24, 4.0, np.array(ct.centre)), along_z.hu[:, ::4, ::4], atol=1e-3
-    )
+    np.testing.assert_allclose(cut_cube(along_z, 24, 4.0, np.array(ct.centre)), along_z.hu[:, ::4, ::4], atol=1e-3)
 
 
 def test_every_voxel_keeps_its_place_and_air_lies_around() -> None:

@@ -39,17 +39,11 @@ def raw(tmp_path: Path) -> Path:
 
 
 def snapshot(root: Path) -> dict[str, tuple[int, bytes]]:
-    return {
-        str(p.relative_to(root)): (p.stat().st_mtime_ns, p.read_bytes())
-        for p in root.rglob("*")
-        if p.is_file()
-    }
+    return {str(p.relative_to(root)): (p.stat().st_mtime_ns, p.read_bytes()) for p in root.rglob("*") if p.is_file()}
 
 
 def test_prepared_folder_is_complete(raw: Path, tmp_path: Path) -> None:
-    report = prepare(
-        "folder", raw, tmp_path / "out", settings=SETTINGS, split={"val": 1, "test": 1}, workers=1
-    )
+    report = prepare("folder", raw, tmp_path / "out", settings=SETTINGS, split={"val": 1, "test": 1}, workers=1)
     assert (report.written, report.found, report.bad) == (5, 0, [])
     assert {part: len(ids) for part, ids in report.split.items()} == {"train": 3, "val": 1, "test": 1}
     with (tmp_path / "out" / "manifest.csv").open() as file:
@@ -106,11 +100,7 @@ def test_changed_settings_are_refused(raw: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     prepare("folder", raw, out, settings=SETTINGS, split={"test": 1}, workers=1, progress=False)
     before = snapshot(out)
-    for changed in (
-        PrepareSettings(16, 4.0),
-        PrepareSettings(16, 8.0, "parallel"),
-        PrepareSettings(16, 8.0, seed=1),
-    ):
+    for changed in (PrepareSettings(16, 4.0), PrepareSettings(16, 8.0, "parallel"), PrepareSettings(16, 8.0, seed=1)):
         with pytest.raises(UserError, match="prepared with other settings, (spacing|camera|seed)="):
             prepare("folder", raw, out, settings=changed, split={"test": 1}, workers=1, progress=False)
     with pytest.raises(UserError, match="other settings"):
@@ -141,13 +131,9 @@ def test_labels_follow_the_crop_and_unreadable_labels_are_left_out(tmp_path: Pat
     for seed in range(2):
         write_scan(raw / f"p{seed}.nii.gz", seed)
     ct = sitk.ReadImage(str(raw / "p0.nii.gz"))
-    sitk.WriteImage(
-        sitk.DICOMOrient(sitk.Cast(ct > 300, sitk.sitkUInt8) * 3, "LAS"), str(raw / "p0_seg.nii.gz")
-    )
+    sitk.WriteImage(sitk.DICOMOrient(sitk.Cast(ct > 300, sitk.sitkUInt8) * 3, "LAS"), str(raw / "p0_seg.nii.gz"))
     (raw / "p1_seg.nii.gz").write_bytes(b"no")
-    report = prepare(
-        "folder", raw, tmp_path / "out", settings=PrepareSettings(16, 4.0), workers=1, progress=False
-    )
+    report = prepare("folder", raw, tmp_path / "out", settings=PrepareSettings(16, 4.0), workers=1, progress=False)
     labels = np.load(tmp_path / "out/cases/p0/labels.npy")
     volume = np.load(tmp_path / "out/cases/p0/volume.npy")
     np.testing.assert_array_equal(labels, (volume > 300) * 3)
@@ -203,9 +189,7 @@ def test_full_disk_is_one_line_and_leaves_no_half_case(raw: Path, tmp_path: Path
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
-    done = run_cli(
-        f"raw={raw}", "out=out", "size=24", "spacing=8", "workers=1", cwd=tmp_path, preexec_fn=limit
-    )
+    done = run_cli(f"raw={raw}", "out=out", "size=24", "spacing=8", "workers=1", cwd=tmp_path, preexec_fn=limit)
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: out: the disk is full; free space and run the same command again")
@@ -220,10 +204,7 @@ def test_command_prepares_lists_bad_scans_and_is_strict_on_request(raw: Path, tm
     done = run_cli("dataset=folder", *arguments, "dataset.prepare.split.test=[p1,p2]", cwd=tmp_path)
     assert done.returncode == 1
     assert "left out: broken.nii.gz:" in done.stderr
-    assert (
-        done.stderr.strip().splitlines()[-1]
-        == "error: 1 scans could not be used (listed above), and strict=true"
-    )
+    assert done.stderr.strip().splitlines()[-1] == "error: 1 scans could not be used (listed above), and strict=true"
     assert "out: 10 cases (train 4, val 2, test 4); 10 written" in done.stdout
     split = json.loads((tmp_path / "out" / "split.json").read_text())
     assert split["test"] == ["p1_c00", "p1_c01", "p2_c00", "p2_c01"]
@@ -240,17 +221,11 @@ def test_wrong_overrides_are_one_line(raw: Path, tmp_path: Path) -> None:
 def test_real_scans_prepare_upright(shared_data: Path, tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     raw.mkdir()
-    for name in (
-        "lidc0314_chest.nii.gz",
-        "ts_example_abdpelv3mm.nii.gz",
-        "ts_example_abdpelv3mm_labels.nii.gz",
-    ):
+    for name in ("lidc0314_chest.nii.gz", "ts_example_abdpelv3mm.nii.gz", "ts_example_abdpelv3mm_labels.nii.gz"):
         (raw / name).symlink_to(shared_data / "ct" / name)
     (raw / "series").symlink_to(shared_data / "dicom_series")
     settings = PrepareSettings(32, 8.0)
-    report = prepare(
-        "folder", raw, tmp_path / "out", settings=settings, split={"test": 1}, workers=1, progress=False
-    )
+    report = prepare("folder", raw, tmp_path / "out", settings=settings, split={"test": 1}, workers=1, progress=False)
     assert (report.written, report.bad) == (3, [])
     chest = np.load(tmp_path / "out/cases/lidc0314_chest/volume.npy").astype(float)
     # Head up: the lungs' air lies above the abdomen. The spine, bone, is posterior.

@@ -90,9 +90,7 @@ def test_one_scan_of_a_public_set_is_listed(tmp_path: Path, monkeypatch, capsys)
 @pytest.mark.parametrize("inside", ["raw", "raw/out", "raw/deep/er"])
 def test_out_must_not_lie_among_the_scans(raw: Path, tmp_path: Path, inside: str) -> None:
     before = sorted(raw.rglob("*"))
-    with pytest.raises(
-        UserError, match=r"lies in the folder of the scans, raw=.*; give an out= outside"
-    ) as error:
+    with pytest.raises(UserError, match=r"lies in the folder of the scans, raw=.*; give an out= outside") as error:
         prepare("folder", raw, tmp_path / inside, settings=SETTINGS, **QUIET)
     assert "\n" not in str(error.value)
     assert sorted(raw.rglob("*")) == before

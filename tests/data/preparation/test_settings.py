@@ -40,9 +40,7 @@ def made(raw: Path, out: Path, settings: PrepareSettings, **arguments) -> dict:
     report = prepare("folder", raw, out, settings=settings, **arguments)
     assert report.bad == [], report.bad
     case = next((out / "cases").iterdir())
-    return {f.stem: np.load(f) for f in case.glob("*.npy")} | {
-        "record": json.loads((case / "case.json").read_text())
-    }
+    return {f.stem: np.load(f) for f in case.glob("*.npy")} | {"record": json.loads((case / "case.json").read_text())}
 
 
 def test_x2ct_grid_keeps_the_topmost_320_mm_and_the_middle(tmp_path: Path) -> None:
@@ -113,11 +111,7 @@ def test_couch_window_projector_and_attenuation_reach_the_case(tmp_path: Path) -
     np.testing.assert_array_equal(cleared["volume"][:, 5:28, 6:26], plain["volume"][:, 5:28, 6:26])
     narrow = made(tmp_path / "raw", tmp_path / "narrow", PrepareSettings(32, 10.0, window=(-1000, 500)))
     assert (narrow["volume"].min(), narrow["volume"].max()) == (-1000, 500)
-    for change in (
-        {"projector": "siddon"},
-        {"attenuation": "water"},
-        {"pose_jitter": {"degrees": 5, "mm": 5}},
-    ):
+    for change in ({"projector": "siddon"}, {"attenuation": "water"}, {"pose_jitter": {"degrees": 5, "mm": 5}}):
         other = made(tmp_path / "raw", tmp_path / str(change), PrepareSettings(32, 10.0, **change))
         same = made(tmp_path / "raw", tmp_path / f"{change}2", PrepareSettings(32, 10.0, **change))
         np.testing.assert_array_equal(other["frontal"], same["frontal"])
@@ -137,23 +131,15 @@ def test_grey_levels_need_a_stated_map(tmp_path: Path) -> None:
     report = prepare("folder", raw, tmp_path / "none", settings=settings, workers=1, progress=False)
     assert [source for source, _ in report.bad] == ["a.nii.gz"]
     assert "grey levels, not HU" in report.bad[0][1]
-    report = prepare(
-        "folder", raw, tmp_path / "both", settings=settings, rescale=table, workers=1, progress=False
-    )
+    report = prepare("folder", raw, tmp_path / "both", settings=settings, rescale=table, workers=1, progress=False)
     assert report.bad == []
     a, b = (np.load(tmp_path / f"both/cases/{name}/volume.npy").astype(int) for name in "ab")
     assert np.abs(a - b).max() <= 24 + 17 / 2  # the border is -1024 HU, and grey levels are 17 HU apart
     with pytest.raises(UserError, match="other settings, rescale="):
         prepare("folder", raw, tmp_path / "both", settings=settings, workers=1, progress=False)
-    for bad, message in (
-        ((1.0,), "rescale="),
-        ((0.0, 5.0), "slope 0.0"),
-        (tmp_path / "no.csv", "cannot be read"),
-    ):
+    for bad, message in (((1.0,), "rescale="), ((0.0, 5.0), "slope 0.0"), (tmp_path / "no.csv", "cannot be read")):
         with pytest.raises(UserError, match=message):
-            prepare(
-                "folder", raw, tmp_path / "bad", settings=settings, rescale=bad, workers=1, progress=False
-            )
+            prepare("folder", raw, tmp_path / "bad", settings=settings, rescale=bad, workers=1, progress=False)
     table.write_text("file,slope,intercept\nc.nii.gz,17,-1000\n")
     with pytest.raises(UserError, match="no scan is named c.nii.gz"):
         prepare("folder", raw, tmp_path / "bad", settings=settings, rescale=table, workers=1, progress=False)
@@ -203,18 +189,14 @@ def test_a_folder_of_before_these_settings_goes_on(tmp_path: Path) -> None:
     for key in PrepareSettings().as_dict().keys() - {*old, "camera"}:
         description.pop(key)
     (tmp_path / "out/dataset.json").write_text(json.dumps(description))
-    report = prepare(
-        "folder", tmp_path / "raw", tmp_path / "out", settings=settings, workers=1, progress=False
-    )
+    report = prepare("folder", tmp_path / "raw", tmp_path / "out", settings=settings, workers=1, progress=False)
     assert (report.written, report.found) == (0, 1)
     changed = PrepareSettings(16, 10.0, projector="siddon")
     with pytest.raises(UserError, match="projector=joseph .now siddon"):
         prepare("folder", tmp_path / "raw", tmp_path / "out", settings=changed, workers=1, progress=False)
 
 
-@pytest.mark.parametrize(
-    "name", ["folder", "lumbarv", "ctspine1k", "ctpelvic1k", "lidc_idri", "lumbarv_open"]
-)
+@pytest.mark.parametrize("name", ["folder", "lumbarv", "ctspine1k", "ctpelvic1k", "lidc_idri", "lumbarv_open"])
 def test_the_configs_name_settings_that_exist(name: str) -> None:
     from diffux2ct.cli.prepare import Recipe, _settings
 

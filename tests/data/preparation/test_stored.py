@@ -67,9 +67,7 @@ def test_the_same_scan_under_two_names_and_two_runs(tmp_path: Path) -> None:
     bone = [np.load(out / f"cases/{name}/volume.npy")[12, 11, 4] for name in ("a_b", "a_b_s2", "c")]
     assert bone == [1200, 1199, 1198]
     twin = str(Path("d/ct_xray_data.h5"))
-    assert report.not_used == [
-        (twin, f"same scan as {Path('c/ct_xray_data.h5')} of patient c, which is used")
-    ]
+    assert report.not_used == [(twin, f"same scan as {Path('c/ct_xray_data.h5')} of patient c, which is used")]
     assert (told.not_used, told.split, told.notes) == (report.not_used, report.split, report.notes)
     assert [row["case"] for row in rows] == ["a_b", "a_b_s2", "c"]
     assert any("does not tell its size in mm" in note for note in report.notes)

@@ -62,9 +62,7 @@ def test_a_scan_that_two_patients_have_is_used_once(raw: Path, tmp_path: Path) -
     assert (last.written, last.not_used, last.split["test"]) == (1, [], ["p1"])
 
 
-def test_a_scan_that_was_another_patients_is_looked_at_again_when_it_changed(
-    raw: Path, tmp_path: Path
-) -> None:
+def test_a_scan_that_was_another_patients_is_looked_at_again_when_it_changed(raw: Path, tmp_path: Path) -> None:
     scan(raw / "q.mha", 1)
     out = tmp_path / "out"
     report = prepare("folder", raw, out, settings=SETTINGS, **QUIET)
@@ -86,9 +84,7 @@ def test_a_case_of_a_scan_that_changed_is_refused(raw: Path, tmp_path: Path) -> 
     assert files_of(out) == before
     kept = (raw / "p1.nii.gz").stat()
     scan(tmp_path / "other.nii.gz", 9)
-    os.utime(
-        tmp_path / "other.nii.gz", ns=(kept.st_atime_ns, kept.st_mtime_ns - 10**12)
-    )  # as a download may be
+    os.utime(tmp_path / "other.nii.gz", ns=(kept.st_atime_ns, kept.st_mtime_ns - 10**12))  # as a download may be
     (tmp_path / "other.nii.gz").rename(raw / "p1.nii.gz")
     told = r"case p1_c00, p1_c01 was made from another content of .*p1.nii.gz; give another out=, or delete these"
     with pytest.raises(UserError, match=told):
@@ -129,10 +125,7 @@ def test_a_camera_that_changed_behind_its_name_is_refused(raw: Path, tmp_path: P
 
 def test_dry_run_knows_scans_that_take_no_implants(raw: Path, tmp_path: Path) -> None:
     labels = np.zeros((24, 30, 36), np.uint8)
-    labels[4:8, 18:21, 16:20], labels[9:13, 18:21, 16:20] = (
-        LABELS["L4"],
-        LABELS["L3"],
-    )  # no canal, no pedicles
+    labels[4:8, 18:21, 16:20], labels[9:13, 18:21, 16:20] = (LABELS["L4"], LABELS["L3"])  # no canal, no pedicles
     image = sitk.GetImageFromArray(labels)
     image.SetSpacing((4.0, 4.0, 5.0))
     sitk.WriteImage(image, str(raw / "p0_seg.nii.gz"))
@@ -170,12 +163,7 @@ def test_dry_run_tells_what_the_run_will_do_and_writes_nothing(raw: Path, tmp_pa
     assert (dry.split, dry.bad, dry.not_used) == (report.split, report.bad, report.not_used)
     assert [row["case"] for row in rows] == ["p0", "p1", "p2", "p3"]
     row = rows[3]
-    assert (row["source"], row["size"], row["spacing"], row["labels"]) == (
-        "p3.nii.gz",
-        [36, 30, 24],
-        [4, 4, 5],
-        True,
-    )
+    assert (row["source"], row["size"], row["spacing"], row["labels"]) == ("p3.nii.gz", [36, 30, 24], [4, 4, 5], True)
     assert row["split"] in ("train", "test")
 
 
@@ -229,9 +217,7 @@ def test_command_dry_run(
     assert [p.name for p in tmp_path.iterdir()] == ["raw"]
 
 
-def test_cubes_that_are_mostly_padding_are_warned_of_and_left_out_on_request(
-    raw: Path, tmp_path: Path
-) -> None:
+def test_cubes_that_are_mostly_padding_are_warned_of_and_left_out_on_request(raw: Path, tmp_path: Path) -> None:
     whole = sitk.ReadImage(str(raw / "p0.nii.gz"))
     sitk.WriteImage(whole[:, :, 8:16], str(raw / "slab.nii.gz"))  # 40 mm of 128
     warning = "1 of 5 cubes are mostly padding: the scan fills 29% of slab; dataset.prepare.min_filled=0.5"
@@ -271,9 +257,7 @@ def test_a_mask_is_called_a_mask_and_a_contradicting_scheme_is_refused(raw: Path
         out = tmp_path / str(number)
         report = prepare("folder", raw, out, settings=SETTINGS, labels=scheme, **QUIET)
         assert json.loads((out / "dataset.json").read_text())["label_names"] == {"1": "mask"}
-        assert any("taken for a mask, not for vertebra C1" in note for note in report.notes) == (
-            scheme is not None
-        )
+        assert any("taken for a mask, not for vertebra C1" in note for note in report.notes) == (scheme is not None)
         with pytest.raises(UserError, match="no case has a label of C1"):
             PreparedDataset(out, "train", window=SETTINGS.window, labels=["C1"])
     # Organs as another program numbers them: a spleen is no C1.
@@ -281,12 +265,8 @@ def test_a_mask_is_called_a_mask_and_a_contradicting_scheme_is_refused(raw: Path
     write(labels)
     _, report = survey(raw, settings=SETTINGS, labels="ours", **QUIET)
     assert len(report.bad) == 1
-    assert report.bad[0][1].startswith(
-        "labels=ours contradicts the anatomy in p0_seg.nii.gz: C2 and C3 lie 104 mm"
-    )
-    assert (
-        "choose another of ours, ctspine1k, ctpelvic1k, totalsegmentator, or labels=null" in report.bad[0][1]
-    )
+    assert report.bad[0][1].startswith("labels=ours contradicts the anatomy in p0_seg.nii.gz: C2 and C3 lie 104 mm")
+    assert "choose another of ours, ctspine1k, ctpelvic1k, totalsegmentator, or labels=null" in report.bad[0][1]
     _, report = survey(raw, settings=SETTINGS, labels="totalsegmentator", **QUIET)
     assert "names none of the numbers in p0_seg.nii.gz" in report.bad[0][1]
     assert survey(raw, settings=SETTINGS, **QUIET)[1].bad == []

@@ -35,15 +35,7 @@ def root(tmp_path: Path) -> Path:
     root = tmp_path / "set"
     split = {"train": ["a", "b"], "val": [], "test": ["c"]}
     for seed, case_id in enumerate("abc"):
-        write_case(
-            root,
-            case_id,
-            body(seed),
-            (4.0, 4.0, 4.0),
-            (1.0, 2.0, 3.0),
-            "lumbar",
-            meta={"patient": f"p{seed}"},
-        )
+        write_case(root, case_id, body(seed), (4.0, 4.0, 4.0), (1.0, 2.0, 3.0), "lumbar", meta={"patient": f"p{seed}"})
     finish_dataset(root, "made", split, {"size": SIZE, "spacing": 4.0, "camera": "lumbar", "seed": 7})
     return root
 
@@ -98,9 +90,7 @@ def test_normalize_xray() -> None:
     images = torch.stack([torch.tensor([[0.0, 2.0], [4.0, 1.0]]), torch.zeros(2, 2)])
     torch.testing.assert_close(normalize_xray(images)[0], torch.tensor([[-1.0, 0.0], [1.0, -0.5]]))
     torch.testing.assert_close(normalize_xray(images)[1], torch.full((2, 2), -1.0))
-    torch.testing.assert_close(
-        normalize_xray(images, "fixed", 2.0)[0], torch.tensor([[-1.0, 1.0], [1.0, 0.0]])
-    )
+    torch.testing.assert_close(normalize_xray(images, "fixed", 2.0)[0], torch.tensor([[-1.0, 1.0], [1.0, 0.0]]))
     with pytest.raises(UserError, match="choose max or fixed"):
         normalize_xray(images, "none")
 
@@ -111,9 +101,7 @@ def test_reading_needs_neither_simpleitk_nor_wandb(root: Path) -> None:
         f"item = PreparedDataset({str(root)!r})[0]; "
         "bad = {'SimpleITK', 'wandb', 'hydra'} & set(sys.modules); assert not bad, bad; print(item['volume'].shape)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr
     assert "[1, 16, 16, 16]" in done.stdout
 
@@ -129,9 +117,7 @@ def test_missing_folder_says_in_three_lines_what_to_do(tmp_path: Path) -> None:
 
 def test_damage_is_named(root: Path) -> None:
     np.save(root / "cases" / "a" / "volume.npy", np.zeros((16, 16, 8), np.int16))
-    with pytest.raises(
-        UserError, match=r"cases/a/volume\.npy: int16 \(16, 16, 8\), where .* promises \(16, 16, 16\)"
-    ):
+    with pytest.raises(UserError, match=r"cases/a/volume\.npy: int16 \(16, 16, 8\), where .* promises \(16, 16, 16\)"):
         PreparedDataset(root)
     (root / "cases" / "a" / "volume.npy").unlink()
     with pytest.raises(UserError, match=r"volume\.npy: missing or damaged"):
@@ -149,9 +135,7 @@ def test_case_holds_clipped_int16_and_a_drr_of_it(tmp_path: Path) -> None:
     metal = hu.copy()
     metal[:4, 4:8, 4:8] = 1500.0
     for case_id, volume in (("a", hu), ("b", np.round(metal))):
-        write_case(
-            tmp_path, case_id, volume, (4.0,) * 3, (0.0,) * 3, "lumbar", labels=np.zeros(hu.shape, np.uint8)
-        )
+        write_case(tmp_path, case_id, volume, (4.0,) * 3, (0.0,) * 3, "lumbar", labels=np.zeros(hu.shape, np.uint8))
     one, two = tmp_path / "cases" / "a", tmp_path / "cases" / "b"
     assert np.load(one / "volume.npy").max() == 1500
     np.testing.assert_array_equal(np.load(one / "frontal.npy"), np.load(two / "frontal.npy"))
@@ -171,9 +155,7 @@ def test_replaced_case_and_failed_case_leave_no_halves(tmp_path: Path) -> None:
     arguments = ((4.0,) * 3, (0.0,) * 3, "lumbar")
     write_case(tmp_path, "a", body(0), *arguments)
     write_case(tmp_path, "a", body(1), *arguments)
-    np.testing.assert_array_equal(
-        np.load(tmp_path / "cases/a/volume.npy"), np.round(body(1)).astype(np.int16)
-    )
+    np.testing.assert_array_equal(np.load(tmp_path / "cases/a/volume.npy"), np.round(body(1)).astype(np.int16))
     with pytest.raises(TypeError):  # JSON cannot hold it, which shows only when all arrays are written
         write_case(tmp_path, "b", body(0), *arguments, meta={"bad": object()})
     assert [p.name for p in (tmp_path / "cases").iterdir()] == ["a"]
@@ -217,9 +199,7 @@ def test_only_training_is_randomized(phantoms: Path, compose) -> None:
         build.build_dataset(compose("+dataset.randomize={blur:[1,2]}").dataset, "train")
 
 
-def batches(
-    data: PreparedDataset, count: int, step: int = 0, rank: int = 0, world: int = 1, **settings
-) -> list:
+def batches(data: PreparedDataset, count: int, step: int = 0, rank: int = 0, world: int = 1, **settings) -> list:
     settings = TrainerSettings(max_steps=9, batch_size=4, seed=3, **settings)
     made = endless_batches(data, settings, step, rank, world, torch.device("cpu"))
     return [next(made) for _ in range(count)]
@@ -245,9 +225,7 @@ def test_exposures_depend_on_seed_step_and_sample_alone(phantoms: Path) -> None:
 def test_a_randomized_run_resumes_bit_for_bit(compose, tmp_path: Path) -> None:
     def go(name: str, steps: int) -> dict:
         overrides = ("+dataset.randomize={photons:[1e3,1e5],probability:1}", "trainer.precision=fp32")
-        train.run(
-            compose(f"run_dir={tmp_path / name}", f"name={name}", f"trainer.max_steps={steps}", *overrides)
-        )
+        train.run(compose(f"run_dir={tmp_path / name}", f"name={name}", f"trainer.max_steps={steps}", *overrides))
         return checkpoint.load(tmp_path / name)["model"]
 
     whole = go("whole", 3)
@@ -263,9 +241,7 @@ def test_a_randomized_run_resumes_bit_for_bit(compose, tmp_path: Path) -> None:
 def test_a_named_pipe_is_not_opened(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    held = os.open(
-        pipe, os.O_RDWR
-    )  # so that opening it would not wait, and what it holds would pass for DICOM
+    held = os.open(pipe, os.O_RDWR)  # so that opening it would not wait, and what it holds would pass for DICOM
     try:
         os.write(held, bytes(128) + b"DICM")
         with pytest.raises(UserError, match="no prepared data set here"):
@@ -278,8 +254,6 @@ def test_a_named_pipe_is_not_opened(tmp_path: Path) -> None:
 def test_a_folder_made_for_another_window_is_refused(root: Path) -> None:
     description = json.loads((root / "dataset.json").read_text())
     (root / "dataset.json").write_text(json.dumps(description | {"window": [-1024, 1476]}))
-    with pytest.raises(
-        UserError, match=r"made for HU in \[-1024,1476\], not \[-1024,1500\]; use 'dataset.win"
-    ):
+    with pytest.raises(UserError, match=r"made for HU in \[-1024,1476\], not \[-1024,1500\]; use 'dataset.win"):
         PreparedDataset(root)
     assert len(PreparedDataset(root, window=(-1024, 1476))) == 2

@@ -46,9 +46,7 @@ def test_import_takes_lists_and_keeps_xrays(tmp_path: Path) -> None:
     assert "broken/ct_xray_data.h5" in report.bad[0][0]
     assert {part: len(ids) for part, ids in report.split.items()} == {"train": 2, "val": 0, "test": 2}
     assert report.split["test"] == sorted(names[:2])
-    assert any(
-        "LIDC-IDRI-0442 is in the lists of both train and test; put to test" in note for note in report.notes
-    )
+    assert any("LIDC-IDRI-0442 is in the lists of both train and test; put to test" in note for note in report.notes)
     case = json.loads((out / "cases" / names[0] / "case.json").read_text())
     assert (case["patient"], case["xrays"], case["xrays_scale"]) == ("LIDC-IDRI-0442", "stored", "estimated")
     assert case["views"].endswith("from behind and from the patient's left")
@@ -70,9 +68,7 @@ def test_import_takes_lists_and_keeps_xrays(tmp_path: Path) -> None:
     assert json.loads((out / "split_patients.json").read_text())["test"] == ["LIDC-IDRI-0442"]
     assert json.loads((out / "summary.json").read_text())["scans"] == 4
     with pytest.raises(UserError, match="set spacing=40"):
-        import_x2ct(
-            tmp_path / "raw", tmp_path / "o", "x2ct", settings=replace(settings, spacing=2.5), progress=False
-        )
+        import_x2ct(tmp_path / "raw", tmp_path / "o", "x2ct", settings=replace(settings, spacing=2.5), progress=False)
     with pytest.raises(UserError, match="prepared with other settings, xrays=stored"):
         import_x2ct(tmp_path / "raw", out, "x2ct", xrays="rendered", **options)
     assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
@@ -95,16 +91,7 @@ def assert_same_cases(before: Path, after: Path) -> None:
         for name in ("volume", "labels"):
             np.testing.assert_array_equal(np.load(twin / f"{name}.npy"), np.load(folder / f"{name}.npy"))
         old, new = (json.loads((case / "case.json").read_text()) for case in (folder, twin))
-        for key in (
-            "patient",
-            "origin",
-            "spacing",
-            "window",
-            "camera",
-            "camera_geometry",
-            "poses",
-            "projector",
-        ):
+        for key in ("patient", "origin", "spacing", "window", "camera", "camera_geometry", "poses", "projector"):
             assert new[key] == old[key], key
         assert new["labels_are_own"] == old.get("labels_are_own", False)
         for view in VIEWS:
@@ -134,20 +121,13 @@ def test_export_then_import_is_the_same_data_set(phantoms: Path, tmp_path: Path)
     export_x2ct(phantoms, tmp_path / "theirs", views="x2ct", progress=False)
     command(f"raw={tmp_path / 'theirs'}", f"out={tmp_path / 'x'}")
     case = json.loads((tmp_path / "x/cases" / report.split["test"][0] / "case.json").read_text())
-    assert (case["camera"], case["camera_geometry"]["sad"], case["camera_geometry"]["reverse"]) == (
-        "x2ct",
-        541.0,
-        True,
-    )
+    assert (case["camera"], case["camera_geometry"]["sad"], case["camera_geometry"]["reverse"]) == ("x2ct", 541.0, True)
 
 
 @pytest.fixture
 def crops(tmp_path: Path) -> Path:
     """A prepared folder with two crops a patient, odd numbers, poses, and values above X2CT-GAN's window."""
-    root, split = (
-        tmp_path / "crops",
-        {"train": ["p0_c00", "p0_c01", "p2"], "val": ["p1_c00", "p1_c01"], "test": []},
-    )
+    root, split = (tmp_path / "crops", {"train": ["p0_c00", "p0_c01", "p2"], "val": ["p1_c00", "p1_c01"], "test": []})
     for number, case_id in enumerate(case for cases in split.values() for case in cases):
         hu = body(number)
         hu[12, 11, 5] = 1500
@@ -168,9 +148,7 @@ def crops(tmp_path: Path) -> Path:
         record = json.loads(path.read_text())
         record["camera_geometry"]["reverse"] = True  # what a preset says today need not be what it said then
         path.write_text(json.dumps(record))
-    finish_dataset(
-        root, "crops", split, {"spacing": 7 / 3, "size": SIZE, "window": [-1000, 1500], "camera": "lumbar"}
-    )
+    finish_dataset(root, "crops", split, {"spacing": 7 / 3, "size": SIZE, "window": [-1000, 1500], "camera": "lumbar"})
     return root
 
 
@@ -196,10 +174,7 @@ def test_the_crops_of_a_patient_stay_together(crops: Path, tmp_path: Path) -> No
     # and when it is drawn.
     for seed in range(4):
         _, drawn = survey_x2ct(
-            tmp_path / "h5",
-            settings=replace(SETTINGS, seed=seed),
-            split={"test": 1, "val": 1},
-            progress=False,
+            tmp_path / "h5", settings=replace(SETTINGS, seed=seed), split={"test": 1, "val": 1}, progress=False
         )
         sides = [{case_id.split("_")[0] for case_id in drawn.split[part]} for part in drawn.split]
         assert sorted(name for side in sides for name in side) == ["p0", "p1", "p2"]
@@ -221,9 +196,7 @@ def test_what_is_asked_for_holds_and_is_told(crops: Path, tmp_path: Path) -> Non
     assert (case["camera"], case["camera_geometry"]["kind"], case["poses"]) == ("parallel", "parallel", None)
     # One that is made otherwise than the rest cannot stand beside them.
     published(tmp_path / "h5/odd/ct_xray_data.h5", body(9))
-    report = import_x2ct(
-        tmp_path / "h5", tmp_path / "c", "x", asked=["size"], settings=replace(SETTINGS, size=16)
-    )
+    report = import_x2ct(tmp_path / "h5", tmp_path / "c", "x", asked=["size"], settings=replace(SETTINGS, size=16))
     assert [source for source, _ in report.bad] == ["odd/ct_xray_data.h5"]
 
 

@@ -3,13 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from diffux2ct.data.prepared.split import (
-    read_split,
-    resolve_conflicts,
-    split_patients,
-    write_lists,
-    write_split,
-)
+from diffux2ct.data.prepared.split import read_split, resolve_conflicts, split_patients, write_lists, write_split
 from diffux2ct.errors import UserError
 
 
@@ -127,9 +121,7 @@ def test_published_formats(tmp_path: Path) -> None:
         "val": ["HN_P001"],
         "test": ["1.3.6.1.4.1.9328.50.4.0001"],
     }
-    (tmp_path / "train.txt").write_text(
-        "LIDC-IDRI-0936.20000101.5169.2.1\nLIDC-IDRI-0001.20000101.3000566.1\n"
-    )
+    (tmp_path / "train.txt").write_text("LIDC-IDRI-0936.20000101.5169.2.1\nLIDC-IDRI-0001.20000101.3000566.1\n")
     (tmp_path / "test.txt").write_text("# comment\nLIDC-IDRI-0256.20000101.8658.4.1\n\n")
     known = ["LIDC-IDRI-0001", "LIDC-IDRI-0256", "LIDC-IDRI-0936", "LIDC"]
     assert read_split(tmp_path, known) == {

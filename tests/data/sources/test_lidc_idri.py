@@ -69,8 +69,7 @@ def test_one_folder_a_series_with_the_archives_table(tmp_path: Path) -> None:
 def test_one_patients_folder_and_x2ct_lists(tmp_path: Path) -> None:
     write_series(tmp_path / "LIDC-IDRI-0442/1.2/1.3")
     write_text(
-        tmp_path / "LIDC-IDRI-0442/train.txt",
-        "LIDC-IDRI-0442.20000101.5472.1\nLIDC-IDRI-0936.20000101.5169.2.1",
+        tmp_path / "LIDC-IDRI-0442/train.txt", "LIDC-IDRI-0442.20000101.5472.1\nLIDC-IDRI-0936.20000101.5169.2.1"
     )
     write_text(tmp_path / "LIDC-IDRI-0442/test.txt", "LIDC-IDRI-0442.20000101.5405.1\n")
     discovery = discover("lidc_idri", tmp_path / "LIDC-IDRI-0442")

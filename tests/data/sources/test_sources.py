@@ -20,14 +20,7 @@ def found(discovery: Discovery, root: Path) -> dict[str, tuple[str, str | None]]
 
 
 def test_folder_takes_files_and_series_and_sets_labels_aside(tmp_path: Path) -> None:
-    for name in (
-        "a.nii.gz",
-        "sub/b.mha",
-        "sub/deep/c.nrrd",
-        "d.nii",
-        "totalseg_s0308_ct.nii.gz",
-        ".hidden.nii.gz",
-    ):
+    for name in ("a.nii.gz", "sub/b.mha", "sub/deep/c.nrrd", "d.nii", "totalseg_s0308_ct.nii.gz", ".hidden.nii.gz"):
         write_volume(tmp_path / name)
     for name in ("a_labels.nii.gz", "labelsTr/d.nii", "totalseg_s0308_label.nii.gz", "mask_4label_e.nii.gz"):
         write_volume(tmp_path / name, label=True)
@@ -66,18 +59,14 @@ def test_repeated_names_take_the_parent_folder(tmp_path: Path) -> None:
 
 def test_raw_folder_may_be_a_series_itself(tmp_path: Path) -> None:
     write_series(tmp_path / "patient7", patient="")
-    assert found(discover("folder", tmp_path / "patient7"), tmp_path / "patient7") == {
-        "patient7": (".", None)
-    }
+    assert found(discover("folder", tmp_path / "patient7"), tmp_path / "patient7") == {"patient7": (".", None)}
 
 
 def test_series_mixed_in_one_folder_are_told_apart(tmp_path: Path) -> None:
     # One flat folder, as some archives export it: two patients' scans, a scout and a radiograph among them.
     first = write_series(tmp_path / "all", patient="A", number=1)
     second = write_series(tmp_path / "all", patient="B", number=2)
-    write_series(
-        tmp_path / "all", num=2, patient="A", number=3, image_type=("ORIGINAL", "PRIMARY", "LOCALIZER")
-    )
+    write_series(tmp_path / "all", num=2, patient="A", number=3, image_type=("ORIGINAL", "PRIMARY", "LOCALIZER"))
     write_series(tmp_path / "all", "CR", num=1, patient="B", number=4)
     discovery = discover("folder", tmp_path)
     assert [(case.patient, case.series_uid) for case in discovery.cases] == [("A", first), ("B", second)]

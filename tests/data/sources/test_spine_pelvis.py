@@ -121,9 +121,7 @@ def test_ctpelvic1k_release(tmp_path: Path) -> None:
         "MSD_T10_colon_001": "MSD_T10",
     }
     assert all(case.remap == "ctpelvic1k" for case in discovery.cases)
-    pairs = {
-        patient: (case.path.parent.name, case.labels and case.labels.name) for patient, case in cases.items()
-    }
+    pairs = {patient: (case.path.parent.name, case.labels and case.labels.name) for patient, case in cases.items()}
     assert pairs == {
         "ABDOMEN_img0001": ("img", "dataset1_img0001_mask_4label.nii.gz"),
         "CERVIX_0507688": ("img", "dataset5_0507688_Image_mask_4label.nii.gz"),
@@ -146,10 +144,7 @@ def test_ctpelvic1k_parts_can_be_chosen(tmp_path: Path) -> None:
     pelvis_release(tmp_path)
     discovery = discover("ctpelvic1k", tmp_path, origins=["COLONOG", "CLINIC"])
     colonog, clinic = sorted(discovery.cases, key=lambda case: case.origin, reverse=True)
-    assert (colonog.patient, colonog.path.name) == (
-        f"COLONOG_{COLONOG}.0002",
-        "4.000000-Coloprone  1.0  B30f-.1241",
-    )
+    assert (colonog.patient, colonog.path.name) == (f"COLONOG_{COLONOG}.0002", "4.000000-Coloprone  1.0  B30f-.1241")
     assert clinic.patient == "CLINIC_0001"
     assert ("kits19/data/case_00015/imaging.nii.gz", "CTPelvic1K has no mask of it") in discovery.left_out
     # Its NIfTI, as CTSpine1K has it, does as well.
@@ -160,9 +155,7 @@ def test_ctpelvic1k_parts_can_be_chosen(tmp_path: Path) -> None:
 
 def test_ctpelvic1k_masks_alone_are_no_data_set(tmp_path: Path) -> None:
     write_volume(tmp_path / "dataset4_case_00014_mask_4label.nii.gz", label=True)
-    with pytest.raises(
-        UserError, match="1 CTPelvic1K masks but none of their CTs .*a mask whose CT is not here"
-    ):
+    with pytest.raises(UserError, match="1 CTPelvic1K masks but none of their CTs .*a mask whose CT is not here"):
         discover("ctpelvic1k", tmp_path)
 
 

@@ -20,8 +20,7 @@ def test_eta_one_is_ddpm():
 def test_volumes_depend_on_the_start_alone():
     start = noises(0)()
     first, second = (
-        sample(lambda x, t: 0.5 * x + 0.1, DiffusionProcess(), Ddim(10), start, noises(seed))
-        for seed in (1, 2)
+        sample(lambda x, t: 0.5 * x + 0.1, DiffusionProcess(), Ddim(10), start, noises(seed)) for seed in (1, 2)
     )
     torch.testing.assert_close(first, second, rtol=0, atol=0)
 

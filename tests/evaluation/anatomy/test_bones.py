@@ -2,13 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffux2ct.evaluation.anatomy.bones import (
-    bone_scores,
-    fixed_hu_bone,
-    segment,
-    segmented_scores,
-    structure_scores,
-)
+from diffux2ct.evaluation.anatomy.bones import bone_scores, fixed_hu_bone, segment, segmented_scores, structure_scores
 
 STRUCTURES = ("sacrum", "left_hip")
 SPACING = (2.0, 2.0, 2.0)

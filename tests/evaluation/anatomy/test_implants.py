@@ -72,9 +72,7 @@ def test_labelled_screws_are_measured_where_they_are():
     assert (len(found.screws), len(found.rods), found.unseen) == (4, 2, 0)
     for tip, head in SCREWS:
         screw = min(found.screws, key=lambda s: float(np.linalg.norm(s.start - MIDDLE - tip)))
-        assert (
-            np.linalg.norm(screw.start - MIDDLE - tip) < 1.6
-        )  # metal shines over its edge: less than a voxel
+        assert np.linalg.norm(screw.start - MIDDLE - tip) < 1.6  # metal shines over its edge: less than a voxel
         angle = np.degrees(np.arccos(screw.axis @ (head - tip) / np.linalg.norm(head - tip)))
         assert angle < 1.5
 
@@ -87,9 +85,7 @@ def test_a_perfect_reconstruction_is_perfect():
     assert scores.tip_mm == pytest.approx(0.0, abs=0.05)
     assert scores.axis_deg == pytest.approx(0.0, abs=0.1)
     assert scores.rod_mm == pytest.approx(0.0, abs=0.05)
-    assert set(scores.as_row()) == {
-        f"implant_{k}" for k in ("recall", "precision", "tip_mm", "axis_deg", "rod_mm")
-    }
+    assert set(scores.as_row()) == {f"implant_{k}" for k in ("recall", "precision", "tip_mm", "axis_deg", "rod_mm")}
     assert implant_scores(hu, found, SPACING).tips == scores.tips  # the search is seeded
 
 

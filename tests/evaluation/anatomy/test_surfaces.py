@@ -17,14 +17,7 @@ def by_brute_force(a: np.ndarray, b: np.ndarray, spacing) -> tuple[np.ndarray, n
         padded = np.pad(mask, 1)
         found = []
         for z, y, x in np.argwhere(padded):
-            neighbours = [
-                (z + 1, y, x),
-                (z - 1, y, x),
-                (z, y + 1, x),
-                (z, y - 1, x),
-                (z, y, x + 1),
-                (z, y, x - 1),
-            ]
+            neighbours = [(z + 1, y, x), (z - 1, y, x), (z, y + 1, x), (z, y - 1, x), (z, y, x + 1), (z, y, x - 1)]
             if not all(padded[n] for n in neighbours):
                 found.append(((x - 1) * spacing[0], (y - 1) * spacing[1], (z - 1) * spacing[2]))
         return np.array(found)

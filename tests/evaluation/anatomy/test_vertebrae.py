@@ -13,11 +13,7 @@ SPACING = (STEP, STEP, STEP)
 SHAPE = (72, 48, 36)
 MIDDLE = np.array([35.0, 30.0, 71.0])
 HEIGHTS = {"L2": 24.0, "L3": 26.0, "L4": 28.0}
-CENTRES = {
-    "L2": np.array([0.0, 3.0, 36.3]),
-    "L3": np.array([1.0, 0.0, 0.4]),
-    "L4": np.array([0.0, 4.0, -37.1]),
-}
+CENTRES = {"L2": np.array([0.0, 3.0, 36.3]), "L3": np.array([1.0, 0.0, 0.4]), "L4": np.array([0.0, 4.0, -37.1])}
 TILTS = {"L2": -12.0, "L3": 0.0, "L4": 17.0}  # degrees about the left-right axis
 
 
@@ -191,9 +187,7 @@ def test_a_plate_is_found_where_it_correlates_by_more_than_half(noise, least, mo
 
 def alike(mm: float) -> tuple[np.ndarray, np.ndarray]:
     """Three vertebrae of one shape, 36 mm apart, moved upwards."""
-    centres = {
-        name: np.array([0.0, 0.0, z + mm]) for name, z in zip(HEIGHTS, (36.0, 0.0, -36.0), strict=True)
-    }
+    centres = {name: np.array([0.0, 0.0, z + mm]) for name, z in zip(HEIGHTS, (36.0, 0.0, -36.0), strict=True)}
     return paint(dict.fromkeys(HEIGHTS, 24.0), centres)
 
 

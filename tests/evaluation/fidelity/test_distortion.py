@@ -6,15 +6,7 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch.testing import assert_close
 
-from diffux2ct.evaluation.fidelity.distortion import (
-    decibel,
-    psnr,
-    psnr3d,
-    slice_errors,
-    ssim,
-    ssim3d,
-    unit_range,
-)
+from diffux2ct.evaluation.fidelity.distortion import decibel, psnr, psnr3d, slice_errors, ssim, ssim3d, unit_range
 
 FUNCTIONS = {"psnr": psnr, "psnr3d": psnr3d, "ssim": ssim, "ssim3d": ssim3d}
 
@@ -40,9 +32,7 @@ def test_constant_error_is_the_value_worked_by_hand():
 def test_psnr_follows_skimage():
     prediction, target = pair(0)
     a, b = unit(target), unit(prediction)
-    assert_close(
-        psnr3d(prediction, target), float(peak_signal_noise_ratio(a, b, data_range=1)), rtol=1e-9, atol=0
-    )
+    assert_close(psnr3d(prediction, target), float(peak_signal_noise_ratio(a, b, data_range=1)), rtol=1e-9, atol=0)
     slices = [
         np.mean(
             [
@@ -72,10 +62,7 @@ def test_ssim_follows_skimage_slice_by_slice():
     )
     assert_close(ssim(prediction, target), float(expected), rtol=1e-9, atol=0)
     assert_close(
-        ssim3d(prediction, target),
-        float(structural_similarity(a, b, win_size=7, data_range=1)),
-        rtol=1e-9,
-        atol=0,
+        ssim3d(prediction, target), float(structural_similarity(a, b, win_size=7, data_range=1)), rtol=1e-9, atol=0
     )
     assert 0.05 < ssim3d(prediction, target) < 0.98
 

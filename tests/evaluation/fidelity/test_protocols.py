@@ -46,9 +46,7 @@ def slice_loop(metric, a, b):
     ]
 
 
-@pytest.mark.parametrize(
-    ("shape", "batch"), [((16, 16, 16), 1), ((9, 17, 12), 3), ((7, 7, 30), 2), ((40, 21, 8), 2)]
-)
+@pytest.mark.parametrize(("shape", "batch"), [((16, 16, 16), 1), ((9, 17, 12), 3), ((7, 7, 30), 2), ((40, 21, 8), 2)])
 def test_paper_protocol_is_scikit_images(shape, batch):
     prediction, target = pair(sum(shape), shape, batch=batch)
     rows = score(prediction, target, WINDOW)
@@ -166,9 +164,7 @@ def test_psct_ssim_counts_sagittal_slices_twice_and_axial_ones_never():
     truth = rng.integers(0, 2501, (12, 14, 16)).astype(float)
     prediction = np.round(np.clip(truth + rng.normal(0, 400, truth.shape), 0, 2500))
     expected = [
-        structural_similarity(
-            truth.transpose(order), prediction.transpose(order), data_range=2500, channel_axis=True
-        )
+        structural_similarity(truth.transpose(order), prediction.transpose(order), data_range=2500, channel_axis=True)
         for order in ((1, 2, 0), (0, 2, 1), (0, 1, 2))
     ]
     row = scored(from_hu(prediction - 1024), from_hu(truth - 1024), "psct")
@@ -192,18 +188,14 @@ def test_strict_leaves_out_slices_in_which_the_truth_is_constant():
 
 def axial_mean_db(prediction, target, indices):
     error = ((prediction - target).double() / 2)[0] ** 2
-    return float(
-        np.mean([100.0 if error[k].max() == 0 else -10 * math.log10(error[k].mean()) for k in indices])
-    )
+    return float(np.mean([100.0 if error[k].max() == 0 else -10 * math.log10(error[k].mean()) for k in indices]))
 
 
 def test_strict_counts_what_is_wrong_in_a_constant_prediction():
     # Only the truth decides: a method cannot have slices left out by answering with a constant.
     _, target = pair(6, (8, 8, 8))
     flat = torch.zeros_like(target)
-    assert_close(
-        scored(flat, target, "strict")["psnr"], scored(flat, target, "paper")["psnr"], rtol=0, atol=1e-12
-    )
+    assert_close(scored(flat, target, "strict")["psnr"], scored(flat, target, "paper")["psnr"], rtol=0, atol=1e-12)
 
 
 def test_strict_has_no_slice_score_for_an_empty_truth():

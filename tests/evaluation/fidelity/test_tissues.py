@@ -41,8 +41,7 @@ def test_tissues_share_out_all_voxels_so_that_their_weighted_mean_is_the_whole()
     prediction = truth + 100 * torch.randn(truth.shape, generator=generator, dtype=torch.float64)
     scores = mae_hu(prediction, truth)
     shares = {
-        name: ((truth >= low) & (truth < high)).double().mean(dim=(1, 2, 3))
-        for name, (low, high) in TISSUES.items()
+        name: ((truth >= low) & (truth < high)).double().mean(dim=(1, 2, 3)) for name, (low, high) in TISSUES.items()
     }
     weighted = torch.stack([shares[name] * scores[f"mae_{name}"] for name in TISSUES]).sum(0)
     assert_close(weighted, scores["mae"], rtol=0, atol=1e-9)

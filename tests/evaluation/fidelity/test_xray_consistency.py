@@ -82,9 +82,7 @@ def test_smaller_sizes_are_compared_on_averaged_pixels(phantoms):
     stored = np.load(data.cases[0].path / "lateral.npy")
     assert np.allclose(residuals["lateral"].stored, stored.reshape(8, 2, 8, 2).mean((1, 3)), atol=1e-5)
     own = residual_scores(residuals)["xray_residual_frontal"]
-    floor = residual_scores(xrays.residuals(whole_hu(data.mean_volume(), data.window)))[
-        "xray_residual_frontal"
-    ]
+    floor = residual_scores(xrays.residuals(whole_hu(data.mean_volume(), data.window)))["xray_residual_frontal"]
     assert 1e-5 < own < 0.5 * floor
     with pytest.raises(ValueError, match="8 voxels per side"):
         xrays.residuals(np.zeros((16, 16, 16), np.int16))

@@ -20,9 +20,7 @@ def inflated_resnet152():
     shapes = {}
 
     def norm(name, width):
-        shapes.update(
-            {f"{name}.{part}": (width,) for part in ("weight", "bias", "running_mean", "running_var")}
-        )
+        shapes.update({f"{name}.{part}": (width,) for part in ("weight", "bias", "running_mean", "running_var")})
         shapes[f"{name}.num_batches_tracked"] = ()
 
     shapes["conv1.weight"] = (64, 3, 3, 7, 7)
@@ -46,9 +44,7 @@ def inflated_resnet152():
 def test_the_ct_encoder_has_the_published_tensors():
     with torch.device("meta"):
         network = ct_encoder.InflatedResNet152()
-    assert {
-        name: tuple(tensor.shape) for name, tensor in network.state_dict().items()
-    } == inflated_resnet152()
+    assert {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()} == inflated_resnet152()
     assert len(network.state_dict()) == 930
     assert round(sum(p.numel() for p in network.parameters()) / 1e6, 1) == 117.4
 
@@ -102,9 +98,7 @@ def test_the_ct_encoder_loads_a_file_and_tells_volumes_apart(tmp_path):
     torch.save({"state_dict": state, "meta": {"source": "made up"}}, file)
     encoder = CtEncoder.load(tmp_path)
     for name in ("conv1.weight", "layer3.35.conv2.weight", "layer4.2.bn3.num_batches_tracked"):
-        assert torch.equal(
-            encoder.network.state_dict()[name], state[name].to(encoder.network.state_dict()[name])
-        )
+        assert torch.equal(encoder.network.state_dict()[name], state[name].to(encoder.network.state_dict()[name]))
     assert {p.dtype for p in encoder.parameters()} == {torch.float32}
     volumes = torch.randn(2, 8, 12, 12, generator=torch.Generator().manual_seed(0)) * 500
     features = encoder.features(volumes, (1.5, 1.5, 3.0))
@@ -117,9 +111,7 @@ def test_the_ct_encoder_loads_a_file_and_tells_volumes_apart(tmp_path):
 def test_other_weights_than_astras_are_refused(tmp_path):
     file = tmp_path / "astra_encoder.pt"
     torch.save({"conv1.weight": torch.zeros(64, 3, 3, 7, 7)}, file)
-    with pytest.raises(
-        UserError, match=r"astra_encoder.pt: lacks bn1.weight \(and 928 faults more\); get the weights"
-    ):
+    with pytest.raises(UserError, match=r"astra_encoder.pt: lacks bn1.weight \(and 928 faults more\); get the weights"):
         CtEncoder.load(file)
 
 
@@ -139,9 +131,7 @@ def test_damaged_parts_of_the_ct_weights_are_refused(tmp_path, monkeypatch):
         (package / "__init__.py").touch()
         (package / "part.bin").write_bytes(b"weights")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(
-        UserError, match="astra_p1: the joined weights have another checksum; run: diffux2ct-fetch"
-    ):
+    with pytest.raises(UserError, match="astra_p1: the joined weights have another checksum; run: diffux2ct-fetch"):
         CtEncoder.load()
 
 

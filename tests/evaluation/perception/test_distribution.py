@@ -144,8 +144,7 @@ def test_the_deviation_is_that_of_the_subsets_and_follows_the_seed():
     assert other.deviation != result.deviation
     # Against the spread of fresh samples of that size.
     fresh = [
-        kernel_distance(gaussian(50, 6, 2 * s), gaussian(50, 6, 2 * s + 1, 0.2), num_subsets=1)
-        for s in range(200)
+        kernel_distance(gaussian(50, 6, 2 * s), gaussian(50, 6, 2 * s + 1, 0.2), num_subsets=1) for s in range(200)
     ]
     assert result.deviation == pytest.approx(np.std([f.value for f in fresh], ddof=1), rel=0.4)
 
@@ -192,9 +191,7 @@ def test_slices_of_all_axes_are_pooled_and_told_apart():
     a = [torch.rand(4, 6, 8, generator=generator) for _ in range(3)]
     b = [torch.rand(4, 6, 8, generator=generator) + 0.2 for _ in range(2)]
     encoder = RowMeans()
-    distances = slice_frechet_distances(
-        SliceMoments(encoder).add(iter(a)), SliceMoments(encoder).add(iter(b))
-    )
+    distances = slice_frechet_distances(SliceMoments(encoder).add(iter(a)), SliceMoments(encoder).add(iter(b)))
     assert {name: (d.num_a, d.num_b) for name, d in distances.items()} == {
         "all": (54, 36),
         "axial": (12, 8),

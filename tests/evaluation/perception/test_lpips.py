@@ -61,9 +61,7 @@ def reference(first, second, trunk, heads):
         *(nn.Conv2d(384, 256, 3, 1, 1), nn.ReLU()),
         *(nn.Conv2d(256, 256, 3, 1, 1), nn.ReLU()),
     )
-    layers.load_state_dict(
-        {k.removeprefix("features."): v for k, v in trunk.items() if k.startswith("features")}
-    )
+    layers.load_state_dict({k.removeprefix("features."): v for k, v in trunk.items() if k.startswith("features")})
     layers = layers.double()
     imagenet_mean, imagenet_std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     x = torch.stack([first, second]).double()
@@ -100,9 +98,7 @@ def test_a_volume_is_the_mean_of_its_slices_and_axes(folder):
     clipped = prediction.clamp(-1, 1)
     rows = []
     for a, b in zip(clipped, target, strict=True):
-        pairs = [
-            torch.stack([v.movedim(axis, 0)[:, None].repeat(1, 3, 1, 1) for v in (a, b)]) for axis in range(3)
-        ]
+        pairs = [torch.stack([v.movedim(axis, 0)[:, None].repeat(1, 3, 1, 1) for v in (a, b)]) for axis in range(3)]
         rows.append([float(lpips.images(*pair).mean()) for pair in pairs])
     np.testing.assert_allclose(lpips.axis_distances(prediction, target).numpy(), rows, rtol=1e-5)
     np.testing.assert_allclose(lpips.distance(prediction, target).numpy(), np.mean(rows, 1), rtol=1e-5)
@@ -176,15 +172,12 @@ def pattern(height, width, phase):
         torch.arange(height, dtype=torch.float64), torch.arange(width, dtype=torch.float64), indexing="ij"
     )
     planes = [
-        torch.sin(0.09 * x + 0.05 * y * (c + 1) + phase) * torch.cos(0.21 * y - 0.0013 * x * x + c)
-        for c in range(3)
+        torch.sin(0.09 * x + 0.05 * y * (c + 1) + phase) * torch.cos(0.21 * y - 0.0013 * x * x + c) for c in range(3)
     ]
     return torch.stack(planes)[None].float()
 
 
-@pytest.mark.parametrize(
-    ("size", "expected"), [((64, 64), 0.0693643), ((31, 40), 0.0361920), ((128, 96), 0.0884428)]
-)
+@pytest.mark.parametrize(("size", "expected"), [((64, 64), 0.0693643), ((31, 40), 0.0361920), ((128, 96), 0.0884428)])
 def test_official_values_on_patterns(official, size, expected):
     """What `lpips.LPIPS(net="alex")` of lpips 0.1.4 itself gives for these images (with torchvision's trunk)."""
     value = float(official.images(pattern(*size, 0.0), pattern(*size, 0.7)))
@@ -196,9 +189,7 @@ def test_official_values_on_patterns(official, size, expected):
 def test_published_values_on_the_reference_pairs(official, shared_data, name, expected):
     folder = shared_data / "lpips"
     if not (folder / "ex_ref.png").is_file():
-        pytest.skip(
-            f"{folder}: lacks ex_ref.png, ex_p0.png, ex_p1.png of richzhang/PerceptualSimilarity imgs/"
-        )
+        pytest.skip(f"{folder}: lacks ex_ref.png, ex_p0.png, ex_p1.png of richzhang/PerceptualSimilarity imgs/")
 
     def read(stem: str) -> torch.Tensor:
         pixels = np.array(Image.open(folder / f"{stem}.png").convert("RGB"), np.float32)

@@ -83,12 +83,8 @@ def test_medclip_loads_the_whole_models_file(tmp_path, monkeypatch):
 def test_other_weights_than_medclips_are_refused(tmp_path):
     file = tmp_path / "pytorch_model.bin"
     state = medclip_state()
-    torch.save(
-        {k: v for k, v in state.items() if k != "model.encoder.layers.2.blocks.5.output.dense.bias"}, file
-    )
-    with pytest.raises(
-        UserError, match=r"lacks model.encoder.layers.2.blocks.5.output.dense.bias; get the weights"
-    ):
+    torch.save({k: v for k, v in state.items() if k != "model.encoder.layers.2.blocks.5.output.dense.bias"}, file)
+    with pytest.raises(UserError, match=r"lacks model.encoder.layers.2.blocks.5.output.dense.bias; get the weights"):
         MedClipEncoder.load(file)
     name = "model.encoder.layers.0.blocks.0.attention.self.relative_position_index"
     torch.save(state | {name: state[name].T.contiguous()}, file)
@@ -237,7 +233,5 @@ def test_medclip_input_of_large_slices_is_bicubic():
     across = np.round((square @ matrix.T).clip(0, 255))  # Pillow rounds to 8 bits after each direction
     expected = np.round((matrix @ across).clip(0, 255))
     seen = medclip.encoder_input(image).numpy() * 0.27950088968644304 + 0.5862785803043838
-    assert (
-        np.abs(seen * 255 - expected).max() < 1.01
-    )  # its weights are of 22 bits, so a tie may round otherwise
+    assert np.abs(seen * 255 - expected).max() < 1.01  # its weights are of 22 bits, so a tie may round otherwise
     assert np.abs(seen * 255 - expected).mean() < 0.01

@@ -22,11 +22,7 @@ def test_unavailable_says_in_one_line_what_is_missing_and_how_to_get_it():
     error = Unavailable("lpips", "the trunk is not here", "run: pip install it")
     assert str(error) == "lpips: the trunk is not here; run: pip install it"
     assert isinstance(error, UserError)
-    assert (error.name, error.reason, error.command) == (
-        "lpips",
-        "the trunk is not here",
-        "run: pip install it",
-    )
+    assert (error.name, error.reason, error.command) == ("lpips", "the trunk is not here", "run: pip install it")
 
 
 def test_a_given_path_comes_before_the_variable_and_names_in_their_order(tmp_path, monkeypatch):

@@ -66,12 +66,7 @@ def row_of(name, value, **more):
 
 def written(path, names, values, rows=None, metrics=("psnr3d",), load=case_of, **context):
     rows = rows or [row_of(name, value) for name, value in zip(names, values, strict=True)]
-    summary = {
-        "psnr3d": float(np.mean(values)),
-        "floor": {"psnr3d": 16.0},
-        "seed": 7,
-        "xray_source": "paired",
-    }
+    summary = {"psnr3d": float(np.mean(values)), "floor": {"psnr3d": 16.0}, "seed": 7, "xray_source": "paired"}
     floor = floor_panels(np.zeros((12, 14, 16), np.int16))
     chosen = [(label, partial(load, names[index], index)) for label, index in choose_cases(rows, 3)]
     write_report(path, summary | context, rows, list(metrics), chosen, floor, title="title")
@@ -103,9 +98,7 @@ def test_report_has_the_promised_pictures(tmp_path):
         )
     }  # fmt: skip
     expected |= {f"{case}: {view} X-ray" for case in ("d", "b", "a") for view in ("frontal", "lateral")}
-    expected |= {
-        f"Floor: {p}, {w} window" for p in ("axial", "coronal", "sagittal") for w in ("soft", "bone")
-    }
+    expected |= {f"Floor: {p}, {w} window" for p in ("axial", "coronal", "sagittal") for w in ("soft", "bone")}
     first = {f"b: {view} X-ray, first screen" for view in ("frontal", "lateral")}
     first |= {
         f"b: {plane} {what}, first screen"
@@ -117,15 +110,7 @@ def test_report_has_the_promised_pictures(tmp_path):
 
 
 def test_the_first_screen_has_five_figures_with_floor_and_interval(tmp_path):
-    scores = {
-        "psnr3d": 20.0,
-        "psnr": 21.0,
-        "ssim": 0.8,
-        "ssim3d": 0.7,
-        "mae": 60.0,
-        "dice_bone": 0.5,
-        "lpips": 0.2,
-    }
+    scores = {"psnr3d": 20.0, "psnr": 21.0, "ssim": 0.8, "ssim3d": 0.7, "mae": 60.0, "dice_bone": 0.5, "lpips": 0.2}
     rows = [{"case_id": c, "patient": c, "seconds": 1.0} | scores for c in "ab"]
     rows[1] |= {"dice_bone": None}
     text = written(
@@ -163,15 +148,7 @@ def test_slices_of_flat_voxels_keep_their_shape(tmp_path):
 
 def test_report_says_how_far_above_the_floor(tmp_path):
     page = Page(written(tmp_path / "report.html", ["a", "b"], [20.0, 21.0], run="my run", dataset="phantom"))
-    for text in (
-        "my run",
-        "phantom",
-        "PSNR3D",
-        "20.50 dB",
-        "16.00 dB",
-        "+4.50 dB",
-        "without looking at the X-rays",
-    ):
+    for text in ("my run", "phantom", "PSNR3D", "20.50 dB", "16.00 dB", "+4.50 dB", "without looking at the X-rays"):
         assert text in page.text
     assert "Control experiment" not in page.text
 
@@ -183,15 +160,11 @@ def test_control_experiments_are_announced(tmp_path):
 
 
 def test_strings_are_escaped(tmp_path):
-    text = written(
-        tmp_path / "report.html", [NASTY, "b"], [20.0, 21.0], run=NASTY, note=NASTY, more={NASTY: NASTY}
-    )
+    text = written(tmp_path / "report.html", [NASTY, "b"], [20.0, 21.0], run=NASTY, note=NASTY, more={NASTY: NASTY})
     page = Page(text)
     assert page.all("script").count({}) == 1  # the report's own; the others hold data
     assert len(page.all("script")) == 1 + 1 + 2 * 2
-    assert (
-        page.text.count(NASTY) >= 5
-    )  # run, note, both halves of more, table, section: as text, not as markup
+    assert page.text.count(NASTY) >= 5  # run, note, both halves of more, table, section: as text, not as markup
     assert {image["alt"] for image in page.all("img")} >= {f"{NASTY}: frontal X-ray"}
     assert {cell.get("data-v") for cell in page.all("td")} >= {NASTY}
 
@@ -223,10 +196,7 @@ def test_cases_rank_by_a_metric_in_its_own_direction():
 
 
 def test_smaller_is_better_where_it_is_and_strangers_have_no_side(tmp_path):
-    rows = [
-        row_of(name, 20.0, mae=40.0 + k, floor_mae=60.0, odd=1.0, floor_odd=0.5)
-        for k, name in enumerate("ab")
-    ]
+    rows = [row_of(name, 20.0, mae=40.0 + k, floor_mae=60.0, odd=1.0, floor_odd=0.5) for k, name in enumerate("ab")]
     floor = {"psnr3d": 16.0, "mae": 60.0, "odd": 0.5}
     text = written(
         tmp_path / "r.html", ["a", "b"], [20.0, 20.0], rows, ("psnr3d", "mae", "odd"),
@@ -344,17 +314,12 @@ def test_renderings_of_truth_and_reconstruction_are_shown(tmp_path):
     hu = np.full((32, 32, 32), -1024, np.int16)
     hu[8:24, 10:20, 10:20] = 700
     text = written(
-        tmp_path / "r.html",
-        ["a"],
-        [20.0],
-        load=lambda name, seed: ReportCase(name, hu, hu, (8.0, 8.0, 8.0), {}),
+        tmp_path / "r.html", ["a"], [20.0], load=lambda name, seed: ReportCase(name, hu, hu, (8.0, 8.0, 8.0), {})
     )
     page = Page(text)
     if "No volume rendering" in page.text:
         pytest.skip(page.text[page.text.index("No volume rendering") :].splitlines()[0])
     alts = [image["alt"] for image in page.all("img") if image["src"].startswith("data:image/jpeg")]
     assert sorted(alts) == sorted(
-        f"a: {what} rendered from the {view}"
-        for what in ("truth", "reconstruction")
-        for view in ("front", "side")
+        f"a: {what} rendered from the {view}" for what in ("truth", "reconstruction") for view in ("front", "side")
     )

@@ -203,9 +203,7 @@ def test_everything_in_the_viewer_is_reached_by_tab_and_has_a_name(page):
     page.focus("#viewer-case")
     reached = []
     for _ in range(10):
-        reached.append(
-            page.evaluate("(e => e.id || e.dataset.plane || e.dataset.window)(document.activeElement)")
-        )
+        reached.append(page.evaluate("(e => e.id || e.dataset.plane || e.dataset.window)(document.activeElement)"))
         page.keyboard.press("Tab")
     assert reached[:10] == [
         "viewer-case", "axial", "coronal", "sagittal", "soft", "bone", "lung", "full", "viewer-stage", "viewer-slice",
@@ -230,9 +228,7 @@ def test_nothing_spills_out_of_the_window(page, width):
 
 def test_a_click_on_a_heading_sorts_the_cases(page):
     def column():
-        return page.eval_on_selector_all(
-            "#cases tbody tr", "rows => rows.map(r => Number(r.cells[2].dataset.v))"
-        )
+        return page.eval_on_selector_all("#cases tbody tr", "rows => rows.map(r => Number(r.cells[2].dataset.v))")
 
     assert not page.locator("#cases").is_visible()
     unfold(page, "Cases")

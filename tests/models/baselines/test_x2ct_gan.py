@@ -65,9 +65,7 @@ def test_smaller_sizes_drop_levels(size, patches):
     assert discriminator(volume, data).shape == (2, 1, patches, patches, patches)
 
 
-@pytest.mark.parametrize(
-    ("size", "reason"), [(48, "power of two"), (4, "power of two"), (64, "lists of sizes have 3")]
-)
+@pytest.mark.parametrize(("size", "reason"), [(48, "power of two"), (4, "power of two"), (64, "lists of sizes have 3")])
 def test_a_size_that_does_not_halve_to_four_is_refused(size, reason):
     with pytest.raises(UserError, match=rf"dataset\.size={size}: .*{reason}"):
         X2ctGenerator(size, **SMALL)
@@ -133,11 +131,7 @@ def test_dropout_keeps_half_and_the_mean():
 def test_the_discriminator_s_gradients_are_sound_in_bf16(size):
     """Unpadded, the convolutions whose input is smaller than their kernel got garbage from oneDNN."""
     torch.manual_seed(0)
-    discriminator, data, volume = (
-        PatchDiscriminator3d((8, 8, 8, 8)),
-        xrays(size, 2),
-        torch.rand(2, 1, *[size] * 3),
-    )
+    discriminator, data, volume = (PatchDiscriminator3d((8, 8, 8, 8)), xrays(size, 2), torch.rand(2, 1, *[size] * 3))
     gradients = []
     for enabled in (False, True):
         discriminator.zero_grad()

@@ -5,9 +5,7 @@ from torch import nn
 from diffux2ct.models.layers.blocks import Conv3d
 
 
-@pytest.mark.parametrize(
-    ("kernel", "sides"), [(3, (2, 2, 2)), (5, (4, 4, 4)), (5, (4, 8, 8)), (3, (8, 8, 8))]
-)
+@pytest.mark.parametrize(("kernel", "sides"), [(3, (2, 2, 2)), (5, (4, 4, 4)), (5, (4, 8, 8)), (3, (8, 8, 8))])
 def test_gradients_in_bf16_are_near_those_in_fp32(kernel, sides):
     torch.manual_seed(0)
     conv = Conv3d(16, 16, kernel, padding=kernel // 2)

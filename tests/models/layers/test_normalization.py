@@ -12,8 +12,7 @@ SHAPES = [(2, 64, 4, 6, 5), (3, 24, 5, 4, 6), (2, 64, 6, 5), (1, 8, 3)]
 
 
 @pytest.mark.parametrize(
-    ("channels", "groups"),
-    [(64, 32), (96, 32), (160, 32), (640, 32), (48, 16), (32, 16), (16, 8), (40, 8), (3, 1)],
+    ("channels", "groups"), [(64, 32), (96, 32), (160, 32), (640, 32), (48, 16), (32, 16), (16, 8), (40, 8), (3, 1)]
 )
 def test_number_of_groups(channels: int, groups: int):
     assert num_groups(channels) == groups
@@ -55,9 +54,7 @@ def ours(norm: GroupNorm, x: Tensor, grad: Tensor) -> list[Tensor]:
 def test_values_and_gradients_are_group_norm_s(kind: type[GroupNorm], last: bool, shape: tuple[int, ...]):
     norm, x, grad = make(kind, shape)
     x = channels_last(x) if last else x
-    for name, a, b in zip(
-        ("y", "dx", "dweight", "dbias"), ours(norm, x, grad), plain(norm, x, grad), strict=True
-    ):
+    for name, a, b in zip(("y", "dx", "dweight", "dbias"), ours(norm, x, grad), plain(norm, x, grad), strict=True):
         assert (a - b).norm() < 1e-5 * b.norm() + 1e-6, name
 
 
@@ -146,9 +143,7 @@ def test_formulas_for_cuda_far_from_zero(monkeypatch, dtype: torch.dtype, last: 
     assert len(normalization.slabs(x)) == (1 if slab > x.numel() else 8)
     y, _, dweight, dbias = plain(norm, x, grad)
     with torch.no_grad():
-        mine, mean, rstd = normalization.normalize_by_parts(
-            x, norm.weight, norm.bias, norm.num_groups, norm.eps
-        )
+        mine, mean, rstd = normalization.normalize_by_parts(x, norm.weight, norm.bias, norm.num_groups, norm.eps)
         stats = [s.repeat_interleave(64 // norm.num_groups, dim=1) for s in (mean, rstd)]
         sums, sums_xhat = normalization.sums_by_products(grad, x, *stats)
     assert mean.dtype == rstd.dtype == sums.dtype == sums_xhat.dtype == torch.float32

@@ -8,13 +8,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffux2ct.errors import UserError
-from diffux2ct.models.layers.swin3d import (
-    SwinBlock3d,
-    WindowAttention3d,
-    merge_windows,
-    partition_windows,
-    shift_mask,
-)
+from diffux2ct.models.layers.swin3d import SwinBlock3d, WindowAttention3d, merge_windows, partition_windows, shift_mask
 
 
 def naive_attention(module: WindowAttention3d, x: Tensor) -> Tensor:
@@ -34,9 +28,7 @@ def naive_attention(module: WindowAttention3d, x: Tensor) -> Tensor:
         allowed[i, j], row[i, j] = meet, index if meet else 0
     heads, out = module.num_heads, []
     q, k, v = module.qkv(x.reshape(-1, channels)).chunk(3, dim=-1)
-    for head, (qh, kh, vh) in enumerate(
-        zip(q.chunk(heads, -1), k.chunk(heads, -1), v.chunk(heads, -1), strict=True)
-    ):
+    for head, (qh, kh, vh) in enumerate(zip(q.chunk(heads, -1), k.chunk(heads, -1), v.chunk(heads, -1), strict=True)):
         score = qh @ kh.T / (channels // heads) ** 0.5 + module.relative_bias[row, head]
         out.append(score.masked_fill(~allowed, float("-inf")).softmax(-1) @ vh)
     return module.out(torch.cat(out, dim=-1)).reshape(x.shape)

@@ -25,9 +25,7 @@ def test_truncated_file_is_refused_by_name(tmp_path, keep):
     checkpoint.save(path, {"model": {"w": torch.randn(1000)}, "config": {}})
     data = path.read_bytes()
     path.write_bytes(data[: keep if isinstance(keep, int) else int(len(data) * keep)])
-    with pytest.raises(
-        UserError, match=r"c\.pt: not a readable checkpoint, perhaps truncated; use another one$"
-    ):
+    with pytest.raises(UserError, match=r"c\.pt: not a readable checkpoint, perhaps truncated; use another one$"):
         checkpoint.load(path)
 
 
@@ -86,11 +84,7 @@ def test_full_disk_ends_in_one_line_and_keeps_the_former_checkpoint(tmp_path):
 
 def test_only_what_shapes_the_result_counts_as_a_change():
     saved = {"trainer": {"max_steps": 1, "seed": 0}, "logger": {"wandb": None}, "optim": {"lr": 1.0}}
-    free = {
-        "trainer": {"max_steps": 9, "seed": 0},
-        "logger": {"wandb": {"mode": "offline"}},
-        "optim": {"lr": 1.0},
-    }
+    free = {"trainer": {"max_steps": 9, "seed": 0}, "logger": {"wandb": {"mode": "offline"}}, "optim": {"lr": 1.0}}
     assert changed_keys(saved, free) == []
     changed = {"trainer": {"max_steps": 1, "seed": 1}, "optim": {"lr": 2.0, "eps": 1}, "logger": {}}
     assert changed_keys(saved, changed) == ["optim.eps", "optim.lr", "trainer.seed"]
@@ -276,14 +270,8 @@ def test_without_hard_links_last_pt_is_a_copy(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (
-            {"weight": torch.zeros(3, 2)},
-            r"weight is float32 \[3, 2\], where the model has float32 \[2, 3\]",
-        ),
-        (
-            {"weight": torch.zeros(2, 3).half()},
-            r"weight is float16 \[2, 3\], where the model has float32 \[2, 3\]",
-        ),
+        ({"weight": torch.zeros(3, 2)}, r"weight is float32 \[3, 2\], where the model has float32 \[2, 3\]"),
+        ({"weight": torch.zeros(2, 3).half()}, r"weight is float16 \[2, 3\], where the model has float32 \[2, 3\]"),
         ({"other": torch.zeros(1)}, "the model has no other"),
         ({"bias": None}, "no bias"),
         ({"bias": "text"}, "no bias"),

@@ -41,12 +41,7 @@ def config(phantoms: Path, folder: Path, *overrides: str):
     from hydra import compose, initialize_config_module
 
     small = ["experiment=demo", "name=run", "dataset.size=16", "dataset.generate=null", "trainer.device=cpu"]
-    small += [
-        "trainer.max_steps=1",
-        "trainer.lr_schedule=constant",
-        f"dataset.root={phantoms}",
-        *thin(*overrides),
-    ]
+    small += ["trainer.max_steps=1", "trainer.lr_schedule=constant", f"dataset.root={phantoms}", *thin(*overrides)]
     with initialize_config_module("diffux2ct.configs", version_base="1.3"):
         return compose("train", overrides=[*small, f"run_dir={folder}", *overrides])
 
@@ -235,11 +230,7 @@ def test_an_optimiser_of_another_dtype_is_refused(trained, phantoms, tmp_path, d
         ("ema.7", 1, "its averaged weights do not fit the model"),
         ("step", "3", "its step is of type str"),
         (f"model.{WEIGHT}", torch.Tensor.to_sparse, "its weights do not fit the model"),
-        (
-            f"model.{WEIGHT}",
-            lambda own: torch.empty_like(own, device="meta"),
-            "its weights do not fit the model",
-        ),
+        (f"model.{WEIGHT}", lambda own: torch.empty_like(own, device="meta"), "its weights do not fit the model"),
         (f"model.{WEIGHT}", lambda own: NESTED, "its weights do not fit the model"),
     ],
 )
@@ -260,11 +251,7 @@ def test_rates_and_kernels_are_the_run_s_own_not_the_file_s(trained, phantoms, t
     assert not state["optimizers"]["diffusion"]["param_groups"][0]["fused"]
     state["optimizers"]["diffusion"]["param_groups"][0] |= {"lr": 1e9, "initial_lr": 1e9}
     checkpoint.save(path, state)
-    train(
-        config(
-            phantoms, tmp_path / "run", f"trainer.resume={path}", "trainer.max_steps=2", "trainer.fused=true"
-        )
-    )
+    train(config(phantoms, tmp_path / "run", f"trainer.resume={path}", "trainer.max_steps=2", "trainer.fused=true"))
     (group,) = checkpoint.load(tmp_path / "run")["optimizers"]["diffusion"]["param_groups"]
     assert group["fused"]
     assert group["lr"] < 1
@@ -317,9 +304,7 @@ def test_evaluating_a_foreign_file_makes_no_phantoms_where_it_says(trained, tmp_
         "generate": {"num_train": 2, "num_val": 1, "num_test": 1, "seed": 0},
     }
     checkpoint.save(tmp_path / "foreign.pt", state)
-    with pytest.raises(
-        UserError, match=r"elsewhere: the phantoms that .*foreign.pt was trained on are not there"
-    ):
+    with pytest.raises(UserError, match=r"elsewhere: the phantoms that .*foreign.pt was trained on are not there"):
         evaluate(evaluation(tmp_path / "foreign.pt"))
     assert not (tmp_path / "elsewhere").exists()
 

@@ -22,15 +22,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def steps(count: int, **kwargs) -> list[list[int]]:
-    defaults = {
-        "length": 10,
-        "batch_size": 4,
-        "seed": 0,
-        "start_step": 0,
-        "rank": 0,
-        "world": 1,
-        "accumulate": 1,
-    }
+    defaults = {"length": 10, "batch_size": 4, "seed": 0, "start_step": 0, "rank": 0, "world": 1, "accumulate": 1}
     return list(islice(StepSampler(**(defaults | kwargs)), count))
 
 
@@ -66,20 +58,12 @@ SMALL = (
 GAN = ("model=x2ct_gan", *THIN_MODELS["x2ct_gan"])
 
 
-def train_forked(
-    tmp_path: Path, phantoms: Path, runs: list[tuple[str, int, list[str]]], float64: bool = False
-) -> None:
+def train_forked(tmp_path: Path, phantoms: Path, runs: list[tuple[str, int, list[str]]], float64: bool = False) -> None:
     """Train (name, world, overrides) one after another; raises with what they printed where one fails."""
     jobs = [
         {
             "world": world,
-            "overrides": [
-                *SMALL,
-                f"dataset.root={phantoms}",
-                f"name={name}",
-                f"run_dir={tmp_path / name}",
-                *own,
-            ],
+            "overrides": [*SMALL, f"dataset.root={phantoms}", f"name={name}", f"run_dir={tmp_path / name}", *own],
         }
         for name, world, own in runs
     ]
@@ -134,9 +118,7 @@ def test_fifty_steps_of_1_2_and_4_processes_have_equal_losses(phantoms, tmp_path
     for world in (2, 4):
         assert worst(one, losses(tmp_path / f"w{world}")) < (1e-7 if float64 else 1e-6)
         if float64:  # the log has eight digits, the weights have all
-            torch.testing.assert_close(
-                checkpoint.load(tmp_path / f"w{world}")["model"], weights, rtol=0, atol=1e-9
-            )
+            torch.testing.assert_close(checkpoint.load(tmp_path / f"w{world}")["model"], weights, rtol=0, atol=1e-9)
 
 
 @pytest.fixture(scope="module")
@@ -157,16 +139,12 @@ def test_two_processes_train_as_one_with_the_joint_batch(trained, other):
     for part in ("model", "ema"):
         assert one[part].keys() == two[part].keys()
         for key, value in one[part].items():
-            torch.testing.assert_close(
-                torch.as_tensor(two[part][key]), torch.as_tensor(value), rtol=0, atol=1e-4
-            )
+            torch.testing.assert_close(torch.as_tensor(two[part][key]), torch.as_tensor(value), rtol=0, atol=1e-4)
     # Adam's first moment after two steps is a sum of the two gradients: equal moments mean equal gradients.
     states = [state["optimizers"]["diffusion"]["state"] for state in (one, two)]
     for key, value in states[0].items():
         largest = float(value["exp_avg"].abs().max())
-        torch.testing.assert_close(
-            states[1][key]["exp_avg"], value["exp_avg"], rtol=1e-3, atol=1e-5 * largest
-        )
+        torch.testing.assert_close(states[1][key]["exp_avg"], value["exp_avg"], rtol=1e-3, atol=1e-5 * largest)
     a, b = losses(trained / "one"), losses(trained / other)
     assert len(a) == 2 * 4  # two steps of total, simple, projection and grad_norm
     assert {key: b[key] for key in a} == pytest.approx(a, rel=1e-4)
@@ -195,12 +173,7 @@ def test_a_sharded_gan_equals_one_process_s(phantoms, tmp_path):
 @pytest.mark.dist
 def test_a_killed_rank_ends_the_others_in_one_line_and_the_run_goes_on(phantoms, tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29519"]
-    own = [
-        "trainer.max_steps=100000",
-        "trainer.checkpoint_every=2",
-        f"dataset.root={phantoms}",
-        "name=killed",
-    ]
+    own = ["trainer.max_steps=100000", "trainer.checkpoint_every=2", f"dataset.root={phantoms}", "name=killed"]
     running = subprocess.Popen(
         [*torchrun, str(ROOT / "train.py"), *SMALL, *own],
         cwd=tmp_path,
@@ -215,10 +188,7 @@ def test_a_killed_rank_ends_the_others_in_one_line_and_the_run_goes_on(phantoms,
     os.kill(rank_process(running.pid, "1"), signal.SIGKILL)
     _, err = running.communicate(timeout=60)
     assert running.returncode == 1
-    assert (
-        "rank 0: another process of this run ended, and reports its own error; the last checkpoint is intact"
-        in err
-    )
+    assert "rank 0: another process of this run ended, and reports its own error; the last checkpoint is intact" in err
     assert re.search(r"rank\s*: 1 .*\n.*exitcode\s*: -9", err), err[-3000:]
     step = checkpoint.load(folder)["step"]
     assert step > 0
@@ -231,8 +201,7 @@ def test_processes_that_found_different_checkpoints_end_in_one_line(phantoms, tm
     own = [f"run_dir={tmp_path}/node${{oc.env:RANK}}", "name=run"]  # as on nodes without a common disk
     first, then = [*own, "trainer.max_steps=1"], [*own, "trainer.max_steps=2"]
     with pytest.raises(
-        AssertionError,
-        match=r"node\d: the processes found different checkpoints in it, of steps 0 and 1; give a",
+        AssertionError, match=r"node\d: the processes found different checkpoints in it, of steps 0 and 1; give a"
     ):
         train_forked(tmp_path, phantoms, [("run", 1, first), ("run", 2, then)])
 

@@ -44,9 +44,7 @@ def test_the_death_of_a_data_worker_is_one_line():
         "from diffux2ct.cli import run_main\n"
         "run_main(lambda: read_all(lambda: os.kill(os.getpid(), signal.SIGKILL)))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", timeout=300
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", timeout=300)
     assert done.returncode == 1
     expected = r"error: (a data worker|data worker \d+) died( \(Killed\))?, perhaps .*num_workers if it happens again\n"
     assert re.fullmatch(expected, done.stderr), done.stderr[-2000:]
@@ -82,11 +80,7 @@ def test_known_failures_are_told_and_others_are_not():
     lost = "[../gloo/transport/tcp/pair.cc:538] Connection closed by peer [127.0.0.1]:1234"
     assert "another process of this run ended" in explain(lost, distributed=True)
     assert explain(lost, distributed=False) is None
-    assert "trainer.accumulate" in explain(
-        "CUDA out of memory. Tried to allocate 2.00 GiB", distributed=False
-    )
-    bilinear = (
-        "upsample_bilinear2d_backward_out_cuda does not have a deterministic implementation, but you set"
-    )
+    assert "trainer.accumulate" in explain("CUDA out of memory. Tried to allocate 2.00 GiB", distributed=False)
+    bilinear = "upsample_bilinear2d_backward_out_cuda does not have a deterministic implementation, but you set"
     assert "trainer.deterministic" in explain(bilinear, distributed=False)
     assert explain("shape mismatch", distributed=True) is None

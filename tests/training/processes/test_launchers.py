@@ -23,9 +23,7 @@ ROOT = Path(__file__).parents[3]
 def test_a_launcher_without_its_plugin_is_one_line(name, monkeypatch):
     extra, _ = launchers.LAUNCHERS[name]
     monkeypatch.setitem(launchers.LAUNCHERS, name, (extra, "hydra_plugins.nowhere"))
-    with pytest.raises(
-        UserError, match=rf"^launcher={name}: its plugin is not installed; pip install .*\[{extra}\]'$"
-    ):
+    with pytest.raises(UserError, match=rf"^launcher={name}: its plugin is not installed; pip install .*\[{extra}\]'$"):
         launchers.check_launcher(["-m", f"launcher={name}"])
     launchers.check_launcher(["-m", "launcher=basic"])
 
@@ -34,9 +32,7 @@ def test_a_launcher_without_its_plugin_is_one_line(name, monkeypatch):
     ("name", "target", "key", "value"),
     [("slurm", "SlurmLauncher", "signal_delay_s", 180), ("joblib", "JoblibLauncher", "n_jobs", 4)],
 )
-def test_a_launcher_with_its_plugin_composes_and_wants_a_sweep(
-    name, target, key, value, tmp_path, monkeypatch
-):
+def test_a_launcher_with_its_plugin_composes_and_wants_a_sweep(name, target, key, value, tmp_path, monkeypatch):
     pytest.importorskip(launchers.LAUNCHERS[name][1], reason=f"the extra {name} is not installed")
     with initialize_config_module("diffux2ct.configs", version_base="1.3"):
         cfg = hydra_compose("train", ["experiment=demo", f"launcher={name}"], return_hydra_config=True)
@@ -44,9 +40,7 @@ def test_a_launcher_with_its_plugin_composes_and_wants_a_sweep(
     assert cfg.hydra.launcher[key] == value
     if name == "slurm":
         monkeypatch.setenv("PATH", str(tmp_path))
-        with pytest.raises(
-            UserError, match=r"^launcher=slurm: this machine has no srun; start it on .* node$"
-        ):
+        with pytest.raises(UserError, match=r"^launcher=slurm: this machine has no srun; start it on .* node$"):
             launchers.check_launcher(["-m", "launcher=slurm"])
         stub(tmp_path, "srun", "")
     launchers.check_launcher(["-m", f"launcher={name}"])
@@ -64,11 +58,7 @@ def slurm(tmp_path: Path, step: str, preempted: bool = False) -> subprocess.Pope
     """Runs train_slurm.sh where srun is ``step``, scancel signals it, and scontrol notes what it is asked."""
     tools = tmp_path / "bin"
     tools.mkdir()
-    stub(
-        tools,
-        "srun",
-        f'echo $$ > {tmp_path}/task; echo "$@" $MASTER_ADDR:$MASTER_PORT > {tmp_path}/srun; {step}',
-    )
+    stub(tools, "srun", f'echo $$ > {tmp_path}/task; echo "$@" $MASTER_ADDR:$MASTER_PORT > {tmp_path}/srun; {step}')
     stub(tools, "scancel", f'[ "$*" = "--signal=TERM 123456" ] && kill -TERM "$(cat {tmp_path}/task)"')
     when = "2026-11-23T06:15:29" if preempted else "None"
     stub(
@@ -160,9 +150,7 @@ def test_a_sweep_of_three_experiments_is_put_back_after_a_timeout_signal_and_goe
     call += ["trainer.log_every=1", "trainer.device=cpu", "trainer.batch_size=4", "trainer.num_threads=1"]
     call += ["trainer.lr_schedule=constant", "hydra.launcher.timeout_min=60"]
     call += [f"hydra.launcher.submitit_folder={tmp_path}/jobs/%j"]
-    running = subprocess.Popen(
-        call, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8"
-    )
+    running = subprocess.Popen(call, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8")
     # Two are signalled once they have trained a little, as Slurm would before the time limit.
     signalled: dict[Path, int] = {}
     while running.poll() is None and len(signalled) < 2:

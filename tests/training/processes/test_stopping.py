@@ -24,12 +24,7 @@ ROOT = Path(__file__).parents[3]
 
 def test_a_signal_to_the_whole_group_spares_data_workers_until_the_step_is_saved(phantoms, tmp_path):
     words = ["experiment=demo", "name=group", "dataset.size=16", f"dataset.root={phantoms}", *THIN]
-    words += [
-        "dataset.generate=null",
-        "trainer.max_steps=100000",
-        "trainer.batch_size=4",
-        "trainer.device=cpu",
-    ]
+    words += ["dataset.generate=null", "trainer.max_steps=100000", "trainer.batch_size=4", "trainer.device=cpu"]
     words += ["trainer.num_workers=2", "trainer.log_every=1", "trainer.num_threads=1", "trainer.val_every=0"]
     running = subprocess.Popen(
         [sys.executable, str(ROOT / "train.py"), *words],
@@ -39,11 +34,7 @@ def test_a_signal_to_the_whole_group_spares_data_workers_until_the_step_is_saved
         start_new_session=True,
     )
     log, end = tmp_path / "runs" / "group" / "metrics.csv", time.monotonic() + 120
-    while (
-        running.poll() is None
-        and time.monotonic() < end
-        and not (log.exists() and log.read_text().count("\n") > 9)
-    ):
+    while running.poll() is None and time.monotonic() < end and not (log.exists() and log.read_text().count("\n") > 9):
         time.sleep(0.05)
     os.killpg(running.pid, signal.SIGTERM)
     _, told = running.communicate(timeout=60)
@@ -97,12 +88,8 @@ def test_a_signal_with_a_divergence_stops_the_run_and_leaves_its_checkpoint(tmp_
         return math.nan if len(count) == 6 else 1.0
 
     count: list[int] = []
-    with pytest.raises(
-        Stopped, match="stopped at step 6 of 20; .* goes on from the last checkpoint"
-    ) as stopped:
-        train_toy(
-            tmp_path, kill_and_spoil, checkpoint_every=4, log_every=log_every, on_divergence="step_back"
-        )
+    with pytest.raises(Stopped, match="stopped at step 6 of 20; .* goes on from the last checkpoint") as stopped:
+        train_toy(tmp_path, kill_and_spoil, checkpoint_every=4, log_every=log_every, on_divergence="step_back")
     assert stopped.value.signal == signal.SIGTERM
     assert checkpoint.load(tmp_path)["step"] == 4
 

@@ -46,9 +46,7 @@ def build_side(
     """
     draws = np.stack([rng.integers(len(good), size=_TRIES) for good in choices], -1)
     overhang = rng.uniform(*_OVERHANG, size=2)
-    heads = np.stack(
-        [np.stack([screw.head for screw in good])[draws[:, i]] for i, good in enumerate(choices)], 1
-    )
+    heads = np.stack([np.stack([screw.head for screw in good])[draws[:, i]] for i, good in enumerate(choices)], 1)
     order = np.argsort(_bending(heads), kind="stable")[:_SHORTLIST]
     best: tuple[float, list[Screw], Rod] | None = None
     for draw in draws[order]:

@@ -56,12 +56,7 @@ class Field:
         return values.reshape(points.shape[:-1])
 
     def along(
-        self,
-        frame: Frame,
-        low: Float[np.ndarray, "3"],
-        high: Float[np.ndarray, "3"],
-        step: float,
-        order: int = 1,
+        self, frame: Frame, low: Float[np.ndarray, "3"], high: Float[np.ndarray, "3"], step: float, order: int = 1
     ) -> "Field":
         """This field (LPS) on cubic voxels along ``frame``, in the box from ``low`` to ``high`` mm there; 0 outside."""
         shape = np.ceil((high - low) / step).astype(int) + 1

@@ -69,9 +69,7 @@ def skin_depth(hu: Num[np.ndarray, "D H W"], grid: Field) -> Field:
     every = np.maximum(1, np.round(_STEP / grid.step)).astype(int)
     coarse = hu[:: every[2], :: every[1], :: every[0]]
     pieces = components(coarse < _AIR_HU)
-    sides = np.concatenate(
-        [pieces[:, face].ravel() for face in (0, -1)] + [pieces[..., f].ravel() for f in (0, -1)]
-    )
+    sides = np.concatenate([pieces[:, face].ravel() for face in (0, -1)] + [pieces[..., f].ravel() for f in (0, -1)])
     outside = np.isin(pieces, np.unique(sides[sides > 0]))
     step = grid.step * every
     # Without any, an infinite distance is not defined.

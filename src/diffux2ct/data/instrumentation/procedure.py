@@ -36,12 +36,7 @@ class _Choice:
 
 
 def instrument(
-    ct: CtImage,
-    labels: LabelImage,
-    *,
-    seed: int,
-    vertebrae: Sequence[str] | None = None,
-    **settings: Any,
+    ct: CtImage, labels: LabelImage, *, seed: int, vertebrae: Sequence[str] | None = None, **settings: Any
 ) -> tuple[CtImage, LabelImage, dict[str, Any]]:
     """Put pedicle screws and rods into a CT whose vertebrae are labelled.
 
@@ -110,8 +105,7 @@ def _plan(labels: Field, settings: InstrumentSettings, skin: Field, vertebrae: S
             good = [
                 screw
                 for screw in plan_screws(vertebra, pedicle, settings)
-                if _inside(screw, labels) >= INSIDE
-                and skin.at(screw.head + 8 * screw.axis, 0.0) > SKIN_MARGIN
+                if _inside(screw, labels) >= INSIDE and skin.at(screw.head + 8 * screw.axis, 0.0) > SKIN_MARGIN
             ]
             if good:
                 plans[value, pedicle.side] = good
@@ -196,9 +190,7 @@ def _describe(screw: Screw, labels: Field) -> dict[str, Any]:
 
 def _describe_rod(rod: Rod) -> dict[str, Any]:
     step = 20  # every 5 mm is enough to draw it again
-    points = (
-        rod.axis[::step] if (len(rod.axis) - 1) % step == 0 else np.vstack([rod.axis[::step], rod.axis[-1:]])
-    )
+    points = rod.axis[::step] if (len(rod.axis) - 1) % step == 0 else np.vstack([rod.axis[::step], rod.axis[-1:]])
     return {
         "side": _SIDES[rod.side],
         "diameter": rod.diameter,

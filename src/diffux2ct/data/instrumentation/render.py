@@ -95,9 +95,7 @@ def metal_artefact(
     return error
 
 
-def _slice_error(
-    hu: np.ndarray, metal: np.ndarray, spacing: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
+def _slice_error(hu: np.ndarray, metal: np.ndarray, spacing: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     extent = np.array([hu.shape[0] * spacing[1], hu.shape[1] * spacing[0]])
     pixel = max(_PIXEL, float(min(spacing[:2])))
     size = np.maximum(1, np.round(extent / pixel)).astype(int)
@@ -105,9 +103,7 @@ def _slice_error(
     before = (side - size) // 2
 
     def square(image: np.ndarray) -> np.ndarray:
-        small = np.asarray(
-            resize(image.astype(np.float64), tuple(size), order=1, anti_aliasing=True, mode="edge")
-        )
+        small = np.asarray(resize(image.astype(np.float64), tuple(size), order=1, anti_aliasing=True, mode="edge"))
         pad = [(int(b), int(side - s - b)) for b, s in zip(before, size, strict=True)]
         return np.pad(small, pad)
 

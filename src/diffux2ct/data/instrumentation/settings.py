@@ -36,12 +36,7 @@ class InstrumentSettings:
         for name in ("probability", "bilateral"):
             _check(name, getattr(self, name), 0 <= getattr(self, name) <= 1, "a share from 0 to 1")
         low, high = self.levels
-        _check(
-            "levels",
-            list(self.levels),
-            1 <= low <= high <= MAX_LEVELS,
-            f"[lowest, highest] in 1..{MAX_LEVELS}",
-        )
+        _check("levels", list(self.levels), 1 <= low <= high <= MAX_LEVELS, f"[lowest, highest] in 1..{MAX_LEVELS}")
         for name, limit in (("diameter", 12), ("length", 80)):
             low, high = getattr(self, name)
             _check(name, [low, high], 0 < low <= high <= limit, f"[lowest, highest] in mm, at most {limit}")
@@ -55,17 +50,13 @@ class InstrumentSettings:
         known = [field.name for field in fields(cls)]
         unknown = sorted(set(values) - set(known))
         if unknown:
-            raise UserError(
-                f"dataset.prepare.instrument: unknown {', '.join(unknown)}; it has {', '.join(known)}"
-            )
+            raise UserError(f"dataset.prepare.instrument: unknown {', '.join(unknown)}; it has {', '.join(known)}")
         checked = {name: _plain(name, value) for name, value in values.items()}
         return cls(**checked)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as case.json keeps them."""
-        return {
-            name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()
-        }
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
 def _plain(name: str, value: Any) -> Any:

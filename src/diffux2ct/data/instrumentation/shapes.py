@@ -67,9 +67,7 @@ def tulip_top(screw: Screw, rod: Rod) -> Float[np.ndarray, "3"]:
     return _tulip_frame(screw, rod).to_world(np.array([0.0, 0.0, TULIP_TOP]))
 
 
-def coverage(
-    solid: Solid, grid: Field
-) -> tuple[tuple[slice, slice, slice], Float[np.ndarray, "d h w"]] | None:
+def coverage(solid: Solid, grid: Field) -> tuple[tuple[slice, slice, slice], Float[np.ndarray, "d h w"]] | None:
     """Share (0..1) of each voxel of ``grid`` (LPS mm) that a solid fills: its box of voxels, and the shares in it.
 
     None if the solid lies outside the grid.

@@ -78,9 +78,7 @@ def plan_screws(vertebra: Vertebra, pedicle: Pedicle, settings: InstrumentSettin
     rating = np.minimum(margin, 4.5) + 0.02 * length - penalty
     screws = []
     for i in sorted(np.flatnonzero(possible), key=lambda i: (-rating[i], i))[:400]:
-        screw = _screw(
-            vertebra, pedicle, starts[i], directions[i], entry[i], length[i], diameter[i], margin[i]
-        )
+        screw = _screw(vertebra, pedicle, starts[i], directions[i], entry[i], length[i], diameter[i], margin[i])
         if screw is None:
             continue
         best = rating[i] if not screws else best
@@ -149,14 +147,7 @@ def _screw(
     to_world = vertebra.frame.to_world
     head = to_world(entry - reach * direction)
     return Screw(
-        vertebra.value,
-        pedicle.side,
-        to_world(entry),
-        to_world(tip),
-        head,
-        float(diameter),
-        float(margin),
-        canal_gap,
+        vertebra.value, pedicle.side, to_world(entry), to_world(tip), head, float(diameter), float(margin), canal_gap
     )
 
 

@@ -55,9 +55,7 @@ def centroids(labels: Field, values: range) -> dict[int, Float[np.ndarray, "3"]]
         if box is None or value not in values:
             continue
         # A label that reaches the first or last slice is cut off there.
-        if any(
-            part.start == 0 or part.stop == size for part, size in zip(box, labels.values.shape, strict=True)
-        ):
+        if any(part.start == 0 or part.stop == size for part, size in zip(box, labels.values.shape, strict=True)):
             continue
         mask = labels.values[box] == value
         if mask.sum() * np.prod(labels.step) < _MIN_VOLUME:
@@ -67,9 +65,7 @@ def centroids(labels: Field, values: range) -> dict[int, Float[np.ndarray, "3"]]
     return found
 
 
-def measure_vertebra(
-    labels: Field, value: int, centres: dict[int, Float[np.ndarray, "3"]]
-) -> Vertebra | None:
+def measure_vertebra(labels: Field, value: int, centres: dict[int, Float[np.ndarray, "3"]]) -> Vertebra | None:
     """Geometry of one vertebra; None where its label encloses no canal (a partial or broken mask).
 
     labels: uint8 in LPS mm. centres: of all vertebrae, see ``centroids``; neighbours give the first guess of the axis.
@@ -173,9 +169,7 @@ def _depth(bone: Bool[np.ndarray, "nz ny nx"]) -> np.ndarray:
     return np.where(bone, inside - STEP / 2, STEP / 2 - outside)
 
 
-def _canal(
-    bone: Bool[np.ndarray, "nz ny nx"], hole: Bool[np.ndarray, "ny nx"]
-) -> Bool[np.ndarray, "nz ny nx"]:
+def _canal(bone: Bool[np.ndarray, "nz ny nx"], hole: Bool[np.ndarray, "ny nx"]) -> Bool[np.ndarray, "nz ny nx"]:
     """The canal section by section: the hole in the shadow of the thinnest slab around it whose ring is closed.
 
     Body, pedicles and laminae close the ring in few sections only; above and below them a slab is needed.
@@ -205,8 +199,5 @@ def _pedicle(depth: Field, hole: Bool[np.ndarray, "ny nx"], side: int) -> Pedicl
         section = np.where(beside, depth.values[:, row], -np.inf)
         k, i = np.unravel_index(section.argmax(), section.shape)
         if best is None or section[k, i] < best[0]:
-            best = (
-                float(section[k, i]),
-                np.array([x[i], depth.start[1] + row * STEP, depth.start[2] + k * STEP]),
-            )
+            best = (float(section[k, i]), np.array([x[i], depth.start[1] + row * STEP, depth.start[2] + k * STEP]))
     return None if best is None or best[0] <= 0 else Pedicle(side, best[1], best[0])

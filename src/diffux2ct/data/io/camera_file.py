@@ -135,10 +135,7 @@ def _geometry(camera: Mapping[str, Any] | None) -> dict[str, Any]:
         described = Camera.from_dict(camera or {})
     except UserError:
         return {}
-    panel = [
-        round(n * pitch, 3)
-        for n, pitch in zip((described.rows, described.cols), described.pitch, strict=True)
-    ]
+    panel = [round(n * pitch, 3) for n, pitch in zip((described.rows, described.cols), described.pitch, strict=True)]
     return {name: getattr(described, name) for name in ("kind", "sad", "sid", "reverse")} | {"panel": panel}
 
 

@@ -59,9 +59,7 @@ def as_volume(image: sitk.Image, path: Path, min_slices: int = 2) -> sitk.Image:
     """The image, if it is one 3-D volume with one value a voxel; else UserError."""
     channels = image.GetNumberOfComponentsPerPixel()
     if channels > 1:
-        raise UserError(
-            f"{path}: a colour or vector image ({channels} values a pixel); a CT has one a voxel, in HU"
-        )
+        raise UserError(f"{path}: a colour or vector image ({channels} values a pixel); a CT has one a voxel, in HU")
     if image.GetDimension() == 4 and image.GetSize()[3] == 1:
         image = sitk.Extract(image, [*image.GetSize()[:3], 0])
     if image.GetDimension() != 3:
@@ -83,11 +81,7 @@ def clip_to_hu(image: sitk.Image, path: Path) -> sitk.Image:
             f"{path}: values from {low:g} to {high:g} span too little for HU (normalised?); give the scan in HU"
         )
     if low >= 0:
-        hint = (
-            "grey levels, not HU"
-            if high <= 255
-            else "not HU (is the rescale intercept, often -1024, missing?)"
-        )
+        hint = "grey levels, not HU" if high <= 255 else "not HU (is the rescale intercept, often -1024, missing?)"
         raise UserError(
             f"{path}: values from {low:g} to {high:g} are {hint}; convert the scan to HU first, "
             "or prepare it with dataset.prepare.rescale"
@@ -126,9 +120,7 @@ def _sniff(path: Path) -> str:
             with gzip.open(path) as file:
                 head = file.read(4096)
         except (EOFError, zlib.error, OSError) as error:
-            raise UserError(
-                f"{path}: cannot be read, truncated or damaged gzip; fetch the file again"
-            ) from error
+            raise UserError(f"{path}: cannot be read, truncated or damaged gzip; fetch the file again") from error
     if nifti_kind(head):
         return "nii" + suffix
     if head.startswith(b"NRRD000") and not suffix:
@@ -156,13 +148,9 @@ def _read_itk(path: Path, kind: str) -> sitk.Image:
             if count <= min(MAX_VOXELS, MAX_DEFLATE * data.stat().st_size):
                 return reader.Execute()
     except RuntimeError as error:
-        fault = next(
-            (what for word, what in _ITK.items() if word in str(error).lower()), "truncated or damaged"
-        )
+        fault = next((what for word, what in _ITK.items() if word in str(error).lower()), "truncated or damaged")
         raise UserError(f"{path}: cannot be read, {fault}; fetch or convert it again") from error
-    raise UserError(
-        f"{path}: {reader.GetSize()} voxels, more than the file can hold: truncated; fetch the file again"
-    )
+    raise UserError(f"{path}: {reader.GetSize()} voxels, more than the file can hold: truncated; fetch the file again")
 
 
 def _data_file(path: Path, kind: str) -> Path:

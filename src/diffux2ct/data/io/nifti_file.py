@@ -19,17 +19,10 @@ from nibabel.imageglobals import LoggingOutputSuppressor
 
 from diffux2ct.errors import UserError
 
-MAX_VOXELS = (
-    2**31
-)  # 1290^3: a larger scan must be cropped first, and a damaged header must not ask for terabytes
+MAX_VOXELS = 2**31  # 1290^3: a larger scan must be cropped first, and a damaged header must not ask for terabytes
 MAX_DEFLATE = 1100  # how many times smaller deflate can make data, with a little room above its limit of 1032
 _UNITS = {"meter": 1000.0, "micron": 0.001}
-_KINDS = {
-    b"n+1\0": nib.Nifti1Image,
-    b"ni1\0": nib.Nifti1Pair,
-    b"n+2\0": nib.Nifti2Image,
-    b"ni2\0": nib.Nifti2Pair,
-}
+_KINDS = {b"n+1\0": nib.Nifti1Image, b"ni1\0": nib.Nifti1Pair, b"n+2\0": nib.Nifti2Image, b"ni2\0": nib.Nifti2Pair}
 
 
 def nifti_kind(head: bytes) -> Any:
@@ -61,9 +54,7 @@ def read_nifti(path: Path) -> tuple[sitk.Image, list[str]]:
     except (UserError, MemoryError, PermissionError):
         raise
     except Exception as error:  # nibabel raises whatever a damaged header leads to
-        raise UserError(
-            f"{path}: cannot be read, truncated or damaged NIfTI; fetch the file again"
-        ) from error
+        raise UserError(f"{path}: cannot be read, truncated or damaged NIfTI; fetch the file again") from error
 
 
 def _open(path: Path) -> BufferedIOBase:
@@ -85,9 +76,7 @@ def _check_size(path: Path, image: Any, voxel_path: Path, compressed: bool) -> N
     """UserError before any voxel is read, if the file cannot hold what its header declares."""
     shape, kind = image.shape, image.get_data_dtype()
     if kind.kind not in "iuf" or kind.itemsize > 8:
-        raise UserError(
-            f"{path}: a colour, complex or binary image ({kind}); a CT has one grey value a voxel, in HU"
-        )
+        raise UserError(f"{path}: a colour, complex or binary image ({kind}); a CT has one grey value a voxel, in HU")
     count = math.prod(int(n) for n in shape)
     if count > MAX_VOXELS:
         raise UserError(
@@ -107,14 +96,8 @@ def _to_sitk(path: Path, image: Any, array: np.ndarray) -> tuple[sitk.Image, lis
     affine[:3] *= _UNITS.get(header.get_xyzt_units()[0], 1.0)
     affine[:2] *= -1.0  # RAS to LPS
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    if (
-        not np.isfinite(affine).all()
-        or spacing.min() <= 0
-        or abs(np.linalg.det(affine[:3, :3] / spacing)) < 0.1
-    ):
-        raise UserError(
-            f"{path}: a singular or infinite affine, so that its voxels have no place; convert it again"
-        )
+    if not np.isfinite(affine).all() or spacing.min() <= 0 or abs(np.linalg.det(affine[:3, :3] / spacing)) < 0.1:
+        raise UserError(f"{path}: a singular or infinite affine, so that its voxels have no place; convert it again")
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]
     volume = np.ascontiguousarray(array.T, dtype=array.dtype.newbyteorder("="))

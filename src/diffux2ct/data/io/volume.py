@@ -28,9 +28,7 @@ _MAX_GROWTH = 16
 
 
 def read_ct(
-    path: str | Path,
-    series_uid: str | None = None,
-    rescale: tuple[float | int, float | int] | None = None,
+    path: str | Path, series_uid: str | None = None, rescale: tuple[float | int, float | int] | None = None
 ) -> CtImage:
     """Read a CT in HU, in any orientation, as an LPS volume with an identity direction.
 
@@ -46,9 +44,7 @@ def read_ct(
         _check_exists(path, "give a CT file or a folder with a DICOM series")
         if path.is_dir() or is_dicom(path):
             if rescale is not None:
-                raise UserError(
-                    f"{path}: DICOM carries its own rescale; leave it out of dataset.prepare.rescale"
-                )
+                raise UserError(f"{path}: DICOM carries its own rescale; leave it out of dataset.prepare.rescale")
             image, notes = read_series(path, series_uid)
             kind = "dicom"
         else:
@@ -57,9 +53,7 @@ def read_ct(
         meta = {
             "path": str(path),
             "format": kind,
-            "orientation": sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(
-                image.GetDirection()
-            ),
+            "orientation": sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(image.GetDirection()),
             "spacing": [float(s) for s in image.GetSpacing()],
             "size": list(image.GetSize()),
             "notes": notes,
@@ -69,9 +63,7 @@ def read_ct(
             image = sitk.Cast(image, sitk.sitkFloat32) * slope + intercept
             notes.append(f"{path}: grey levels taken as HU = {slope:g} * grey {intercept:+g}")
         image = _to_lps(clip_to_hu(image, path), path, sitk.sitkLinear, AIR)
-        return CtImage(
-            sitk.GetArrayFromImage(image), triple(image.GetSpacing()), triple(image.GetOrigin()), meta
-        )
+        return CtImage(sitk.GetArrayFromImage(image), triple(image.GetSpacing()), triple(image.GetOrigin()), meta)
 
 
 def read_labels(path: str | Path) -> LabelImage:
@@ -87,21 +79,14 @@ def read_labels(path: str | Path) -> LabelImage:
         values = sitk.GetArrayViewFromImage(image)
         low, high = values.min(), values.max()
         # A NaN fails both comparisons.
-        if not (low >= 0 and high <= 255) or (
-            values.dtype.kind == "f" and np.any(values != np.round(values))
-        ):
+        if not (low >= 0 and high <= 255) or (values.dtype.kind == "f" and np.any(values != np.round(values))):
             raise UserError(f"{path}: labels must be whole numbers from 0 to 255; found {low} to {high}")
         image = _to_lps(sitk.Cast(image, sitk.sitkUInt8), path, sitk.sitkNearestNeighbor, 0)
-        return LabelImage(
-            sitk.GetArrayFromImage(image), triple(image.GetSpacing()), triple(image.GetOrigin())
-        )
+        return LabelImage(sitk.GetArrayFromImage(image), triple(image.GetSpacing()), triple(image.GetOrigin()))
 
 
 def write_nifti(
-    path: str | Path,
-    volume: Num[np.ndarray, "D H W"],
-    spacing: Sequence[float | int],
-    origin: Sequence[float],
+    path: str | Path, volume: Num[np.ndarray, "D H W"], spacing: Sequence[float | int], origin: Sequence[float]
 ) -> None:
     """Write an array [D, H, W] as NIfTI with its true affine (spacing, origin: x, y, z in mm, LPS), atomically."""
     path = Path(path)
@@ -135,9 +120,7 @@ def _to_lps(image: sitk.Image, path: Path, interpolator: int, outside: int) -> s
         return image
     spacing, shape = np.array(image.GetSpacing()), np.array(image.GetSize())
     corners = np.array([(x, y, z) for x in (0, 1) for y in (0, 1) for z in (0, 1)]) * (shape - 1)
-    points = np.array(
-        [image.TransformContinuousIndexToPhysicalPoint(c.astype(float).tolist()) for c in corners]
-    )
+    points = np.array([image.TransformContinuousIndexToPhysicalPoint(c.astype(float).tolist()) for c in corners])
     size = np.ceil(np.ptp(points, axis=0) / spacing - 1e-6).astype(int) + 1
     if math.prod(size.tolist()) > _MAX_GROWTH * math.prod(image.GetSize()):
         raise UserError(
@@ -190,18 +173,10 @@ def _one_line(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (
-            errno.ENOSPC,
-            errno.EDQUOT,
-            errno.EFBIG,
-        ):  # decoding some JPEG takes a temporary file
-            raise UserError(
-                f"{path}: {tempfile.gettempdir()} is full; free space there, or set TMPDIR"
-            ) from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # decoding some JPEG takes a temporary file
+            raise UserError(f"{path}: {tempfile.gettempdir()} is full; free space there, or set TMPDIR") from error
         reason = error.strerror or type(error).__name__
-        raise UserError(
-            f"{error.filename or path}: {reason}; check the file and your permission to read it"
-        ) from error
+        raise UserError(f"{error.filename or path}: {reason}; check the file and your permission to read it") from error
     except MemoryError as error:
         raise UserError(f"{path}: too large for this machine's memory; crop the scan first") from error
     except RuntimeError as error:  # from SimpleITK

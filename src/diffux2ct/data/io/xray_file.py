@@ -131,12 +131,7 @@ def fit_xray(image: XrayImage, rows: int, cols: int) -> XrayImage:
 
 def _kind(path: Path) -> str:
     name = path.name.lower()
-    for kind, suffixes in (
-        ("npy", (".npy",)),
-        ("picture", _PICTURES),
-        ("volume", _VOLUME_FORMATS),
-        ("dicom", _DICOM),
-    ):
+    for kind, suffixes in (("npy", (".npy",)), ("picture", _PICTURES), ("volume", _VOLUME_FORMATS), ("dicom", _DICOM)):
         if name.endswith(suffixes):
             return kind
     if has_dicom_magic(path):
@@ -177,9 +172,7 @@ def _read_picture(path: Path, dicom: bool) -> tuple[np.ndarray, tuple[float, flo
     return values, pitch, {"modality": modality, "view_position": tags.get("0018|5101", "")}
 
 
-def _read_volume_format(
-    path: Path,
-) -> tuple[np.ndarray, tuple[float, float] | None, dict[str, Any], bool]:
+def _read_volume_format(path: Path) -> tuple[np.ndarray, tuple[float, float] | None, dict[str, Any], bool]:
     """A 2-D image, or one slice: a coronal or sagittal one tells its own orientation."""
     import SimpleITK as sitk
 
@@ -229,9 +222,7 @@ def _check_numbers(values: Any, path: str | Path) -> None:
 
 def _check(values: Shaped[np.ndarray, "..."], path: str | Path) -> None:
     if values.ndim == 3 and values.shape[-1] in (3, 4):
-        raise UserError(
-            f"{path}: a colour image; a radiograph has one grey value a pixel, so convert it to grey"
-        )
+        raise UserError(f"{path}: a colour image; a radiograph has one grey value a pixel, so convert it to grey")
     if values.ndim != 2 or min(values.shape) < 2:
         raise UserError(f"{path}: an array of shape {values.shape}; a radiograph is [rows, cols], one a file")
     if not np.isfinite(values).all():

@@ -93,8 +93,7 @@ def draw_anatomy(rng: np.random.Generator) -> Anatomy:
     """Draw one patient. The order of the draws is fixed: a generator's state gives one patient for good."""
     values = {name: float(rng.uniform(r.low, r.high)) for name, r in RANGES.items()}
     is_ = {
-        name: bool(u < p)
-        for u, (name, p) in zip(rng.random(len(PROBABILITIES)), PROBABILITIES.items(), strict=True)
+        name: bool(u < p) for u, (name, p) in zip(rng.random(len(PROBABILITIES)), PROBABILITIES.items(), strict=True)
     }
     scoliosis = float(rng.uniform(-SCOLIOSIS_DEG, SCOLIOSIS_DEG)) * is_["scoliosis"]
     discs = rng.uniform(0.85, 1.1, len(VERTEBRAE))

@@ -31,9 +31,7 @@ class Box:
 
     def within(self, outer: "Box") -> tuple[slice, slice, slice]:
         """Slices of this box in an array that covers `outer`."""
-        a, b, c = (
-            slice(s.start - o.start, s.stop - o.start) for s, o in zip(self.slices, outer.slices, strict=True)
-        )
+        a, b, c = (slice(s.start - o.start, s.stop - o.start) for s, o in zip(self.slices, outer.slices, strict=True))
         return a, b, c
 
 
@@ -135,9 +133,7 @@ class Canvas:
     def smooth(self, box: Box, function: Callable[..., Sequence[np.ndarray]]) -> list[np.ndarray]:
         """Fields that a function of (x, y, z) gives, computed on a mesh of SOFT_PITCH and interpolated linearly."""
         if self.voxel > 0.75 * SOFT_PITCH:
-            return [
-                np.broadcast_to(np.asarray(f, np.float32), box.shape) for f in function(box.x, box.y, box.z)
-            ]
+            return [np.broadcast_to(np.asarray(f, np.float32), box.shape) for f in function(box.x, box.y, box.z)]
         meshes, weights = [], []
         for coords in (box.z, box.y, box.x):
             line = coords.ravel()

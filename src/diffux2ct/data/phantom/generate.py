@@ -17,11 +17,7 @@ from diffux2ct.data.prepared.writer import finish_dataset, read_case, write_case
 from diffux2ct.errors import UserError
 from diffux2ct.intensity import HU_WINDOW
 
-FIRST_INDEX = {
-    "train": 0,
-    "val": 1_000_000,
-    "test": 2_000_000,
-}  # so a longer training set keeps its test cases
+FIRST_INDEX = {"train": 0, "val": 1_000_000, "test": 2_000_000}  # so a longer training set keeps its test cases
 VERSION = 2  # raise it when the same seed gives other voxels
 
 
@@ -59,9 +55,7 @@ def generate_dataset(
     counts = {"train": num_train, "val": num_val, "test": num_test}
     split = {part: [f"phantom_{part}_{i:05d}" for i in range(n)] for part, n in counts.items()}
     todo = _missing(root, split)
-    job = partial(
-        _write_phantom, root, size=size, extent_mm=float(extent_mm), seed=seed, camera=camera, region=region
-    )
+    job = partial(_write_phantom, root, size=size, extent_mm=float(extent_mm), seed=seed, camera=camera, region=region)
     try:
         progress = tqdm(total=len(todo), desc="phantoms", unit="case", disable=not todo)
         with progress:
@@ -73,13 +67,9 @@ def generate_dataset(
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise UserError(
-            f"{root}: the disk is full; free space and start again, finished phantoms are kept"
-        ) from error
+        raise UserError(f"{root}: the disk is full; free space and start again, finished phantoms are kept") from error
     except BrokenProcessPool as error:
-        raise UserError(
-            f"{root}: a worker was killed (out of memory?); start again with fewer workers"
-        ) from error
+        raise UserError(f"{root}: a worker was killed (out of memory?); start again with fewer workers") from error
     return root
 
 
@@ -100,9 +90,7 @@ def _claim(root: Path, settings: dict) -> bool:
         found = json.loads(mark.read_text(encoding="utf-8"))
     except FileNotFoundError:
         if (root / "dataset.json").exists() or (root / "cases").exists():
-            raise UserError(
-                f"{root}: holds another data set; choose another dataset.root, or remove it"
-            ) from None
+            raise UserError(f"{root}: holds another data set; choose another dataset.root, or remove it") from None
         write_text(mark, json.dumps(settings, indent=1) + "\n")
         return False
     except ValueError:
@@ -126,9 +114,7 @@ def _write_phantom(
         "sha256": hashlib.sha256(phantom.hu.tobytes()).hexdigest(),
         "phantom": phantom.meta,
     }
-    write_case(
-        root, case_id, phantom.hu, phantom.spacing, phantom.origin, camera, labels=phantom.labels, meta=meta
-    )
+    write_case(root, case_id, phantom.hu, phantom.spacing, phantom.origin, camera, labels=phantom.labels, meta=meta)
 
 
 def _choose_workers(num_cases: int, size: int, workers: int | None) -> int:

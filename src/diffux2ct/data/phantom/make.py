@@ -107,9 +107,7 @@ def _beam_hardness(body: Body) -> np.ndarray:
     a, z = body.anatomy, body.canvas.coords[2]
     across = 2 * np.sqrt(a.along("half_width", z) * (a.along("back", z) - a.along("front", z)) / 2)
     lungs = np.interp(
-        z,
-        [a.dome() - 40, a.dome() + 20, a.spine["T4"].centre[2], a.spine["T2"].centre[2]],
-        [1, 0.75, 0.8, 1.2],
+        z, [a.dome() - 40, a.dome() + 20, a.spine["T4"].centre[2], a.spine["T2"].centre[2]], [1, 0.75, 0.8, 1.2]
     )
     return np.clip(np.exp(0.005 * (across - 270)) * lungs, 0.5, 1.6).astype(np.float32)
 

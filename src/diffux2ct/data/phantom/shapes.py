@@ -124,9 +124,7 @@ def join(
     view[...] = smooth_union(view, d, blend) if blend else np.minimum(view, d)
 
 
-def tube(
-    canvas: Canvas, points: np.ndarray, radii: np.ndarray, margin: Real = 0.0
-) -> tuple[Box, np.ndarray] | None:
+def tube(canvas: Canvas, points: np.ndarray, radii: np.ndarray, margin: Real = 0.0) -> tuple[Box, np.ndarray] | None:
     """Distance to a polyline [N, 3] with a radius per point [N], in its bounding box; None if out of view."""
     reach = float(np.max(radii)) + max(2 * canvas.voxel, margin)
     box = canvas.box((points.min(0) - reach).tolist(), (points.max(0) + reach).tolist())
@@ -141,7 +139,5 @@ def spline(knots, step: Real = 6.0) -> np.ndarray:
     for a, b, c, d in zip(p[:-3], p[1:-2], p[2:-1], p[3:], strict=True):
         count = max(1, round(float(np.linalg.norm((c - b)[:3])) / step))
         t = (np.arange(count) / count)[:, None]
-        out.append(
-            0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3)
-        )
+        out.append(0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3))
     return np.concatenate([*out, p[-2:-1]])

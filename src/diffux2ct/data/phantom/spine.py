@@ -90,10 +90,7 @@ def grow_spine(
     scoliosis: degrees. discs: a factor per vertebra. Returns the vertebrae, L5 first, and the middle of the upper
     face of the sacrum.
     """
-    scale, lordosis, kyphosis = (
-        values["spine_scale"],
-        *np.radians([values["lordosis"], values["kyphosis"]]),
-    )
+    scale, lordosis, kyphosis = (values["spine_scale"], *np.radians([values["lordosis"], values["kyphosis"]]))
     position = np.zeros(3)
     tilt_below = sacral_tilt(values["lordosis"])
     spine: dict[str, Vertebra] = {}
@@ -116,7 +113,6 @@ def grow_spine(
     # Single precision, so that what is computed from them over voxels stays in it.
     single = np.float32
     moved = {
-        n: replace(v, centre=(v.centre + shift).astype(single), half=v.half.astype(single))
-        for n, v in spine.items()
+        n: replace(v, centre=(v.centre + shift).astype(single), half=v.half.astype(single)) for n, v in spine.items()
     }
     return moved, shift.astype(single)

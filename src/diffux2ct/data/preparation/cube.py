@@ -129,9 +129,7 @@ def lumbar_centre(labels: LabelImage | None) -> Float[np.ndarray, "3"]:
     if missing and present[LABELS["lumbar_spine"]]:
         values = [LABELS["lumbar_spine"]]
     elif missing:
-        raise UserError(
-            f"the labels hold no {', '.join(missing)}, and grid=lumbar needs L1 to L5; use grid=centre"
-        )
+        raise UserError(f"the labels hold no {', '.join(missing)}, and grid=lumbar needs L1 to L5; use grid=centre")
     inside = np.isin(labels.labels, values)
     middle = []
     for axis in (2, 1, 0):

@@ -80,9 +80,7 @@ def make_plan(
     settings = settings or PrepareSettings()
     settings.check()
     if crops < 0 or (test_crops or 0) < 0:
-        raise UserError(
-            f"crops={crops}, test_crops={test_crops}: give a count, or 0 for the one cube that grid= says"
-        )
+        raise UserError(f"crops={crops}, test_crops={test_crops}: give a count, or 0 for the one cube that grid= says")
     if labels is not None and labels not in (OURS, *REMAP):
         raise UserError(
             f"labels={labels}: choose {', '.join((OURS, *REMAP))}, or null where their numbers have no names"

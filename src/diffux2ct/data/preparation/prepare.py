@@ -79,11 +79,7 @@ def prepare(
 
 
 def survey(
-    raw: str | Path,
-    *,
-    workers: int | None = None,
-    progress: bool = True,
-    **request: Unpack[Request],
+    raw: str | Path, *, workers: int | None = None, progress: bool = True, **request: Unpack[Request]
 ) -> tuple[list[dict[str, Any]], PrepareReport]:
     """A dry run: the scans that ``prepare`` with these arguments would use, and why it would leave out the rest.
 
@@ -150,9 +146,7 @@ def _finish(
     Returns the scans whose cases the tables name.
     """
     first = {job.base: read_case(out, job.case_ids[0]) or {} for job in done}
-    hashes = {
-        base: record.get("content_sha256") or record.get("sha256", "") for base, record in first.items()
-    }
+    hashes = {base: record.get("content_sha256") or record.get("sha256", "") for base, record in first.items()}
     repeats = find_same(done, hashes, report)
     by_base = {job.base: job for job in plan.jobs}
     for base in repeats:
@@ -171,9 +165,7 @@ def _finish(
     records = {i: read_case(out, i) or {} for ids in report.split.values() for i in ids}
     report.notes += _mostly_padding({i: record.get("filled", 1.0) for i, record in records.items()})
     report.summary = summarize(name, report.split, records, report)
-    found = {
-        base: {"same_as": same, "sha256": first[base].get("sha256", "")} for base, same in repeats.items()
-    }
+    found = {base: {"same_as": same, "sha256": first[base].get("sha256", "")} for base, same in repeats.items()}
     report.summary["repeats"] = dict(sorted((repeated | found).items()))
     settings = plan.jobs[0].settings
     write_summary(out, report.summary)
@@ -184,10 +176,7 @@ def _finish(
 
 
 def _case_split(plan: Plan, jobs: Sequence[ScanJob]) -> dict[str, list[str]]:
-    return {
-        part: [case_id for job in jobs if plan.part_of(job) == part for case_id in job.case_ids]
-        for part in SPLITS
-    }
+    return {part: [case_id for job in jobs if plan.part_of(job) == part for case_id in job.case_ids] for part in SPLITS}
 
 
 def _empty_parts(report: PrepareReport) -> list[str]:

@@ -31,10 +31,7 @@ class PrepareReport:
 
 
 def summarize(
-    name: str,
-    split: Mapping[str, Sequence[str]],
-    records: Mapping[str, Mapping[str, Any]],
-    report: PrepareReport,
+    name: str, split: Mapping[str, Sequence[str]], records: Mapping[str, Mapping[str, Any]], report: PrepareReport
 ) -> dict[str, Any]:
     """Plain values of summary.json. split: case ids by part; records: case.json of each. No times: two runs agree."""
     first = {record["source"] + str(record.get("series_uid")): record for record in records.values()}

@@ -26,9 +26,7 @@ def find_same(jobs: Sequence[ScanJob], hashes: Mapping[str, str], report: Prepar
     for first, *others in groups.values():
         for job in others:
             if job.raw.patient == first.raw.patient:
-                report.notes.append(
-                    f"{job.source} and {first.source} of patient {first.raw.patient} are the same scan"
-                )
+                report.notes.append(f"{job.source} and {first.source} of patient {first.raw.patient} are the same scan")
             else:
                 left_out[job.base] = first.base
                 report.not_used.append((job.source, same_scan_note(first)))

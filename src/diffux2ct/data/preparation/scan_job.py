@@ -48,9 +48,7 @@ class ScanJob:
     @property
     def needs_vertebrae(self) -> bool:
         """True where labelled vertebrae decide the content."""
-        return self.settings.instrument is not None or (
-            self.num_crops == 0 and self.settings.grid == "lumbar"
-        )
+        return self.settings.instrument is not None or (self.num_crops == 0 and self.settings.grid == "lumbar")
 
     @property
     def source(self) -> str:
@@ -231,8 +229,7 @@ def _cut_cases(job: ScanJob, result: ScanResult) -> None:
             origin,
             settings.camera,
             labels=None if labels is None else sample_labels(labels, *grid),
-            meta=meta
-            | {"crop": np.round(centre, 3).tolist() if job.num_crops else settings.grid, "filled": filled},
+            meta=meta | {"crop": np.round(centre, 3).tolist() if job.num_crops else settings.grid, "filled": filled},
             window=settings.window,
             projector=settings.projector,
             attenuation=settings.attenuation,
@@ -288,9 +285,7 @@ def _without_couch(ct: CtImage, notes: list[str]) -> CtImage:
 def _known_labels(labels: LabelImage | None, meta: dict[str, Any]) -> LabelImage:
     """The labels, if they are there and name vertebrae; else UserError."""
     if labels is None:
-        raise UserError(
-            "no labels, which grid=lumbar and instrument= need; use grid=centre and instrument=null"
-        )
+        raise UserError("no labels, which grid=lumbar and instrument= need; use grid=centre and instrument=null")
     if meta["labels_are_own"]:
         raise UserError(
             "the meaning of its label numbers is unknown; say dataset.prepare.labels=ours (L1 is 20) or ctspine1k"

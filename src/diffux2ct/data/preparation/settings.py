@@ -74,17 +74,14 @@ class PrepareSettings:
             raise UserError(f"min_filled={self.min_filled}: give a share of the cube, from 0 to 1")
         jitter = self.pose_jitter
         if jitter is not None and (
-            set(jitter) != {"degrees", "mm"}
-            or not all(isinstance(v, int | float) and v >= 0 for v in jitter.values())
+            set(jitter) != {"degrees", "mm"} or not all(isinstance(v, int | float) and v >= 0 for v in jitter.values())
         ):
             raise UserError(
                 f"pose_jitter={dict(jitter)}: give {{degrees: 3, mm: 5}}, the most that a view is off, or null"
             )
         if self.instrument is not None:
             if not isinstance(self.instrument, Mapping):
-                raise UserError(
-                    f"instrument={self.instrument}: give its settings {{levels: [1, 4]}}, or null"
-                )
+                raise UserError(f"instrument={self.instrument}: give its settings {{levels: [1, 4]}}, or null")
             from diffux2ct.data.instrumentation import InstrumentSettings
 
             InstrumentSettings.from_dict(self.instrument)
@@ -103,9 +100,7 @@ def camera_changed(settings: PrepareSettings, before: Mapping[str, Any] | None) 
         return []
     now = camera_preset(settings.camera, settings.size, float(settings.spacing)).to_dict()
     then = {"reverse": False} | dict(before)  # missing in the oldest folders
-    return [
-        f"camera.{key}={then.get(key)} (now {now[key]})" for key in now if not _same(then.get(key), now[key])
-    ]
+    return [f"camera.{key}={then.get(key)} (now {now[key]})" for key in now if not _same(then.get(key), now[key])]
 
 
 def _same(a: Any, b: Any) -> bool:

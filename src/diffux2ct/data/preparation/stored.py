@@ -147,9 +147,7 @@ def _checked(request: Request, settings: PrepareSettings, xrays: str) -> set[str
     cut: dict[str, Any] = {key: value for key, value in request.items() if key in _IDLE_REQUEST and value}
     cut |= {key: getattr(settings, key) for key in _IDLE if key in asked}
     for key, value in cut.items():
-        raise UserError(
-            f"{key}={value} has no effect on X2CT-GAN's cubes, which are cut already; leave it out"
-        )
+        raise UserError(f"{key}={value} has no effect on X2CT-GAN's cubes, which are cut already; leave it out")
     for key in _IDLE_STORED:
         if key in asked and xrays == "stored":
             raise UserError(
@@ -211,9 +209,7 @@ def _alike(jobs: Sequence[ScanJob], bad: list[tuple[str, str]]) -> list[ScanJob]
     for job in (job for job in jobs if job.settings.hash() != common):
         other = job.settings.as_dict()
         ways = [f"{key}={other[key]} (most have {now[key]})" for key in now if other[key] != now[key]]
-        bad.append(
-            (job.source, f"prepared in another way than most here, {', '.join(ways)}; import it apart")
-        )
+        bad.append((job.source, f"prepared in another way than most here, {', '.join(ways)}; import it apart"))
     return kept
 
 
@@ -237,9 +233,7 @@ def _parts(
     if split is None or (isinstance(split, Mapping) and dict(split) == SPLIT):
         split = SPLIT
         if lists is not None:
-            notes.append(
-                "split: by the lists that lie in raw; dataset.prepare.split.test=0.1, say, draws another"
-            )
+            notes.append("split: by the lists that lie in raw; dataset.prepare.split.test=0.1, say, draws another")
             # A val of none in our own lists is meant; X2CT-GAN's have no such list.
             split = {"file": "official", "val": 0 if ours else SPLIT["val"]}
     return split_patients(everyone, split, seed, official=lists, notes=notes)
@@ -297,7 +291,5 @@ def _stored_xrays(scan: X2ctScan, job: ScanJob) -> tuple[dict[str, np.ndarray] |
     if odd := {view: name for view, name in look.items() if name != "as the CT"}:
         about["xrays_look"] = odd
         looks = ", ".join(f"{view} {name}" for view, name in odd.items())
-        about["notes"] = [
-            f"{job.source}: X-rays look flipped against their CT ({looks}); kept: check the file"
-        ]
+        about["notes"] = [f"{job.source}: X-rays look flipped against their CT ({looks}); kept: check the file"]
     return {view: image * np.float32(rendered[view].max()) for view, image in scan.xrays.items()}, about

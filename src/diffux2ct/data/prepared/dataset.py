@@ -148,9 +148,7 @@ class PreparedDataset(torch.utils.data.Dataset):
         try:
             return np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
-            raise UserError(
-                f"{path}: missing or damaged; delete {path.parent} and prepare it again"
-            ) from error
+            raise UserError(f"{path}: missing or damaged; delete {path.parent} and prepare it again") from error
 
     def _keep_labelled(self, names: dict[str, str] | None) -> None:
         labelled = [case for case in self.cases if (case.path / "labels.npy").is_file()]
@@ -161,11 +159,7 @@ class PreparedDataset(torch.utils.data.Dataset):
             )
         self.cases = labelled
         # label_<number> and mask are numbers of a source's own, not ours.
-        found = (
-            None
-            if names is None
-            else [int(v) for v, name in names.items() if name not in (f"label_{v}", "mask")]
-        )
+        found = None if names is None else [int(v) for v, name in names.items() if name not in (f"label_{v}", "mask")]
         check_structures(self.root, self.labels, found, every=self.split == "train")
 
     def _check_window(self, made_for: Sequence[float | int] | None) -> None:

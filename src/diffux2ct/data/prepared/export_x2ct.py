@@ -25,9 +25,7 @@ class Exported(NamedTuple):
     seconds: float
 
 
-def export_x2ct(
-    root: str | Path, out: str | Path, *, views: str = "folder", progress: bool = True
-) -> Exported:
+def export_x2ct(root: str | Path, out: str | Path, *, views: str = "folder", progress: bool = True) -> Exported:
     """Write every case of a prepared folder as ``<out>/<case>/ct_xray_data.h5``, and train.txt, val.txt, test.txt.
 
     root: a folder that ``prepare`` made. views: "folder" writes its X-rays; "x2ct" renders the volume anew from behind
@@ -35,16 +33,12 @@ def export_x2ct(
     Raises UserError: root is no prepared folder, h5py is missing, or a file cannot be written.
     """
     if views not in ("folder", "x2ct"):
-        raise UserError(
-            f"views={views}: choose folder (the X-rays as prepared) or x2ct (rendered as X2CT-GAN's)"
-        )
+        raise UserError(f"views={views}: choose folder (the X-rays as prepared) or x2ct (rendered as X2CT-GAN's)")
     start, root, out = time.monotonic(), Path(root), Path(out)
     try:
         parts = json.loads((root / "split.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{root}: no prepared folder (split.json is missing or damaged); prepare it first"
-        ) from error
+        raise UserError(f"{root}: no prepared folder (split.json is missing or damaged); prepare it first") from error
     if out.resolve() == root.resolve():
         raise UserError(f"{out}: is the prepared folder itself; give another out=")
     split = {part: list(parts.get(part, ())) for part in SPLITS}
@@ -73,27 +67,14 @@ def _export_case(root: Path, case_id: str, out: Path, views: str) -> list[str]:
     if views == "x2ct":
         xrays = x2ct_views(hu, record["spacing"], hu.shape[0])
         camera = camera_preset("x2ct", hu.shape[0], record["spacing"]).to_dict()
-        attrs |= {
-            "camera": camera,
-            "views": VIEWS_STORED,
-            "projector": "joseph",
-            "attenuation": "plastimatch",
-        }
+        attrs |= {"camera": camera, "views": VIEWS_STORED, "projector": "joseph", "attenuation": "plastimatch"}
     else:
         attrs |= {"camera": record["camera_geometry"], "views": record.get("views", "ours")}
         attrs |= {key: record[key] for key in ("projector", "attenuation") if key in record}
         attrs |= {key: record[key] for key in ("poses", "xrays_scale") if record.get(key)}
     write_x2ct(
-        out / case_id / f"{FILE}.h5",
-        hu,
-        record["spacing"],
-        xrays,
-        origin=record["origin"],
-        labels=labels,
-        attrs=attrs,
+        out / case_id / f"{FILE}.h5", hu, record["spacing"], xrays, origin=record["origin"], labels=labels, attrs=attrs
     )
     if hu.min() < STORABLE[0] or hu.max() > STORABLE[1]:
-        return [
-            f"{folder}: HU {hu.min()} to {hu.max()} clipped to the {STORABLE[0]} to {STORABLE[1]} that it holds"
-        ]
+        return [f"{folder}: HU {hu.min()} to {hu.max()} clipped to the {STORABLE[0]} to {STORABLE[1]} that it holds"]
     return []

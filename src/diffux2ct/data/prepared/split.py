@@ -120,10 +120,7 @@ def write_lists(folder: str | Path, parts: Mapping[str, Sequence[str]]) -> None:
 
 
 def _from_file(
-    patients: list[str],
-    settings: dict[str, Any],
-    official: Mapping[str, Sequence[str]] | None,
-    notes: list[str],
+    patients: list[str], settings: dict[str, Any], official: Mapping[str, Sequence[str]] | None, notes: list[str]
 ) -> dict[str, Any]:
     """Settings with the lists of a file, or of the data set itself, in place of counts."""
     if settings["file"] == "official":
@@ -141,9 +138,7 @@ def _from_file(
     absent = {part: [p for p in names if p not in known] for part, names in parts.items()}
     if count := sum(map(len, absent.values())):
         example = next(names[0] for names in absent.values() if names)
-        notes.append(
-            f"{what}: {count} of {sum(map(len, parts.values()))} patients are not here, e.g. {example}"
-        )
+        notes.append(f"{what}: {count} of {sum(map(len, parts.values()))} patients are not here, e.g. {example}")
     parts = {part: [p for p in names if p in known] for part, names in parts.items()}
     if not any(parts.values()):
         raise UserError(f"{what}: names none of the {len(patients)} patients here, e.g. {patients[0]}")
@@ -245,9 +240,7 @@ def _read_headed(text: str) -> dict[str, list[str]]:
 
 def _read_lists(folder: Path) -> dict[str, list[str]]:
     files = {part: folder / f"{part}.txt" for part in SPLITS}
-    return {
-        part: _lines(file.read_text(encoding="utf-8-sig")) for part, file in files.items() if file.is_file()
-    }
+    return {part: _lines(file.read_text(encoding="utf-8-sig")) for part, file in files.items() if file.is_file()}
 
 
 def _lines(text: str) -> list[str]:

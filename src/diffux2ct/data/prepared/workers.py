@@ -21,10 +21,7 @@ def num_cores() -> int:
 
 
 def run_in_workers(
-    work: Callable[[Job], Result],
-    jobs: Sequence[Job],
-    workers: int,
-    prepare: Callable[[], None] | None = None,
+    work: Callable[[Job], Result], jobs: Sequence[Job], workers: int, prepare: Callable[[], None] | None = None
 ) -> Iterator[tuple[Job, Result]]:
     """(job, result) as jobs finish, in any order; in this process where ``workers`` is 1.
 

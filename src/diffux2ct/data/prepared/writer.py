@@ -131,19 +131,13 @@ def finish_dataset(
         for case_id in split.get(part, ()):
             record = read_case(root, case_id)
             if record is None:
-                raise UserError(
-                    f"{root / 'cases' / case_id}: listed in the split, but not prepared; prepare it again"
-                )
+                raise UserError(f"{root / 'cases' / case_id}: listed in the split, but not prepared; prepare it again")
             if seen.setdefault(record["patient"], part) != part:
-                raise UserError(
-                    f"{root}: patient {record['patient']} is in both {seen[record['patient']]} and {part}"
-                )
+                raise UserError(f"{root}: patient {record['patient']} is in both {seen[record['patient']]} and {part}")
             camera = camera or record["camera_geometry"]
             rows.append({**record, "split": part})
     settings = dict(settings)
-    preset = (
-        settings.pop("preset", None) or settings.pop("camera", None) or (rows[0]["camera"] if rows else None)
-    )
+    preset = settings.pop("preset", None) or settings.pop("camera", None) or (rows[0]["camera"] if rows else None)
     settings.pop("camera", None)
     description = {"format": FORMAT, "name": name, **settings, "preset": preset, "camera": camera}
     description["label_names"] = dict(sorted(label_names(rows).items(), key=lambda pair: int(pair[0])))
@@ -181,14 +175,10 @@ def read_case(root: str | Path, case_id: str) -> dict[str, Any] | None:
         raise UserError(f"{path}: damaged; delete the folder {path.parent} and prepare it again") from error
 
 
-def _check_cube(
-    case_id: str, hu: np.ndarray, spacing: Sequence[float | int], labels: np.ndarray | None
-) -> None:
+def _check_cube(case_id: str, hu: np.ndarray, spacing: Sequence[float | int], labels: np.ndarray | None) -> None:
     size = hu.shape[0]
     if hu.shape != (size, size, size) or max(spacing) - min(spacing) > 1e-6 * max(spacing):
-        raise ValueError(
-            f"{case_id}: a case is a cube of cubic voxels, got {hu.shape} at {tuple(spacing)} mm"
-        )
+        raise ValueError(f"{case_id}: a case is a cube of cubic voxels, got {hu.shape} at {tuple(spacing)} mm")
     if labels is not None and labels.shape != hu.shape:
         raise ValueError(f"{case_id}: labels {labels.shape} do not match the volume {hu.shape}")
 

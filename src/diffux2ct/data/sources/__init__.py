@@ -60,9 +60,7 @@ def discover(name: str, raw: str | Path, *, origins: Sequence[str] | None = None
     found = replace(found, left_out=sorted([*found.left_out, *tree.others]))
     if not found.cases:
         kinds = (
-            "X2CT-GAN's ct_xray_data.h5"
-            if name == "x2ct"
-            else "a DICOM CT series, .nii, .nii.gz, .mha, .mhd or .nrrd"
+            "X2CT-GAN's ct_xray_data.h5" if name == "x2ct" else "a DICOM CT series, .nii, .nii.gz, .mha, .mhd or .nrrd"
         )
         raise UserError(f"{raw}: no CT scan found for source {name} ({kinds}){_why(found)}; check raw=")
     return found

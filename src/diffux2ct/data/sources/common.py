@@ -16,17 +16,7 @@ from diffux2ct.data.io.dicom.kind import has_dicom_magic, named_dicom
 SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".7z", ".rar")
 _LABEL = re.compile(r"\d*(labels?|masks?|segs?|segmentations?|4label|5label)(maps?)?(tr|ts)?\d*")
-_NEUTRAL = {
-    "ct",
-    "data",
-    "image",
-    "images",
-    "img",
-    "volume",
-    "volumes",
-    "vol",
-    "scan",
-}  # in names of all scans
+_NEUTRAL = {"ct", "data", "image", "images", "img", "volume", "volumes", "vol", "scan"}  # in names of all scans
 _TAGS = (
     "Modality",
     "SeriesInstanceUID",
@@ -206,9 +196,7 @@ def is_label(path: Path) -> bool:
     """
     own = words(stem(path))
     named = [] if own[-1:] == ["ct"] else own
-    return any(
-        _LABEL.fullmatch(word) for word in [*named, *(w for part in path.parent.parts for w in words(part))]
-    )
+    return any(_LABEL.fullmatch(word) for word in [*named, *(w for part in path.parent.parts for w in words(part))])
 
 
 def key(path: Path) -> str:
@@ -233,9 +221,7 @@ def first_of_each(cases: Sequence[RawCase], tree: Tree) -> tuple[list[RawCase], 
     for case in sorted_cases(cases):
         first = kept.setdefault((case.patient, case.path.name), case)
         if first is not case:
-            left_out.append(
-                (tree.below(case.path), f"the same name as {tree.below(first.path)}, which is used")
-            )
+            left_out.append((tree.below(case.path), f"the same name as {tree.below(first.path)}, which is used"))
     return list(kept.values()), left_out
 
 

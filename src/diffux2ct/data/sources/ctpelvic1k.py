@@ -12,16 +12,7 @@ CLINIC-metal lack the prefix), in folders of their own. Their CTs are found by t
 import re
 from pathlib import Path
 
-from diffux2ct.data.sources.common import (
-    Discovery,
-    RawCase,
-    Tree,
-    is_label,
-    not_a_ct,
-    probe,
-    sorted_cases,
-    stem,
-)
+from diffux2ct.data.sources.common import Discovery, RawCase, Tree, is_label, not_a_ct, probe, sorted_cases, stem
 from diffux2ct.errors import UserError
 
 ORIGINS = ("ABDOMEN", "COLONOG", "MSD_T10", "KITS19", "CERVIX", "CLINIC", "CLINIC-metal")
@@ -65,9 +56,7 @@ def find_ctpelvic1k(tree: Tree, origins: tuple[str, ...] = DEFAULT_ORIGINS) -> D
         if match and origin in origins:
             cases.append(RawCase(_patient(origin, match[2]), path, None, None, "ctpelvic1k", origin))
         else:
-            left_out.append(
-                (tree.below(path), _not_chosen(origin) if match else "CTPelvic1K has no mask of it")
-            )
+            left_out.append((tree.below(path), _not_chosen(origin) if match else "CTPelvic1K has no mask of it"))
     left_out += [(tree.below(p), "DICOM that no mask belongs to") for p in tree.dicom if p not in used]
     if masks and not cases:
         raise UserError(

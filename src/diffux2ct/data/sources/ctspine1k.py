@@ -9,14 +9,7 @@ import re
 from pathlib import Path
 
 from diffux2ct.data.prepared.split import read_split, resolve_conflicts
-from diffux2ct.data.sources.common import (
-    Discovery,
-    RawCase,
-    Tree,
-    first_of_each,
-    sorted_cases,
-    stem,
-)
+from diffux2ct.data.sources.common import Discovery, RawCase, Tree, first_of_each, sorted_cases, stem
 
 ORIGINS = ("COLONOG", "HNSCC-3DCT-RT", "MSD-T10", "COVID-19")
 _NAMES = (
@@ -50,8 +43,7 @@ def find_ctspine1k(tree: Tree) -> Discovery:
         else:
             scans.append(path)
     left_out += [
-        (tree.below(folder), "DICOM; CTSpine1K's scans are the NIfTI files of its release")
-        for folder in tree.dicom
+        (tree.below(folder), "DICOM; CTSpine1K's scans are the NIfTI files of its release") for folder in tree.dicom
     ]
     cases = [
         RawCase(patient_of(stem(path)), path, labels.get(stem(path)), None, "ctspine1k", _origin(path) or "")
@@ -60,9 +52,7 @@ def find_ctspine1k(tree: Tree) -> Discovery:
     cases, twice = first_of_each(cases, tree)
     here = {stem(case.path) for case in cases}
     left_out += twice
-    left_out += [
-        (tree.below(path), "labels without their scan") for name, path in labels.items() if name not in here
-    ]
+    left_out += [(tree.below(path), "labels without their scan") for name, path in labels.items() if name not in here]
     split, notes = _official(tree, cases)
     bare = [case for case in cases if case.labels is None]
     if bare:
@@ -86,9 +76,7 @@ def _origin(path: Path) -> str | None:
 
 
 def _in_labels(path: Path) -> bool:
-    return any(
-        part.lower() in ("labels", "label", "masks", "mask", "segmentation") for part in path.parent.parts
-    )
+    return any(part.lower() in ("labels", "label", "masks", "mask", "segmentation") for part in path.parent.parts)
 
 
 def _official(tree: Tree, cases: list[RawCase]) -> tuple[dict[str, list[str]] | None, list[str]]:

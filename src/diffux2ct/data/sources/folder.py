@@ -36,10 +36,7 @@ def find_folder(tree: Tree) -> Discovery:
     """
     cases, left_out = _volumes(tree)
     series, others, notes = _series(tree)
-    hdf5 = [
-        (tree.below(path), "HDF5; X2CT-GAN's files are read by dataset.prepare.source=x2ct")
-        for path in tree.hdf5
-    ]
+    hdf5 = [(tree.below(path), "HDF5; X2CT-GAN's files are read by dataset.prepare.source=x2ct") for path in tree.hdf5]
     return Discovery(sorted_cases([*cases, *series]), sorted([*left_out, *others, *hdf5]), notes=notes)
 
 
@@ -62,9 +59,7 @@ def _volumes(tree: Tree) -> tuple[list[RawCase], list[tuple[str, str]]]:
         label = found[0] if len(found) == 1 else None
         used |= {label} if label else set()
         cases.append(RawCase(patient, path, label))
-    left_out = [
-        (tree.below(path), _ORPHAN) for found in labels.values() for path in found if path not in used
-    ]
+    left_out = [(tree.below(path), _ORPHAN) for found in labels.values() for path in found if path not in used]
     return cases, left_out
 
 

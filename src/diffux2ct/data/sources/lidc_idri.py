@@ -8,15 +8,7 @@ import csv
 import re
 from pathlib import Path
 
-from diffux2ct.data.sources.common import (
-    Discovery,
-    RawCase,
-    Tree,
-    is_label,
-    not_a_ct,
-    probe,
-    sorted_cases,
-)
+from diffux2ct.data.sources.common import Discovery, RawCase, Tree, is_label, not_a_ct, probe, sorted_cases
 from diffux2ct.data.sources.x2ct import x2ct_lists
 
 _PATIENT = re.compile(r"LIDC-IDRI-\d{4}")
@@ -86,9 +78,7 @@ def _missing(tree: Tree, found: set[str]) -> list[str]:
         with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
             rows = list(csv.DictReader(file))
         column = next((name for name in _UID_COLUMNS if rows and name in rows[0]), None)
-        listed = {(row[column] or "").strip() for row in rows if column and row.get("Modality") == "CT"} - {
-            ""
-        }
+        listed = {(row[column] or "").strip() for row in rows if column and row.get("Modality") == "CT"} - {""}
         if lacking := sorted(listed - found):
             notes.append(
                 f"{tree.below(path)} lists {len(listed)} CT series and {len(lacking)} are not here, "

@@ -15,9 +15,7 @@ class Ddim(Sampler):
         super().__init__(num_inference_steps)
         self.eta = at_least_zero("eta", eta)
 
-    def step(
-        self, x_0: Volume, x_t: Volume, a_t: Tensor, a_prev: Tensor, draw_noise: Callable[[], Tensor]
-    ) -> Volume:
+    def step(self, x_0: Volume, x_t: Volume, a_t: Tensor, a_prev: Tensor, draw_noise: Callable[[], Tensor]) -> Volume:
         """Predicted x_0, direction pointing to x_t, random noise."""
         # 1. The noise direction that agrees with the (clipped) x_0.
         epsilon = (x_t - a_t.sqrt() * x_0) / (1 - a_t).sqrt()

@@ -31,9 +31,7 @@ class Sampler(ABC):
         self.num_inference_steps = steps
 
     @abstractmethod
-    def step(
-        self, x_0: Volume, x_t: Volume, a_t: Tensor, a_prev: Tensor, draw_noise: Callable[[], Tensor]
-    ) -> Volume:
+    def step(self, x_0: Volume, x_t: Volume, a_t: Tensor, a_prev: Tensor, draw_noise: Callable[[], Tensor]) -> Volume:
         """x at the next timestep visited, from the present ``x_t`` and the estimate ``x_0``, clipped to [-1, 1].
 
         ``a_t``, ``a_prev``: alphas_cumprod now and at the next timestep, 1 in the end; they may be several timesteps
@@ -91,9 +89,7 @@ def at_least_zero(name: str, value: float | int) -> float:
 
 def changed_settings(sampler: Sampler) -> dict[str, Any]:
     """Settings that are not the sampler's default, by name; the number of steps left out."""
-    defaults = {
-        key: parameter.default for key, parameter in inspect.signature(type(sampler)).parameters.items()
-    }
+    defaults = {key: parameter.default for key, parameter in inspect.signature(type(sampler)).parameters.items()}
     given = {key: value for key, value in vars(sampler).items() if key != "num_inference_steps"}
     return {key: value for key, value in given.items() if value != defaults.get(key)}
 
@@ -102,9 +98,5 @@ def sampling_record(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Keyword arguments of ``reconstruct`` for a JSON file: a sampler is its name in lower case and its settings."""
     record: dict[str, Any] = {}
     for key, value in settings.items():
-        record |= (
-            {"name": type(value).__name__.lower(), **vars(value)}
-            if isinstance(value, Sampler)
-            else {key: value}
-        )
+        record |= {"name": type(value).__name__.lower(), **vars(value)} if isinstance(value, Sampler) else {key: value}
     return record

@@ -149,10 +149,7 @@ def segmented_scores(
 
 
 def segment(
-    segmenter: Segmenter,
-    volume: Float[Tensor, "1 d h w"],
-    device: torch.device | str = "cpu",
-    precision: str = "fp32",
+    segmenter: Segmenter, volume: Float[Tensor, "1 d h w"], device: torch.device | str = "cpu", precision: str = "fp32"
 ) -> UInt8[np.ndarray, "d h w"]:
     """Classes of one volume in [-1, 1], as a segmentation network (in eval mode) finds them.
 

@@ -83,11 +83,7 @@ class ImplantScores:
 
     @computes(
         _share("implant_recall", "Implants found", about="share of true screws and rods that have a match"),
-        _share(
-            "implant_precision",
-            "Implants right",
-            about="share of reconstructed screws and rods that have a match",
-        ),
+        _share("implant_precision", "Implants right", about="share of reconstructed screws and rods that have a match"),
         _error("implant_tip_mm", "Implant tip error", "mm", about="distance of matched tips"),
         _error("implant_axis_deg", "Implant axis error", "deg", about="angle between matched axes"),
         _error("implant_rod_mm", "Rod error", "mm", about="mean distance of matched rods' centre lines"),
@@ -99,10 +95,7 @@ class ImplantScores:
 
 
 def true_implants(
-    hu: Num[np.ndarray, "d h w"],
-    labels: UInt8[np.ndarray, "d h w"] | None,
-    spacing: Spacing,
-    seed: int = 0,
+    hu: Num[np.ndarray, "d h w"], labels: UInt8[np.ndarray, "d h w"] | None, spacing: Spacing, seed: int = 0
 ) -> Implants:
     """Screws and rods of a true volume, as far as its own metal shows them.
 

@@ -18,9 +18,7 @@ METAL_HU = 1000.0
 """Below what blur by a voxel leaves of a rod's middle (1100 to 1250 HU of 1500); dense bone reaches it in places."""
 
 CORE_HU = 1100.0  # median of a bar's voxels, at least
-_MIN_SECTION = (
-    14.0  # mm^2 of metal across a bar: thinner ones are edges of bone, or what is left beside another bar
-)
+_MIN_SECTION = 14.0  # mm^2 of metal across a bar: thinner ones are edges of bone, or what is left beside another bar
 
 RADIUS = 4.5  # mm: screws are 4.5 to 7.5 mm thick, rods 5.5, and partial volume thickens both
 MIN_LENGTH = 12.0  # mm of a bar: between the heads of two screws little more may be left of a rod
@@ -28,9 +26,7 @@ _MIN_PIECE = 150.0  # mm^3 of connected metal; less is noise
 _TRIES = 400  # pairs of points that are tried for each bar
 _SAMPLE = 700  # points in which they are tried first
 _CHECKED = 30  # of them, those with most metal, in which gaps are sought
-_CROWDED = (
-    0.5  # share of metal around a bar (RADIUS to twice that) from which on it is a part of something thick
-)
+_CROWDED = 0.5  # share of metal around a bar (RADIUS to twice that) from which on it is a part of something thick
 _HEAD = 10.0  # mm that a screw's head may stand out of the bar that was found
 _PARALLEL = 0.9  # cosine of the angle below which two bars side by side are one
 

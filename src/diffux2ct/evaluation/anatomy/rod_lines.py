@@ -78,9 +78,7 @@ def cover_rod(line: RodLine, bars: Sequence[Bar], metal: Points, gate: float) ->
     centred = _centred(np.array(there).reshape(-1, 3), tangents, metal)
     off = np.linalg.norm(centred - line.points[places], axis=1)
     found = len(places) >= _COVERED * len(line.points)
-    return RodCover(
-        found, float(off.mean()) if len(off) else None, frozenset(used), RodLine(centred, tangents)
-    )
+    return RodCover(found, float(off.mean()) if len(off) else None, frozenset(used), RodLine(centred, tangents))
 
 
 def _crossing(bar: Bar, point: np.ndarray, tangent: np.ndarray) -> np.ndarray | None:
@@ -97,9 +95,7 @@ def _joined(a: Bar, b: Bar) -> bool:
     return bool(gap <= _JOINT and abs(a.axis @ b.axis) > np.sqrt(0.5))
 
 
-def _resampled(
-    knots: np.ndarray, along: np.ndarray, centre: np.ndarray, axis: np.ndarray, metal: Points
-) -> RodLine:
+def _resampled(knots: np.ndarray, along: np.ndarray, centre: np.ndarray, axis: np.ndarray, metal: Points) -> RodLine:
     """Knots to points a step apart along the main axis, centred in the metal, with smooth tangents."""
     at = (knots - centre) @ axis
     t = np.arange(along.min() + _STEP / 2, along.max(), _STEP)

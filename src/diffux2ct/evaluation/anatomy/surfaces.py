@@ -66,9 +66,7 @@ def surface_voxels(mask: Bool[np.ndarray, "d h w"]) -> np.ndarray:
     return np.argwhere(edge) + np.array([part.start for part in box])
 
 
-def hd95(
-    prediction: Bool[np.ndarray, "d h w"], truth: Bool[np.ndarray, "d h w"], spacing: Spacing
-) -> float | None:
+def hd95(prediction: Bool[np.ndarray, "d h w"], truth: Bool[np.ndarray, "d h w"], spacing: Spacing) -> float | None:
     """95 % Hausdorff distance, mm; None unless both masks hold a voxel. See ``SurfaceDistances.hausdorff``."""
     found = surface_distances(prediction, truth, spacing)
     return None if found is None else found.hausdorff(95)

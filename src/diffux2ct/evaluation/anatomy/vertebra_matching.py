@@ -123,12 +123,7 @@ def _move(
 
 
 def _cylinder(
-    hu: np.ndarray,
-    centre: np.ndarray,
-    axis: np.ndarray,
-    half: float,
-    spacing: Spacing,
-    beyond: float | None = None,
+    hu: np.ndarray, centre: np.ndarray, axis: np.ndarray, half: float, spacing: Spacing, beyond: float | None = None
 ) -> np.ndarray:
     """HU [column, along] in a cylinder of ``RADIUS`` around an axis, from -half to half mm.
 

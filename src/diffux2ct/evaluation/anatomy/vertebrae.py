@@ -107,9 +107,7 @@ class VertebraErrors:
     heights: Mapping[int, float]
     spacings: Mapping[tuple[int, int], float]
 
-    @computes(
-        *_METRICS, *(replace(m, key=f"segmented_{m.key}", title=f"{m.title}, segmented") for m in _METRICS)
-    )
+    @computes(*_METRICS, *(replace(m, key=f"segmented_{m.key}", title=f"{m.title}, segmented") for m in _METRICS))
     def as_row(self) -> dict[str, float | None]:
         """By the keys of per_case.csv."""
         return {
@@ -119,9 +117,7 @@ class VertebraErrors:
         }
 
 
-def vertebra_errors(
-    prediction: Mapping[int, VertebralBody], truth: Mapping[int, VertebralBody]
-) -> VertebraErrors:
+def vertebra_errors(prediction: Mapping[int, VertebralBody], truth: Mapping[int, VertebralBody]) -> VertebraErrors:
     """Errors of the vertebrae that both have. A vertebra that is missed lowers ``share``, not the errors."""
     heights = {v: prediction[v].height - body.height for v, body in truth.items() if v in prediction}
     there, wanted = spacings(prediction), spacings(truth)
@@ -146,9 +142,7 @@ def _is_cut(box: tuple[slice, ...], shape: tuple[int, ...]) -> bool:
 def _closed(mask: np.ndarray, step: np.ndarray) -> np.ndarray:
     """The mask with the channels of its screws closed: neighbours' screws are in its box too, but not in it."""
     times = int(np.ceil(_SCREW / step.min()))
-    return np.asarray(ndimage.binary_closing(np.pad(mask, times), iterations=times))[
-        (slice(times, -times),) * 3
-    ]
+    return np.asarray(ndimage.binary_closing(np.pad(mask, times), iterations=times))[(slice(times, -times),) * 3]
 
 
 def _thickest(mask: np.ndarray, step: np.ndarray) -> np.ndarray:
@@ -191,9 +185,7 @@ def _weights(across: np.ndarray, step: np.ndarray) -> np.ndarray:
     return np.clip((RADIUS - off) / step.max() + 0.5, 0.0, 1.0)
 
 
-def _plate(
-    along: np.ndarray, across: np.ndarray, axis: np.ndarray, end: int, step: float
-) -> np.ndarray | None:
+def _plate(along: np.ndarray, across: np.ndarray, axis: np.ndarray, end: int, step: float) -> np.ndarray | None:
     """Normal of the end plate (end 1: upper, -1: lower), upwards: of a plane through each column's outermost voxel."""
     basis = np.linalg.svd(axis[None])[2][1:]
     u, v = basis @ across.T

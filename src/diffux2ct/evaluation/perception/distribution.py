@@ -88,16 +88,10 @@ def _distance(key: str, title: str, about: str) -> Metric:
 
 
 @computes(
-    _distance(
-        "fid_medclip", "FID (MedCLIP)", "Fréchet distance of slices' features; falls with their number"
-    ),
-    _distance(
-        "fd_ct", "FD (CT encoder)", "Fréchet distance of volumes' features from a 3D CT encoder, not FID"
-    ),
+    _distance("fid_medclip", "FID (MedCLIP)", "Fréchet distance of slices' features; falls with their number"),
+    _distance("fd_ct", "FD (CT encoder)", "Fréchet distance of volumes' features from a 3D CT encoder, not FID"),
 )
-def frechet_distance(
-    a: Float[Tensor, "n c"] | Moments, b: Float[Tensor, "m c2"] | Moments
-) -> FrechetDistance:
+def frechet_distance(a: Float[Tensor, "n c"] | Moments, b: Float[Tensor, "m c2"] | Moments) -> FrechetDistance:
     """Frechet distance between the Gaussians that have the sets' means and covariances.
 
     With C_a = A A^T and C_b = B B^T, Tr (C_a C_b)^(1/2) is the sum of the singular values of A^T B. So no root of a
@@ -113,18 +107,14 @@ def frechet_distance(
     """
     first, second = _as_factor(a), _as_factor(b)
     if first.root.shape[0] != second.root.shape[0]:
-        raise UserError(
-            f"features: {first.root.shape[0]} against {second.root.shape[0]} dimensions; use one encoder"
-        )
+        raise UserError(f"features: {first.root.shape[0]} against {second.root.shape[0]} dimensions; use one encoder")
     cross = np.linalg.svd(first.root.T @ second.root, compute_uv=False).sum()
     traces = (first.root**2).sum() + (second.root**2).sum()
     value = float(((first.mean - second.mean) ** 2).sum() + traces - 2 * cross)
     return FrechetDistance(max(value, 0.0), first.count, second.count)
 
 
-@computes(
-    _distance("kd_ct", "KD (CT encoder)", "unbiased kernel distance of the same features; may be negative")
-)
+@computes(_distance("kd_ct", "KD (CT encoder)", "unbiased kernel distance of the same features; may be negative"))
 def kernel_distance(
     a: Float[Tensor, "n c"],
     b: Float[Tensor, "m c2"],
@@ -155,9 +145,7 @@ def kernel_distance(
     first, second = _checked(a), _checked(b)
     _check_count(min(len(first), len(second)))
     if paired and len(first) != len(second):
-        raise UserError(
-            f"features: {len(first)} and {len(second)} samples are no pairs; give one of each per case"
-        )
+        raise UserError(f"features: {len(first)} and {len(second)} samples are no pairs; give one of each per case")
     if first.shape[1] != second.shape[1]:
         raise UserError(f"features: {first.shape[1]} against {second.shape[1]} dimensions; use one encoder")
     size = max(2, min(subset_size, len(first) // 2, len(second) // 2))

@@ -82,9 +82,7 @@ class Lpips(nn.Module):
         self.trunk = AlexNetTrunk()
         self.heads = nn.ModuleList(nn.Conv2d(width, 1, 1, bias=False) for width in _WIDTHS)
         # The official ScalingLayer: ImageNet's mean and deviation, said for [-1, 1].
-        self.register_buffer(
-            "shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1), persistent=False
-        )
+        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1), persistent=False)
         self.eval().requires_grad_(False)
 
@@ -106,9 +104,7 @@ class Lpips(nn.Module):
         return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.inference_mode()
-    def images(
-        self, first: Float[Tensor, "n 3 h w"], second: Float[Tensor, "n 3 h w"]
-    ) -> Float[Tensor, " n"]:
+    def images(self, first: Float[Tensor, "n 3 h w"], second: Float[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
         """LPIPS of image pairs, RGB in [-1, 1].
 
         Raises:
@@ -117,9 +113,7 @@ class Lpips(nn.Module):
         _check_sides(first.shape[-2:])
         return self._compare(self._features(first), self._features(second))
 
-    def distance(
-        self, prediction: Float[Tensor, "b d h w"], target: Float[Tensor, "bt d h w"]
-    ) -> Float[Tensor, " b"]:
+    def distance(self, prediction: Float[Tensor, "b d h w"], target: Float[Tensor, "bt d h w"]) -> Float[Tensor, " b"]:
         """LPIPS of volumes: the mean of `axis_distances` over the three axes."""
         return self.axis_distances(prediction, target).mean(dim=1)
 

@@ -17,12 +17,7 @@ from torch import Tensor, nn
 
 from diffux2ct.errors import UserError
 from diffux2ct.evaluation.perception.swin2d import SIDE, SwinTiny, relative_positions
-from diffux2ct.evaluation.perception.weights import (
-    Unavailable,
-    find_weights,
-    load_exactly,
-    read_state_dict,
-)
+from diffux2ct.evaluation.perception.weights import Unavailable, find_weights, load_exactly, read_state_dict
 
 NAME = "MedCLIP-ViT image encoder"
 URL = "https://storage.googleapis.com/pytrial/medclip-vit-pretrained.zip"
@@ -66,9 +61,7 @@ class MedClipEncoder(nn.Module):
             if name.endswith("relative_position_index"):
                 # A constant, which only older versions of transformers saved.
                 if not torch.equal(state.get(name, relative_positions()), relative_positions()):
-                    raise UserError(
-                        f"{path}: another order of window positions; get the weights of MedCLIP-ViT"
-                    )
+                    raise UserError(f"{path}: another order of window positions; get the weights of MedCLIP-ViT")
                 state[name] = own[name]
         load_exactly(encoder, state, str(path))
         return encoder

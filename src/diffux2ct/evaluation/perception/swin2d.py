@@ -83,10 +83,7 @@ class Block(nn.Module):
         self.shift = shift
         self.layernorm_before = nn.LayerNorm(width)
         self.attention = nn.ModuleDict(
-            {
-                "self": WindowAttention(width, heads),
-                "output": nn.ModuleDict({"dense": nn.Linear(width, width)}),
-            }
+            {"self": WindowAttention(width, heads), "output": nn.ModuleDict({"dense": nn.Linear(width, width)})}
         )
         self.layernorm_after = nn.LayerNorm(width)
         self.intermediate = nn.ModuleDict({"dense": nn.Linear(width, 4 * width)})
@@ -122,8 +119,7 @@ class WindowAttention(nn.Module):
         self, x: Float[Tensor, "n windows 49 c"], mask: Float[Tensor, "windows2 1 49 49"]
     ) -> Float[Tensor, "n windows 49 c"]:
         query, key, value = (
-            rearrange(part(x), "n m t (h c) -> n m h t c", h=self.heads)
-            for part in (self.query, self.key, self.value)
+            rearrange(part(x), "n m t (h c) -> n m h t c", h=self.heads) for part in (self.query, self.key, self.value)
         )
         bias = self.relative_position_bias_table[self.relative_position_index.flatten()]
         bias = rearrange(bias, "(t u) h -> h t u", t=WINDOW**2)

@@ -135,15 +135,7 @@ def read_arrays(path: Path) -> Any:
     try:
         with path.open("rb") as file:
             return _ArraysOnly(file).load()
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        IndexError,
-        pickle.UnpicklingError,
-    ) as error:
+    except (OSError, EOFError, ValueError, TypeError, AttributeError, IndexError, pickle.UnpicklingError) as error:
         raise UserError(f"{path}: cannot be read as arrays; get the file again") from error
 
 

@@ -42,9 +42,7 @@ XRAY_NOTE = (
     "Line integrals, given and re-projected on one scale; difference: re-projected − given, blue to red for "
     f"±{XRAY_ERROR_LIMIT:g} (about 23 mm of water)."
 )
-RENDER_NOTE = (
-    f"Bone from {BONE_HU:g} HU in ivory, metal from {METAL_HU:g} HU in red, also where bone hides it."
-)
+RENDER_NOTE = f"Bone from {BONE_HU:g} HU in ivory, metal from {METAL_HU:g} HU in red, also where bone hides it."
 
 
 @dataclass(frozen=True)
@@ -87,9 +85,7 @@ class Renderer:
     def pictures(self, case: ReportCase) -> list[Picture]:
         """Truth and reconstruction from front and side; none where that is not possible."""
         if min(case.truth.shape) < MIN_RENDERED:
-            self.failure = (
-                f"volumes of fewer than {MIN_RENDERED} voxels a side show no surfaces worth drawing."
-            )
+            self.failure = f"volumes of fewer than {MIN_RENDERED} voxels a side show no surfaces worth drawing."
         if self.failure:
             return []
         try:
@@ -110,11 +106,7 @@ class Renderer:
 
 
 def case_section(
-    label: str,
-    case: ReportCase,
-    row: Mapping[str, Any],
-    metrics: Sequence[str],
-    renderings: Sequence[Picture],
+    label: str, case: ReportCase, row: Mapping[str, Any], metrics: Sequence[str], renderings: Sequence[Picture]
 ) -> dict[str, Any]:
     """The section of a case for the template: all slices with errors, X-rays, renderings.
 
@@ -125,9 +117,7 @@ def case_section(
     rows = []
     for axis, plane in enumerate(PLANES):
         pictures = [
-            picture(
-                grey(image, limits), plane, f"{case.case_id}: {plane} {what}, {window} window", case.spacing
-            )
+            picture(grey(image, limits), plane, f"{case.case_id}: {plane} {what}, {window} window", case.spacing)
             for window, limits in WINDOWS.items()
             for what, image in (("truth", truth[plane]), ("reconstruction", made[plane]))
         ]
@@ -157,9 +147,7 @@ def first_pictures(case: ReportCase, window: str = "bone") -> list[Picture]:
         for plane, image in orthoslices(volume, centre).items():
             alt = f"{case.case_id}: {plane} {what}, first screen"
             pictures.append(
-                picture(
-                    grey(image, limits), plane, alt, case.spacing, caption=f"{what.capitalize()}, {plane}"
-                )
+                picture(grey(image, limits), plane, alt, case.spacing, caption=f"{what.capitalize()}, {plane}")
             )
     return pictures
 
@@ -168,10 +156,7 @@ def floor_pictures(floor: Mapping[str, np.ndarray]) -> list[Picture]:
     """The mean training volume, ``floor`` its slices (HU) by plane, in both windows."""
     return [
         picture(
-            grey(image, limits),
-            plane,
-            f"Floor: {plane}, {window} window",
-            caption=f"{plane.capitalize()}, {window}",
+            grey(image, limits), plane, f"Floor: {plane}, {window} window", caption=f"{plane.capitalize()}, {window}"
         )
         for window, limits in WINDOWS.items()
         for plane, image in floor.items()

@@ -40,16 +40,12 @@ _BESIDE, _ABOVE = _Layout(46, 30.0, 32.0), _Layout(12, 36.0, 42.0, 15.0)
 def distributions(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> Markup:
     """A plot per metric that at least two cases have; empty where there is none."""
     return _plots(
-        metrics,
-        lambda key: {"run": list(values(rows, key)), FLOOR: list(values(rows, f"floor_{key}"))},
-        _BESIDE,
+        metrics, lambda key: {"run": list(values(rows, key)), FLOOR: list(values(rows, f"floor_{key}"))}, _BESIDE
     )
 
 
 def compared_distributions(
-    runs: Mapping[str, Sequence[Mapping[str, Any]]],
-    floor: Sequence[Mapping[str, Any]],
-    metrics: Sequence[str],
+    runs: Mapping[str, Sequence[Mapping[str, Any]]], floor: Sequence[Mapping[str, Any]], metrics: Sequence[str]
 ) -> Markup:
     """The same for several runs, a lane each. runs: rows of per_case.csv by name; floor: rows with the floor's."""
     return _plots(
@@ -93,8 +89,7 @@ def _plot(metric: Metric, lanes: Lanes, layout: _Layout) -> dict[str, Any]:
         "axis": axis,
         "ticks": [(place(tick), f"{tick:.{digits}f}") for tick in ticks],
         "lanes": [
-            _lane(cases, layout.first + layout.pitch * index, place, metric, most)
-            | _lane_name(name, index, layout)
+            _lane(cases, layout.first + layout.pitch * index, place, metric, most) | _lane_name(name, index, layout)
             for index, (name, cases) in enumerate(lanes.items())
         ],
     }
@@ -111,11 +106,7 @@ def _lane_name(name: str, index: int, layout: _Layout) -> dict[str, Any]:
 
 
 def _lane(
-    cases: Sequence[tuple[str, float]],
-    middle: float,
-    place: Callable[[float], float],
-    metric: Metric,
-    most: int,
+    cases: Sequence[tuple[str, float]], middle: float, place: Callable[[float], float], metric: Metric, most: int
 ) -> dict[str, Any]:
     numbers = np.array([value for _, value in cases])
     first, median, third = (place(float(q)) for q in np.quantile(numbers, (0.25, 0.5, 0.75)))
@@ -127,13 +118,7 @@ def _lane(
         (place(value), f"{middle + 14 * (k * 0.618034 % 1 - 0.5):.1f}", f"{case}: {metric.text(value)}")
         for k, (case, value) in enumerate(drawn)
     ]
-    return {
-        "middle": middle,
-        "first": first,
-        "median": median,
-        "width": f"{max(third - first, 0.5):.1f}",
-        "dots": dots,
-    }
+    return {"middle": middle, "first": first, "median": median, "width": f"{max(third - first, 0.5):.1f}", "dots": dots}
 
 
 def _in_words(name: str, cases: Sequence[tuple[str, float]], metric: Metric) -> str:

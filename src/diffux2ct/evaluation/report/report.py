@@ -137,9 +137,7 @@ def write_report(
     path.write_text(text, encoding="utf-8")
 
 
-PLOT_NOTE = (
-    "A dot is a case, the box holds the middle half of them, the line is the median. Floor: the mean volume."
-)
+PLOT_NOTE = "A dot is a case, the box holds the middle half of them, the line is the median. Floor: the mean volume."
 
 
 def _first_label(labels: Sequence[str]) -> str:

@@ -31,10 +31,7 @@ LABELS = {"num_cases": "cases", "xray_source": "X-rays", "of_the_set": "metrics 
 """Names of settings that read better than their key in metrics.json."""
 
 _LEADING = ("dataset", "split", "sampler", "sampling", "seed", "num_cases", "seconds_per_volume")
-_ELSEWHERE = {
-    *("run", "root", "floor", "num_scored", "unavailable", "intervals", "bootstrap", "left_out"),
-    RECORDS_KEY,
-}
+_ELSEWHERE = {*("run", "root", "floor", "num_scored", "unavailable", "intervals", "bootstrap", "left_out"), RECORDS_KEY}
 
 NUM_FIGURES = 5
 FIGURES = ("psnr3d", "ssim", "mae", "lpips", "dice_bone", "psnr", "ssim3d")
@@ -112,11 +109,7 @@ def compare_with_floor(
         _optional(metric, floor),
         _optional(metric, difference, sign=True),
         "" if difference is None or not same_cases else metric.side(difference),
-        "–"
-        if not scored
-        else f"{len(scored)}"
-        if len(scored) == len(rows)
-        else f"{len(scored)} of {len(rows)}",
+        "–" if not scored else f"{len(scored)}" if len(scored) == len(rows) else f"{len(scored)} of {len(rows)}",
         headline,
     )
 
@@ -224,7 +217,4 @@ def case_table(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> dic
         for count in (number(row.get(key)) for key in counts):
             cells.append(("", "–", "") if count is None else (int(count), f"{count:.0f}", ""))
         table.append([*cells, (row["seconds"], f"{row['seconds']:.3g}", "")])
-    return {
-        "columns": ["Case", "Patient", *(metric.title for metric in known), *counts, "Seconds"],
-        "rows": table,
-    }
+    return {"columns": ["Case", "Patient", *(metric.title for metric in known), *counts, "Seconds"], "rows": table}

@@ -35,6 +35,4 @@ def backproject(xrays: Xrays) -> Tensor:
     """Each view repeated along its missing axis, as two channels [b, 2, D, H, W] (parallel beams)."""
     frontal, lateral = xrays["frontal"], xrays["lateral"]
     shape = (*frontal.shape[:3], lateral.shape[3], frontal.shape[3])
-    return torch.cat(
-        (frontal[:, :, :, None, :].expand(shape), lateral[:, :, :, :, None].expand(shape)), dim=1
-    )
+    return torch.cat((frontal[:, :, :, None, :].expand(shape), lateral[:, :, :, :, None].expand(shape)), dim=1)

@@ -30,9 +30,7 @@ class FeatureDecoder3d(nn.Module):
         self.stages = nn.ModuleList()
         while fine_first:
             width = fine_first.pop()
-            self.stages.append(
-                nn.Sequential(conv_norm_act(3, below + width, width), conv_norm_act(3, width, width))
-            )
+            self.stages.append(nn.Sequential(conv_norm_act(3, below + width, width), conv_norm_act(3, width, width)))
             below = width
         self.out = nn.Conv3d(below, 1, 3, padding=1)
 

@@ -74,9 +74,7 @@ class VNet(nn.Module):
             self.right.append(ResidualStage(2 * skip, count, norm))
             below = 2 * skip
         self.out = nn.Sequential(
-            nn.Conv3d(below, num_classes, 5, padding=2),
-            nn.PReLU(num_classes),
-            nn.Conv3d(num_classes, num_classes, 1),
+            nn.Conv3d(below, num_classes, 5, padding=2), nn.PReLU(num_classes), nn.Conv3d(num_classes, num_classes, 1)
         )
 
     def forward(self, volume: Volume) -> Float[Tensor, "b k d h w"]:

@@ -51,9 +51,7 @@ class ViewBranch(nn.Module):
         self.merges = nn.ModuleList(conv_norm_act(3, 2 * c, c) for _, c in coarse_first)
         # The coarsest volume has no skip and is upsampled as it is.
         pairs = zip(channels[:0:-1], channels[-2::-1], strict=True)
-        self.ups = nn.ModuleList(
-            upsampling(a, b, _BRANCH_CONVS if i else 0) for i, (a, b) in enumerate(pairs)
-        )
+        self.ups = nn.ModuleList(upsampling(a, b, _BRANCH_CONVS if i else 0) for i, (a, b) in enumerate(pairs))
 
     def encode(self, xray: Xray, mask: Tensor | None) -> tuple[FeatureVolume, list[Tensor]]:
         """An X-ray in [0, 1] -> the coarsest volume, and the skips' volumes, coarsest first."""
@@ -150,13 +148,9 @@ def num_levels(size: int, most: int) -> int:
     """How often ``size`` halves down to 4; UserError where it does not, or more often than ``most`` times."""
     levels = size.bit_length() - BASE.bit_length()
     if levels < 1 or size != BASE << levels:
-        raise UserError(
-            f"dataset.size={size}: X2CT-GAN needs 4 times a power of two; choose 32, 64, 128, ..."
-        )
+        raise UserError(f"dataset.size={size}: X2CT-GAN needs 4 times a power of two; choose 32, 64, 128, ...")
     if levels > most:
-        raise UserError(
-            f"dataset.size={size}: needs {levels} levels and the lists of sizes have {most}; lengthen them"
-        )
+        raise UserError(f"dataset.size={size}: needs {levels} levels and the lists of sizes have {most}; lengthen them")
     return levels
 
 

@@ -100,8 +100,7 @@ class XCtrsNetLike(nn.Module):
             )
         self.size = size
         self.frontal, self.lateral = (
-            ViewLift(view, size, plane_channels, encoder_channels, num_blocks, view_channels)
-            for view in _RAY_AXIS
+            ViewLift(view, size, plane_channels, encoder_channels, num_blocks, view_channels) for view in _RAY_AXIS
         )
         self.stages, self.downsample = nn.ModuleList(), nn.ModuleList()
         below = 0

@@ -51,12 +51,7 @@ class ResBlock(nn.Module):
     """
 
     def __init__(
-        self,
-        dims: int,
-        in_channels: int,
-        out_channels: int,
-        time_channels: int | None = None,
-        dropout: float = 0.0,
+        self, dims: int, in_channels: int, out_channels: int, time_channels: int | None = None, dropout: float = 0.0
     ):
         super().__init__()
         if not 0 <= dropout < 1:
@@ -84,18 +79,14 @@ class ResBlock(nn.Module):
 class ResBlock2d(ResBlock):
     """`ResBlock` on planes [b, c, r, s]."""
 
-    def __init__(
-        self, in_channels: int, out_channels: int, time_channels: int | None = None, dropout: float = 0.0
-    ):
+    def __init__(self, in_channels: int, out_channels: int, time_channels: int | None = None, dropout: float = 0.0):
         super().__init__(2, in_channels, out_channels, time_channels, dropout)
 
 
 class ResBlock3d(ResBlock):
     """`ResBlock` on volumes [b, c, d, h, w]."""
 
-    def __init__(
-        self, in_channels: int, out_channels: int, time_channels: int | None = None, dropout: float = 0.0
-    ):
+    def __init__(self, in_channels: int, out_channels: int, time_channels: int | None = None, dropout: float = 0.0):
         super().__init__(3, in_channels, out_channels, time_channels, dropout)
 
 
@@ -139,9 +130,7 @@ class Upsample(nn.Module):
         return self.conv(_Double.apply(x))
 
 
-def timestep_embedding(
-    t: Shaped[Tensor, " b"], channels: int, max_period: float = 10000.0
-) -> Float[Tensor, "b c"]:
+def timestep_embedding(t: Shaped[Tensor, " b"], channels: int, max_period: float = 10000.0) -> Float[Tensor, "b c"]:
     """Sinusoids of a step (integer or float): `channels` numbers in fp32, cosines first."""
     half = channels // 2
     exponents = torch.arange(half, device=t.device, dtype=torch.float32) / half

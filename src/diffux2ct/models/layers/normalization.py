@@ -55,9 +55,7 @@ class _Normalize(torch.autograd.Function):
     slower, and on CUDA its group norm changes the memory format."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, activation: bool
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, activation: bool) -> Tensor:
         x = x.contiguous(memory_format=memory_format(x))
         y, mean, rstd = normalize(x, weight, bias, groups, eps)
         ctx.save_for_backward(x, weight, bias, mean, rstd)
@@ -96,9 +94,7 @@ def memory_format(x: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
-def normalize(
-    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def normalize(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """Group norm of [b, c, ...], in its dtype and memory format; the groups' mean and 1 / deviation, [b, groups]."""
     if x.device.type == "cuda":
         return normalize_by_parts(x, weight, bias, groups, eps)

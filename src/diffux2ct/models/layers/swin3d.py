@@ -106,9 +106,7 @@ class WindowAttention3d(nn.Module):
         bias = self.attention_bias(grid, window, shift, qkv.dtype)
         # A bias that differs between windows counts them as heads, and so serves all samples without a copy for each.
         folded = bias.shape[1] // self.num_heads
-        q, k, v = rearrange(
-            qkv, "(b w) n (i heads c) -> i b (w heads) n c", i=3, w=folded, heads=self.num_heads
-        )
+        q, k, v = rearrange(qkv, "(b w) n (i heads c) -> i b (w heads) n c", i=3, w=folded, heads=self.num_heads)
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         x = rearrange(x, "b (w heads) n c -> (b w) n (heads c)", w=folded)
         x = merge_windows(self.out(x), window, grid)
@@ -119,12 +117,7 @@ class SwinBlock3d(nn.Module):
     """One pre-LN Swin block on a volume: window attention, then an MLP of ratio 4, each with a residual."""
 
     def __init__(
-        self,
-        channels: int,
-        num_heads: int = 8,
-        window_size: int = 8,
-        shifted: bool = False,
-        mlp_ratio: int = 4,
+        self, channels: int, num_heads: int = 8, window_size: int = 8, shifted: bool = False, mlp_ratio: int = 4
     ):
         super().__init__()
         shift_size = window_size // 2 if shifted else 0

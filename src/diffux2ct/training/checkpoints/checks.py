@@ -49,12 +49,7 @@ _CONFIG_TYPES: dict[str, tuple[type, ...]] = {
     "sampler": (dict,),
     "sampler._target_": (str,),
 }
-_OPTIONAL = {
-    "dataset.labels",
-    "dataset.generate",
-    "dataset.prepare",
-    "dataset.randomize",
-}
+_OPTIONAL = {"dataset.labels", "dataset.generate", "dataset.prepare", "dataset.randomize"}
 _DEEPEST = 32
 _OURS = "use a checkpoint that train.py wrote"
 _OF_MODEL = "use a checkpoint of this model"

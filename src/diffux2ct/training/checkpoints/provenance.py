@@ -53,13 +53,9 @@ def _commit() -> str | None:
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         # An environment inside somebody else's repository is not a checkout of ours.
-        subprocess.run(
-            [*git, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True, check=True
-        )
+        subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True, check=True)
         described = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        return subprocess.run(
-            described, capture_output=True, text=True, encoding="utf-8", check=True
-        ).stdout.strip()
+        return subprocess.run(described, capture_output=True, text=True, encoding="utf-8", check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
 

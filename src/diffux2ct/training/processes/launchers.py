@@ -26,9 +26,7 @@ def check_launcher(arguments: Sequence[str]) -> None:
             f"launcher={name}: its plugin is not installed; pip install -c constraints.txt 'diffux2ct[{extra}]'"
         )
     if not {"-m", "--multirun", "--help", "--cfg", "-h", "-c"} & set(arguments):
-        raise UserError(
-            f"launcher={name}: starts the runs of a sweep; add -m (scripts/train_slurm.sh: one run)"
-        )
+        raise UserError(f"launcher={name}: starts the runs of a sweep; add -m (scripts/train_slurm.sh: one run)")
     if name == "slurm" and {"-m", "--multirun"} & set(arguments) and shutil.which("srun") is None:
         raise UserError("launcher=slurm: this machine has no srun; start it on a Slurm cluster's login node")
 

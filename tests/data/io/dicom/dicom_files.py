@@ -9,13 +9,7 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import (
-    CTImageStorage,
-    EnhancedCTImageStorage,
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    RLELossless,
-)
+from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRBigEndian, ExplicitVRLittleEndian, RLELossless
 
 from diffux2ct.data.io.volume import read_ct
 from diffux2ct.errors import UserError
@@ -76,9 +70,7 @@ def set_pixels(dataset: Dataset, stored: np.ndarray) -> None:
     dataset.HighBit = dataset.BitsStored - 1
     dataset.PixelRepresentation = int(stored.dtype.kind == "i")
     big = dataset.file_meta.TransferSyntaxUID == ExplicitVRBigEndian
-    dataset.PixelData = (
-        np.ascontiguousarray(stored).astype(stored.dtype.newbyteorder("><"[not big])).tobytes()
-    )
+    dataset.PixelData = np.ascontiguousarray(stored).astype(stored.dtype.newbyteorder("><"[not big])).tobytes()
 
 
 def write_series(

@@ -7,14 +7,7 @@ import pydicom
 import pytest
 from pydicom.data import get_testdata_file
 from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
-from tests.data.io.dicom.dicom_files import (
-    UPRIGHT,
-    compress,
-    hu_volume,
-    refused,
-    write_enhanced,
-    write_series,
-)
+from tests.data.io.dicom.dicom_files import UPRIGHT, compress, hu_volume, refused, write_enhanced, write_series
 
 from diffux2ct.data.io.dicom.series import list_series
 from diffux2ct.data.io.volume import read_ct
@@ -92,9 +85,7 @@ def test_rescale_may_differ_from_slice_to_slice(tmp_path: Path) -> None:
     write_series(tmp_path / "whole", hu.astype(np.int16), change=change)
     np.testing.assert_array_equal(read_ct(tmp_path / "whole").hu, hu)
     write_series(tmp_path / "broken", hu.astype(np.int16), slope=0.5, intercept=-1000.25)
-    np.testing.assert_allclose(
-        read_ct(tmp_path / "broken").hu, np.maximum((hu + 1024) * 0.5 - 1000.25, -1024)
-    )
+    np.testing.assert_allclose(read_ct(tmp_path / "broken").hu, np.maximum((hu + 1024) * 0.5 - 1000.25, -1024))
     write_series(tmp_path / "zero", hu.astype(np.int16), slope=0)
     refused(tmp_path / "zero", "RescaleSlope 0")
     write_series(tmp_path / "none", hu.astype(np.int16), slope=None, intercept=None)
@@ -164,9 +155,7 @@ def test_enhanced_ct(tmp_path: Path) -> None:
         frames.append((hu[n] - intercept) // slope)
         positions.append((-10.0, -20.0, 30.0 + 2.5 * n))
         rescales.append((slope, intercept))
-    path = write_enhanced(
-        tmp_path / "e" / "IM0", np.stack(frames).astype(np.uint16), positions, rescales=rescales
-    )
+    path = write_enhanced(tmp_path / "e" / "IM0", np.stack(frames).astype(np.uint16), positions, rescales=rescales)
     ct = read_ct(path)
     np.testing.assert_array_equal(ct.hu, hu)
     np.testing.assert_allclose((*ct.spacing, *ct.origin), (0.8, 0.9, 2.5, -10, -20, 30), atol=1e-6)

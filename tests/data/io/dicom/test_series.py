@@ -97,11 +97,7 @@ def test_localizers_pictures_and_other_orientations_are_left_out(tmp_path: Path)
     ct = read_ct(tmp_path)
     np.testing.assert_array_equal(ct.hu, hu)
     told = " ".join(ct.meta["notes"])
-    for part in (
-        "2 localizers",
-        "1 slices without a position",
-        "1 slices of another size or orientation left out",
-    ):
+    for part in ("2 localizers", "1 slices without a position", "1 slices of another size or orientation left out"):
         assert part in told
     assert list_series(tmp_path)[0].num_slices == 8
 

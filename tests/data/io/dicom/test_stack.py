@@ -9,9 +9,7 @@ from tests.data.io.dicom.dicom_files import hu_volume, refused, write_series
 from diffux2ct.data.io.volume import read_ct
 
 
-def ball_slices(
-    axes: np.ndarray, move: np.ndarray, shape: tuple[int, int, int], start: np.ndarray, gap: float
-):
+def ball_slices(axes: np.ndarray, move: np.ndarray, shape: tuple[int, int, int], start: np.ndarray, gap: float):
     """Slices [D, H, W] of a water ball and, beside it, a small bone ball, sampled where the header says."""
     d, h, w = shape
     k, j, i = np.meshgrid(np.arange(d), np.arange(h), np.arange(w), indexing="ij")
@@ -84,9 +82,7 @@ def test_a_slight_lean_is_straight_and_a_wild_one_is_refused(tmp_path: Path) -> 
     write_series(
         tmp_path / "beside",
         hu,
-        change=lambda i, dataset: setattr(
-            dataset, "ImagePositionPatient", [-10.0 + 5 * (i == 3), -20.0, 30 + 2.5 * i]
-        ),
+        change=lambda i, dataset: setattr(dataset, "ImagePositionPatient", [-10.0 + 5 * (i == 3), -20.0, 30 + 2.5 * i]),
     )
     refused(tmp_path / "beside", "beside the stack's line")
 

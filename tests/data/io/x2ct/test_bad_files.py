@@ -77,9 +77,7 @@ def external(file: h5py.File) -> None:
 def virtual(file: h5py.File) -> None:
     del file["ct"]
     layout = h5py.VirtualLayout((SIZE,) * 3, np.int16)
-    layout[:] = h5py.VirtualSource(
-        str(Path(file.filename).parents[1] / "a/ct_xray_data.h5"), "ct", (SIZE,) * 3
-    )
+    layout[:] = h5py.VirtualSource(str(Path(file.filename).parents[1] / "a/ct_xray_data.h5"), "ct", (SIZE,) * 3)
     file.create_virtual_dataset("ct", layout)
 
 
@@ -101,10 +99,7 @@ MUTATIONS = [
     (attribute("patient", np.arange(3.0)), "patient is no text"),
     (attribute("camera", "{"), "camera is damaged"),
     (attribute("camera", "[1]"), "camera describes none"),
-    (
-        attribute("camera", '{"kind": "cone", "sad": "a", "sid": 1, "rows": 1, "cols": 1, "pitch": [1, 1]}'),
-        "camera",
-    ),
+    (attribute("camera", '{"kind": "cone", "sad": "a", "sid": 1, "rows": 1, "cols": 1, "pitch": [1, 1]}'), "camera"),
     (attribute("window", "[1, 0]"), "window is not"),
     (attribute("poses", "{}"), "poses is damaged"),
     (attribute("unknown", np.arange(9)), None),
@@ -146,9 +141,7 @@ def test_damaged_bytes_end_in_one_line(tmp_path: Path) -> None:
     """Whatever bytes of the structure or the values are damaged, a file is a sound scan or refused in one line."""
     attrs = {"patient": "p", "window": [-1000, 1500]}
     views = x2ct_views(body(), (STEP,) * 3, SIZE)
-    path = write_x2ct(
-        tmp_path / "f/ct_xray_data.h5", body(), (STEP,) * 3, views, origin=(1, 2, 3), attrs=attrs
-    )
+    path = write_x2ct(tmp_path / "f/ct_xray_data.h5", body(), (STEP,) * 3, views, origin=(1, 2, 3), attrs=attrs)
     whole, lines = path.read_bytes(), []
     structure = np.r_[0:2500, 11000 : len(whole)]  # between lie the voxels
     generator = np.random.default_rng(0)

@@ -71,13 +71,7 @@ def test_write_then_read_gives_the_same(tmp_path: Path) -> None:
     hu, views = body(), x2ct_views(body(), (STEP,) * 3, SIZE)
     labels = (hu > 1000).astype(np.uint8)
     path = write_x2ct(
-        tmp_path / "c/ct_xray_data.h5",
-        hu,
-        (STEP,) * 3,
-        views,
-        origin=(1, 2, 3),
-        labels=labels,
-        attrs={"patient": "p"},
+        tmp_path / "c/ct_xray_data.h5", hu, (STEP,) * 3, views, origin=(1, 2, 3), labels=labels, attrs={"patient": "p"}
     )
     # As X2CT-GAN's code sees it: all from the top, air 0, grey levels by each image's own maximum, mm by two numbers.
     with h5py.File(path) as file:

@@ -105,15 +105,11 @@ def read_header(path: Path) -> tuple[SeriesInfo, pydicom.Dataset]:
             _refuse_deflated(path)
             header = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=_TAGS)
             if header.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
-                raise UserError(
-                    f"{path}: an index (DICOMDIR), no image; give the folder that holds the slices"
-                )
+                raise UserError(f"{path}: an index (DICOMDIR), no image; give the folder that holds the slices")
             modality = plain_text(header.get("Modality"))
             if header.get("SOPClassUID") is None and not modality:
                 raise ValueError("neither SOP class nor modality")
-            count = (
-                max(int(header.get("NumberOfFrames") or 1), 1) if _is_axial(header.get("ImageType")) else 0
-            )
+            count = max(int(header.get("NumberOfFrames") or 1), 1) if _is_axial(header.get("ImageType")) else 0
             text = [plain_text(header.get(key)) for key in ("SeriesInstanceUID", "SeriesDescription")]
         except UserError:
             raise
@@ -133,9 +129,7 @@ def frames_of(path: Path, header: pydicom.Dataset) -> list[Frame]:
             if not per_frame:
                 raise UserError(f"{path}: {count} frames without positions; export the scan as a CT series")
             if count > _MAX_FRAMES or len(per_frame) != count:
-                raise UserError(
-                    f"{path}: {count} frames, but {len(per_frame)} are described; fetch the file again"
-                )
+                raise UserError(f"{path}: {count} frames, but {len(per_frame)} are described; fetch the file again")
             shared = _group(header.get("SharedFunctionalGroupsSequence"))
             base = _plain(header) | shared
             return [_frame(path, i, base | _group([item])) for i, item in enumerate(per_frame)]
@@ -192,18 +186,13 @@ def _frame(path: Path, index: int | None, tags: dict[str, Any]) -> Frame:
     orientation = _numbers(tags.get("ImageOrientationPatient"), 6)
     slope, intercept = tags.get("RescaleSlope"), tags.get("RescaleIntercept")
     if "ModalityLUTSequence" in tags and slope is None:
-        raise UserError(
-            f"{path}: HU by a look-up table (ModalityLUTSequence); export it with a rescale slope"
-        )
+        raise UserError(f"{path}: HU by a look-up table (ModalityLUTSequence); export it with a rescale slope")
     time = tags.get("TemporalPositionIndex", tags.get("TemporalPositionIdentifier"))
     return Frame(
         file=path,
         index=index,
         order=int(tags.get("InstanceNumber") or 0),
-        acquisition=(
-            plain_text(tags.get("FrameAcquisitionNumber", tags.get("AcquisitionNumber"))),
-            plain_text(time),
-        ),
+        acquisition=(plain_text(tags.get("FrameAcquisitionNumber", tags.get("AcquisitionNumber"))), plain_text(time)),
         shape=(int(tags.get("Rows") or 0), int(tags.get("Columns") or 0)),
         is_axial=_is_axial(tags.get("ImageType"))
         and _is_axial(tags.get("FrameType"))
@@ -225,9 +214,7 @@ def _is_axial(image_type: Any) -> bool:
 def _rescale(path: Path, slope: Any, intercept: Any) -> tuple[float, float]:
     pair = (1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept))
     if not np.isfinite(pair).all() or pair[0] == 0.0:
-        raise UserError(
-            f"{path}: RescaleSlope {pair[0]:g}, RescaleIntercept {pair[1]:g}; export the scan again"
-        )
+        raise UserError(f"{path}: RescaleSlope {pair[0]:g}, RescaleIntercept {pair[1]:g}; export the scan again")
     return pair
 
 

@@ -73,17 +73,13 @@ def _decode(dataset: pydicom.Dataset, frame: Frame) -> np.ndarray:
     """Stored values of one frame, [rows, cols] of a whole-number type."""
     file, syntax = frame.file, UID(str(dataset.file_meta.TransferSyntaxUID))
     if min(frame.shape) < 1 or max(frame.shape) > _MAX_SIDE:
-        raise UserError(
-            f"{file}: {frame.shape[0]} x {frame.shape[1]} pixels are no CT slice; fetch the file again"
-        )
+        raise UserError(f"{file}: {frame.shape[0]} x {frame.shape[1]} pixels are no CT slice; fetch the file again")
     with quiet_pydicom():
         try:
             stored = pixel_array(dataset, index=frame.index or 0, raw=True)
         except Exception as error:
             if str(syntax) in _PLAIN:
-                raise UserError(
-                    f"{file}: the pixels are truncated or damaged; fetch the file again"
-                ) from error
+                raise UserError(f"{file}: the pixels are truncated or damaged; fetch the file again") from error
             stored = _decode_with_gdcm(dataset, frame, syntax)
     if stored.shape != frame.shape or stored.dtype.kind not in "iu":
         raise UserError(f"{file}: the pixels do not fit the header; fetch the file again")
@@ -155,9 +151,7 @@ def _padding(stored: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray | None:
         limits = [dataset.get("PixelPaddingValue"), dataset.get("PixelPaddingRangeLimit")]
         bits = 8 * stored.dtype.itemsize
         # The value is often stored as unsigned where the pixels are signed: the same bits.
-        known = [
-            np.array(int(v) % 2**bits, f"u{bits // 8}").view(stored.dtype) for v in limits if v is not None
-        ]
+        known = [np.array(int(v) % 2**bits, f"u{bits // 8}").view(stored.dtype) for v in limits if v is not None]
     except (TypeError, ValueError):
         return None
     return (stored >= min(known)) & (stored <= max(known))

@@ -61,9 +61,7 @@ def _headers(folder: Path) -> tuple[list[tuple[Path, SeriesInfo, Dataset]], list
     try:
         paths = sorted(folder.iterdir())
     except OSError as error:
-        raise UserError(
-            f"{folder}: cannot be listed ({error.strerror}); give a folder that you may read"
-        ) from error
+        raise UserError(f"{folder}: cannot be listed ({error.strerror}); give a folder that you may read") from error
     for path in paths:
         if path.name == "DICOMDIR" or not is_dicom(path):
             continue

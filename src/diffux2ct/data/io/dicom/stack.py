@@ -71,9 +71,7 @@ def arrange(frames: Sequence[Frame], path: Path, notes: list[str]) -> Stack:
     pixel = min(frames[0].pixel_spacing)
     drift = np.linalg.norm(positions - positions[0] - np.outer(along, step), axis=1).max()
     if drift > max(0.5 * pixel, 0.1):
-        raise UserError(
-            f"{path}: slices lie up to {drift:.1f} mm beside the stack's line; give one straight series"
-        )
+        raise UserError(f"{path}: slices lie up to {drift:.1f} mm beside the stack's line; give one straight series")
     tilt = float(np.degrees(np.arctan(np.linalg.norm(step - normal))))
     if tilt > _MAX_TILT:
         raise UserError(
@@ -95,9 +93,7 @@ def _one_geometry(frames: Sequence[Frame], path: Path, notes: list[str]) -> list
     """The largest set of axial frames with one size and orientation; notes name the others."""
     axial = [frame for frame in frames if frame.is_axial]
     if len(axial) < len(frames):
-        notes.append(
-            f"{path}: {len(frames) - len(axial)} localizers or screen pictures of the series left out"
-        )
+        notes.append(f"{path}: {len(frames) - len(axial)} localizers or screen pictures of the series left out")
     placed = [frame for frame in axial if frame.is_placed]
     if not axial:
         raise UserError(f"{path}: only localizers or screen pictures, no slices; give a CT series")
@@ -148,20 +144,14 @@ def _check_geometry(frames: list[Frame], path: Path) -> None:
         )
     units = {frame.rescale_type for frame in frames} - {"", "HU", "US", "HU_MOD", "UNSPECIFIED"}
     if units:
-        raise UserError(
-            f"{path}: values in {', '.join(sorted(units))} (RescaleType), not HU; give the HU series"
-        )
+        raise UserError(f"{path}: values in {', '.join(sorted(units))} (RescaleType), not HU; give the HU series")
 
 
-def _without_repeats(
-    frames: Sequence[Frame], normal: np.ndarray, path: Path, notes: list[str]
-) -> list[Frame]:
+def _without_repeats(frames: Sequence[Frame], normal: np.ndarray, path: Path, notes: list[str]) -> list[Frame]:
     """One frame a place, in the order of the normal. Of several acquisitions (phases), the fullest is taken."""
 
     def ordered(items: Sequence[Frame]) -> list[Frame]:
-        return sorted(
-            items, key=lambda f: (float(np.dot(f.position, normal)), f.order, str(f.file), f.index or 0)
-        )
+        return sorted(items, key=lambda f: (float(np.dot(f.position, normal)), f.order, str(f.file), f.index or 0))
 
     def unique(items: Sequence[Frame]) -> list[Frame]:
         kept: list[Frame] = []

@@ -105,13 +105,9 @@ def header_of(file: Any, path: Path) -> X2ctHeader:
         raise UserError(f"{path}: no dataset 'ct' (it has {held}); give X2CT-GAN's ct_xray_data.h5")
     shape = ct.shape or ()
     if len(shape) != 3 or len(set(shape)) != 1 or shape[0] < 2:
-        raise UserError(
-            f"{path}: ct is {'x'.join(map(str, shape))}, not a cube; give X2CT-GAN's ct_xray_data.h5"
-        )
+        raise UserError(f"{path}: ct is {'x'.join(map(str, shape))}, not a cube; give X2CT-GAN's ct_xray_data.h5")
     if shape[0] > MAX_SIDE:
-        raise UserError(
-            f"{path}: ct has {shape[0]} voxels per side, at most {MAX_SIDE} are read; average it down"
-        )
+        raise UserError(f"{path}: ct has {shape[0]} voxels per side, at most {MAX_SIDE} are read; average it down")
     if ct.dtype.kind not in "iuf":
         raise UserError(f"{path}: ct holds values that are no numbers; download it again")
     side, notes = _side(file, path)
@@ -194,9 +190,7 @@ def _numbers(holder: Any, name: str, path: Path, *counts: int) -> list[float]:
     few = math.prod(stored.shape or ()) in counts and stored.dtype.kind in "iufb"
     values = np.ravel(holder[name] if hasattr(holder, "get_id") else stored[()]) if few else np.array([])
     if values.size not in counts or values.dtype.kind not in "iufb" or not np.isfinite(values).all():
-        raise UserError(
-            f"{path}: {name} is not {' or '.join(map(str, counts))} numbers; write the file again"
-        )
+        raise UserError(f"{path}: {name} is not {' or '.join(map(str, counts))} numbers; write the file again")
     return [float(value) for value in values]
 
 
@@ -225,9 +219,7 @@ def _camera(file: Any, path: Path) -> Camera | None:
     try:
         camera = Camera.from_dict(values)
         plain = [camera.sad, camera.sid, *camera.pitch]
-        if not (
-            isinstance(camera.name, str) and isinstance(camera.reverse, bool) and np.isfinite(plain).all()
-        ):
+        if not (isinstance(camera.name, str) and isinstance(camera.reverse, bool) and np.isfinite(plain).all()):
             raise TypeError("not a camera's values")
         return camera
     except (UserError, TypeError, ValueError, KeyError) as error:

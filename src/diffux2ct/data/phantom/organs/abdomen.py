@@ -60,11 +60,7 @@ def _paint_upper(body: Body) -> None:
         antrum = ellipsoid(x, y, z, (p.x + 0.12 * p.width, p.front + 42, a.dome() - 92), (52, 22, 20))
         stomach = smooth_union(stomach, antrum, 16)
         tail = ellipsoid(
-            x,
-            y - 0.2 * np.abs(x - p.x),
-            z - 0.35 * (x - p.x),
-            (p.x + 14, p.spine - 48, edge + 34),
-            (58, 12, 13),
+            x, y - 0.2 * np.abs(x - p.x), z - 0.35 * (x - p.x), (p.x + 14, p.spine - 48, edge + 34), (58, 12, 13)
         )
         gall = ellipsoid(x, y, z, (p.x - 0.5 * p.width, p.front + 40, edge + 26), (15, 18, 24))
         return [np.maximum(d, roof) for d in (liver, spleen, stomach, tail, gall)]
@@ -94,17 +90,13 @@ def _paint_kidney(body: Body, side: int) -> None:
     if part is None:
         return
     warp = body.warp[part.slices]
-    px = (
-        part.x - np.float32(x) + np.float32(side * 0.22) * (part.z - np.float32(z))
-    )  # lower poles further apart
+    px = part.x - np.float32(x) + np.float32(side * 0.22) * (part.z - np.float32(z))  # lower poles further apart
     py, pz = part.y - np.float32(y), part.z - np.float32(z)
     d = ellipsoid(px, py + 0.25 * side * px, pz, (0, 0, 0), (25, 26, 53)) + 1.6 * warp
     d = np.maximum(d, 8 - ellipsoid(px, py, pz, (-side * 30, -4, 0), (14, 16, 22)))
     canvas.fill(part, np.maximum(d - 8, body.cavity[part.slices]), a["fat"])
     canvas.fill(part, d, 165 if a.is_["contrast"] else 33)
-    hilum = (
-        ellipsoid(px, py, pz, (-side * 11, -3, 0), (13, 9, 26)) + 1.6 * warp + 2.5 * body.texture[part.slices]
-    )
+    hilum = ellipsoid(px, py, pz, (-side * 11, -3, 0), (13, 9, 26)) + 1.6 * warp + 2.5 * body.texture[part.slices]
     canvas.fill(part, hilum, -50)
 
 

@@ -109,9 +109,7 @@ def _paint_lungs(body: Body, box: Box, lungs: np.ndarray, oblique: np.ndarray, c
     for field, where in ((oblique, None), (box.z - np.float32(chest.hila[-1][2]) + 0 * box.x, "right")):
         fissure = 1 - np.abs(field + body.warp[box.slices]) * np.float32(1 / voxel)
         fissure = np.clip(fissure, 0, 1) * np.float32(260 / max(voxel, 1.0))
-        if (
-            where == "right"
-        ):  # the horizontal fissure runs from the oblique one forwards, in the right lung only
+        if where == "right":  # the horizontal fissure runs from the oblique one forwards, in the right lung only
             fissure *= (oblique > 0) & (box.x < chest.carina[0]) & (box.y < middle + 20)
         hu = hu + fissure
     canvas.fill(box, lungs, hu)
@@ -132,9 +130,7 @@ def _paint_heart(body: Body, chest: Chest) -> None:
 
     def chambers(x, y, z):
         px, py, pz = x - np.float32(c[0]), y - np.float32(c[1]), (z - np.float32(c[2])) / np.float32(tall)
-        p, q, r = (
-            px * np.float32(k[0]) + py * np.float32(k[1]) + pz * np.float32(k[2]) for k in (long, across, up)
-        )
+        p, q, r = (px * np.float32(k[0]) + py * np.float32(k[1]) + pz * np.float32(k[2]) for k in (long, across, up))
         shapes = {
             "left": ellipsoid(p, q, r, np.array([16, -2, 4]) * s, np.array([50, 38, 36]) * s),
             "right": ellipsoid(px, py, pz, np.array([2, -20, -10]) * s, np.array([46, 30, 36]) * s),
@@ -153,9 +149,7 @@ def _paint_heart(body: Body, chest: Chest) -> None:
     canvas.fill(box, np.maximum(whole - 4 - 2 * a["adiposity"] + warp, limit), a["fat"] + 8)
     contrast = a.is_["contrast"]
     canvas.fill(
-        box,
-        np.maximum(whole + 0.6 * warp, limit + 2),
-        (105 if contrast else 47) + 4 * body.texture[box.slices],
+        box, np.maximum(whole + 0.6 * warp, limit + 2), (105 if contrast else 47) + 4 * body.texture[box.slices]
     )
     canvas.fill(box, np.maximum(blood, limit + 4), 235 if contrast else 42)
 

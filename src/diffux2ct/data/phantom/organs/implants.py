@@ -65,9 +65,7 @@ def _paint_prosthesis(body: Body) -> None:
         opening = plane(x, y, z, p["head"], p["way"])
         outer, inner = ball(x, y, z, p["head"], radius + 4), ball(x, y, z, p["head"], radius - 1)
         canvas.fill(near, np.maximum(np.maximum(outer, -inner), opening - 4), a["implant"], label)
-        canvas.fill(
-            near, np.maximum(np.maximum(inner, opening - 3), 17 - ball(x, y, z, p["head"], 0)), 150
-        )  # plastic
+        canvas.fill(near, np.maximum(np.maximum(inner, opening - 3), 17 - ball(x, y, z, p["head"], 0)), 150)  # plastic
         canvas.fill(near, ball(x, y, z, p["head"], 15), a["implant"], label)
     shaft = p["base"] + np.array([-side * 5, 0, -42])
     end = shaft + 0.45 * (p["shaft"] - shaft)

@@ -61,10 +61,7 @@ def paint_hip(body: Body, side: int) -> None:
     s, top = a.pelvic_scale, a.sacral_top
     sheet, rim, low, u = canvas.smooth(box, lambda x, y, z: wing_frame(a, x, y, z, side))
     thick = (
-        2.4
-        + 3.4 * np.exp(-(((rim + 4) / 7) ** 2))
-        + 5.5 * np.clip(1 - u / 0.35, 0, 1)
-        + 10 * np.clip(low - 0.6, 0, 1)
+        2.4 + 3.4 * np.exp(-(((rim + 4) / 7) ** 2)) + 5.5 * np.clip(1 - u / 0.35, 0, 1) + 10 * np.clip(low - 0.6, 0, 1)
     )
     notch = np.float32(top[2] - 76 * s) + 44 * fraction(0.62 - u, 0, 0.5) - box.z  # the greater sciatic notch
     d = np.maximum(np.maximum(np.abs(sheet) - thick, rim), notch)
@@ -73,12 +70,7 @@ def paint_hip(body: Body, side: int) -> None:
     pubis = sym + np.array([side * 12, 3, 0])
     spread = 14 if a.is_["female"] else 6
     for p, q, r, t in (
-        (
-            shift(socket, -side * 12, 4, 12),
-            shift(socket, -side * 15, 3, -8),
-            22,
-            20,
-        ),  # the wall of the socket
+        (shift(socket, -side * 12, 4, 12), shift(socket, -side * 15, 3, -8), 22, 20),  # the wall of the socket
         (shift(socket, -side * 8, -14, 3), shift(pubis, side * 12, 3, 9), 12, 7),
         (shift(pubis, 0, 0, 10), shift(pubis, side * 2, 3, -14), 8.5, 7.5),
         (shift(pubis, side * 3, 6, -16), shift(tuber, -side * spread, -14, 0), 6, 7),
@@ -108,9 +100,7 @@ def femur_points(anatomy: Anatomy, side: int) -> dict[str, np.ndarray]:
     a = anatomy
     head = a.socket(side)
     incline, twist = np.radians(a["neck_shaft"] - 90), np.radians(a["anteversion"])
-    way = np.array(
-        [side * np.cos(incline) * np.cos(twist), np.cos(incline) * np.sin(twist), -np.sin(incline)]
-    )
+    way = np.array([side * np.cos(incline) * np.cos(twist), np.cos(incline) * np.sin(twist), -np.sin(incline)])
     base = head + 50 * way
     return {
         "head": head,
@@ -183,12 +173,8 @@ def _sacrum_distance(xa, along, off, scale: Real) -> np.ndarray:
     half = thick * (1 - 0.3 * np.clip(x / 50, 0, 1))
     swept = 11 * np.square(np.clip(x / 50, 0, 1.2))  # and lie further back than the body
     wing_drop = 14 * np.clip((x - 22) / 28, 0, 1)  # the alae fall away from the end plate
-    d = np.maximum(
-        np.maximum(x - width, np.abs(off - swept) - half), np.maximum(wing_drop - along, along - 100)
-    )
-    crest = np.maximum(
-        np.maximum(x - 2.8, off - thick - 11 + along * 0.09), np.maximum(8 - along, along - 75)
-    )
+    d = np.maximum(np.maximum(x - width, np.abs(off - swept) - half), np.maximum(wing_drop - along, along - 100))
+    crest = np.maximum(np.maximum(x - 2.8, off - thick - 11 + along * 0.09), np.maximum(8 - along, along - 75))
     d = smooth_union(d, np.maximum(crest, -off), 3.0)
     canal = np.sqrt((x / 2.0) ** 2 + (off - 0.75 * thick - 2) ** 2) - (5.5 - 0.04 * along)
     d = np.maximum(d, -canal)

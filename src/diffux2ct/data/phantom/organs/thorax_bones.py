@@ -6,16 +6,7 @@ from diffux2ct.data.labels import LABELS
 from diffux2ct.data.phantom.anatomy import Anatomy
 from diffux2ct.data.phantom.canvas import FAR, Real
 from diffux2ct.data.phantom.organs.trunk import Body, shoulder_joint
-from diffux2ct.data.phantom.shapes import (
-    ball,
-    capsule,
-    join,
-    plane,
-    shift,
-    smooth_union,
-    spline,
-    super_ellipse,
-)
+from diffux2ct.data.phantom.shapes import ball, capsule, join, plane, shift, smooth_union, spline, super_ellipse
 from diffux2ct.data.phantom.spine import Vertebra
 
 # Ribs by vertebra: how far round the body they reach (degrees from the back), how far they fall on the way (mm).
@@ -69,9 +60,7 @@ def paint_ribs(body: Body) -> None:
             continue
         # The upper seven join the sternum, the next three lean on the cartilage above.
         goal = line[round(1 + 1.5 * (number - 1))] if number < 8 else line[10]
-        goal = goal + np.array(
-            [side * (11 if number < 8 else 20 + 14 * (number - 7)), 2, -10 * max(0, number - 7)]
-        )
+        goal = goal + np.array([side * (11 if number < 8 else 20 + 14 * (number - 7)), 2, -10 * max(0, number - 7)])
         end = path[-1]
         middle = (end + goal) / 2 + np.array([side * 6, -3, -8 if number > 3 else 0])
         for start, stop in ((end, middle), (middle, goal)):

@@ -116,16 +116,10 @@ def _fields(anatomy: Anatomy, x, y, z) -> list[np.ndarray]:
     share = levels(z, heights, [1.1, 1.1, 1.0, 0.7, 0.55, 0.6, 0.5])
     front, side, back = a.fat_layers()
     seat = 1 + 0.5 * fraction(-z, -top[2], 60 - top[2]) * np.clip(lean, 0, 1)
-    fat = (
-        (side + np.where(lean < 0, np.float32(front - side), np.float32(back - side)) * lean**2)
-        * share
-        * seat
-    )
+    fat = (side + np.where(lean < 0, np.float32(front - side), np.float32(back - side)) * lean**2) * share * seat
     # The gap between the thighs, which touch.
     below = a.symphysis()[2] - 42 - z
-    gap = np.where(below > 0, np.minimum(0.2 * below, 2.5), 1.5 * below) - np.abs(
-        x - np.float32(a["centre_x"])
-    )
+    gap = np.where(below > 0, np.minimum(0.2 * below, 2.5), 1.5 * below) - np.abs(x - np.float32(a["centre_x"]))
     fascia = np.maximum(d + fat, gap + 6 * fraction(below, -8, 25))
     d = np.maximum(d, gap)
     # The wall: flat muscles at the sides, thin ones in front, none behind, where other muscles are painted.
@@ -169,18 +163,7 @@ def _pelvic_funnel(anatomy: Anatomy, x, y, z) -> np.ndarray:
     heights = top[2] + s * np.array([-164.0, -152, -138, -118, -98, -75, -45, 0, 38, 60])
     wide = (1.06 if a.is_["female"] else 1.0) * np.array([2.0, 16, 32, 48, 56, 61, 68, 96, 122, 170])
     ahead, behind = a.symphysis()[1], top[1]
-    before = [
-        ahead + 62,
-        ahead + 44,
-        ahead + 24,
-        ahead + 11,
-        ahead + 5,
-        ahead - 10,
-        ahead - 40,
-        -400,
-        -400,
-        -400,
-    ]
+    before = [ahead + 62, ahead + 44, ahead + 24, ahead + 11, ahead + 5, ahead - 10, ahead - 40, -400, -400, -400]
     behind = behind + np.array([-18.0, 2, 22, 42, 52, 54, 42, 32, 60, 100])
     half, front, back = (levels(z, heights, k) for k in (wide, before, behind))
     front = np.maximum(front, column(a, z, "front")[0])
