@@ -5,8 +5,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from diffux2ct.cli import fetch_weights
-from diffux2ct.cli.fetch_weights import SOURCES, Source, listing, run
+from diffux2ct.cli.fetch_weights import Source, listing, run, sources
 from diffux2ct.errors import UserError
 
 CONTENT = bytes(range(256)) * 40
@@ -47,7 +46,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def toy(monkeypatch, url="http://127.0.0.1:9/toy.pth", sha256=SHA[:8], **fields):
-    monkeypatch.setitem(SOURCES, "toy", Source("a toy", "toy.pth", "10 kB", url=url, sha256=sha256, **fields))
+    monkeypatch.setitem(sources(), "toy", Source("a toy", "toy.pth", "10 kB", url=url, sha256=sha256, **fields))
 
 
 def test_a_file_is_fetched_once_and_checked(server, folder, monkeypatch, capsys):
@@ -129,7 +128,7 @@ def test_the_list_says_where_from_how_large_and_what_is_here(folder, capsys):
     run([])
     shown = capsys.readouterr().out
     assert shown == listing() + "\n"
-    for source in SOURCES.values():
+    for source in sources().values():
         assert source.origin in shown
     assert shown.count("to fetch") == 2
-    assert fetch_weights.SOURCES["lpips"].url.endswith("alexnet-owt-7be5be79.pth")
+    assert sources()["lpips"].url.endswith("alexnet-owt-7be5be79.pth")

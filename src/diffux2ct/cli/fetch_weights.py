@@ -13,6 +13,7 @@ import urllib.request
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from tqdm import tqdm
@@ -21,9 +22,8 @@ from diffux2ct.atomic import replaced_file, sha256_of
 from diffux2ct.cli import run_main
 from diffux2ct.command_line import command
 from diffux2ct.errors import UserError
-from diffux2ct.evaluation.perception import ct_encoder, lpips, medclip
-from diffux2ct.evaluation.perception.weights import weights_folder
 
+# The metrics' networks are imported where they are used: --help answers at once.
 _CHUNK = 1 << 20
 _SUMS = "SHA256SUMS"
 
@@ -51,40 +51,47 @@ class Source:
         return self.url or f"pip packages {' '.join(self.packages)}"
 
 
-SOURCES = {
-    "lpips": Source(
-        "ImageNet's AlexNet for LPIPS (the heads are in the installed package lpips)",
-        "alexnet-owt-7be5be79.pth",
-        "233 MB",
-        url=lpips.TRUNK_URL,
-        sha256="7be5be79",
-    ),
-    "medclip": Source(
-        "MedCLIP-ViT for fid_medclip",
-        "medclip-vit/pytorch_model.bin",
-        "size unknown before",
-        url=medclip.URL,
-        member="pytorch_model.bin",
-    ),
-    "ct_encoder": Source(
-        "ASTRA's 3D CT encoder for fd_ct and kd_ct",
-        "astra_encoder.pt",
-        "235 MB",
-        packages=ct_encoder.PACKAGES,
-        sha256=ct_encoder.SHA256,
-    ),
-}
+@cache
+def sources() -> dict[str, Source]:
+    """The networks that can be fetched, by name."""
+    from diffux2ct.evaluation.perception import ct_encoder, lpips, medclip
+
+    return {
+        "lpips": Source(
+            "ImageNet's AlexNet for LPIPS (the heads are in the installed package lpips)",
+            "alexnet-owt-7be5be79.pth",
+            "233 MB",
+            url=lpips.TRUNK_URL,
+            sha256="7be5be79",
+        ),
+        "medclip": Source(
+            "MedCLIP-ViT for fid_medclip",
+            "medclip-vit/pytorch_model.bin",
+            "size unknown before",
+            url=medclip.URL,
+            member="pytorch_model.bin",
+        ),
+        "ct_encoder": Source(
+            "ASTRA's 3D CT encoder for fd_ct and kd_ct",
+            "astra_encoder.pt",
+            "235 MB",
+            packages=ct_encoder.PACKAGES,
+            sha256=ct_encoder.SHA256,
+        ),
+    }
 
 
 def fetch(name: str, source: Path | None = None) -> Path:
-    """The file of ``SOURCES[name]`` in the weights folder, fetched unless it is there.
+    """The file of ``sources()[name]`` in the weights folder, fetched unless it is there.
 
     source: a copy of the download, or a folder that holds one, in place of the network.
 
     Raises:
         UserError: no network, no such copy, or another hash.
     """
-    wanted, folder = SOURCES[name], weights_folder()
+    from diffux2ct.evaluation.perception.weights import weights_folder
+
+    wanted, folder = sources()[name], weights_folder()
     target = folder / wanted.file
     if target.is_file() and source is None:
         print(f"{name}: {target} is here already")
@@ -161,7 +168,9 @@ def _copies(wanted: Source, source: Path) -> list[Path]:
 
 
 def _install(wanted: Source, copies: Sequence[Path], target: Path) -> None:
-    """Put what downloads hold in place of ``target``, whole, after its hash is checked."""
+    """Write the weights that downloads hold to ``target``, whole, after their hash is checked."""
+    from diffux2ct.evaluation.perception.weights import weights_folder
+
     target.parent.mkdir(parents=True, exist_ok=True)
     with replaced_file(target, sync=True) as partial:
         with partial.open("wb") as file:
@@ -207,9 +216,11 @@ def _compare_with_first(name: str, found: str, sums: Path) -> None:
 
 
 def listing() -> str:
-    """What can be fetched: where from, how large, and whether it is here."""
+    """The networks that can be fetched: origin, size, and whether they are here."""
+    from diffux2ct.evaluation.perception.weights import weights_folder
+
     folder, lines = weights_folder(), []
-    for name, source in SOURCES.items():
+    for name, source in sources().items():
         state = "here" if (folder / source.file).is_file() else f"{source.size} to fetch"
         lines.append(f"{name:12}{state:32}{source.about}\n{'':12}{source.origin}\n{'':12}{folder / source.file}")
     return "\n".join(lines)
@@ -223,7 +234,7 @@ def run(arguments: Sequence[str]) -> None:
         epilog="from=PATH takes a file, or a folder with it, that was copied here in place of the network. "
         "Files go into the folder of DIFFUX2CT_WEIGHTS, or else ~/.cache/diffux2ct/weights.",
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(SOURCES)} or all; and from=PATH")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(sources())} or all; and from=PATH")
     parser.add_argument("--list", action="store_true", help="list sources, sizes and what is here")
     given = parser.parse_args(arguments)
     paths = [Path(name.removeprefix("from=")) for name in given.names if name.startswith("from=")]
@@ -231,12 +242,12 @@ def run(arguments: Sequence[str]) -> None:
     if given.list or not names:
         print(listing())
         return
-    wrong = [name for name in names if name not in (*SOURCES, "all")]
+    wrong = [name for name in names if name not in (*sources(), "all")]
     if wrong:
-        raise UserError(f"{wrong[0]}: no such network; choose from {', '.join(SOURCES)}, all")
+        raise UserError(f"{wrong[0]}: no such network; choose from {', '.join(sources())}, all")
     if paths and not paths[-1].exists():
         raise UserError(f"from={paths[-1]}: not found; give a file or a folder")
-    for name in SOURCES if "all" in names else names:
+    for name in sources() if "all" in names else names:
         fetch(name, paths[-1] if paths else None)
 
 
