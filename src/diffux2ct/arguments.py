@@ -1,7 +1,7 @@
 """Settings as dataclasses: the annotations say which values a key takes, and ``read`` refuses all others in one line.
 
 A field is a ``bool``, ``int``, ``float``, ``str``, ``Path``, ``Literal``, ``tuple`` or ``list`` of these, a mapping, or
-a union; ``Annotated`` adds a ``Range``, ``Form`` or ``RISING``. ``Any`` takes what comes; with a dataclass as its mark
+a union; ``Annotated`` adds a ``Range``, ``Form`` or ``Rising``. ``Any`` takes every value; with a dataclass as its mark
 the value is checked against that and kept as it is. Numbers are finite. A dataclass within a dataclass is a group of
 settings, with a dot in their names.
 """
@@ -9,12 +9,13 @@ settings, with a dot in their names.
 import difflib
 import math
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from inspect import Parameter, signature
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from diffux2ct.errors import UserError
 
@@ -25,7 +26,7 @@ T = TypeVar("T")
 class Range:
     """Bounds of a number; ``open`` leaves the bounds themselves out."""
 
-    low: float | int = -math.inf
+    low: float | int
     high: float | int = math.inf
     open: bool = False
 
@@ -34,7 +35,7 @@ class Range:
 
     def __str__(self) -> str:
         if self.high > 1e9:
-            return (f" above {self.low}" if self.open else f" of at least {self.low}") * (self.low > -math.inf)
+            return f" above {self.low}" if self.open else f" of at least {self.low}"
         return f" between {self.low} and {self.high}" if self.open else f" from {self.low} to {self.high}"
 
 
@@ -45,9 +46,18 @@ class Form:
     pattern: str
     words: str
 
+    def __contains__(self, value: str) -> bool:
+        return re.fullmatch(self.pattern, value) is not None
 
-RISING = "rising"
-"""Marks a pair whose first number is smaller than its second."""
+
+class Rising:
+    """A pair whose first number is smaller than its second."""
+
+    words = "two rising numbers, such as '[-1024,1500]'"
+
+    def __contains__(self, value: tuple[float, float]) -> bool:
+        return value[0] < value[1]
+
 
 Whole = Annotated[int, Range(0)]
 Count = Annotated[int, Range(1)]
@@ -57,16 +67,14 @@ Positive = Annotated[float, Range(0, open=True)]
 NotNegative = Annotated[float, Range(0)]
 Share = Annotated[float, Range(0, 1)]
 Three = tuple[float, float, float]
-Window = Annotated[tuple[float, float], RISING]
+Window = Annotated[tuple[float, float], Rising()]
 Device = Annotated[str, Form(r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:N")]
 Precision = Literal["bf16", "fp32"]
 Weights = Literal["ema", "raw"]
 Split = Literal["train", "val", "test"]
 
-_PLAIN_KINDS = (bool, int, float, str, NoneType)
-_FALSE, _TRUE = ("false", "no", "off"), ("true", "yes", "on")
-_COUNTS = {2: "two", 3: "three"}
-_EXAMPLES = {2: "[-1024,1500]", 3: "[1,2,3]"}
+_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a name", Path: "a path"}
+_SWITCH = {"false": False, "no": False, "off": False, "true": True, "yes": True, "on": True}
 
 
 def read(schema: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
@@ -79,12 +87,12 @@ def read(schema: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
     given = {key: convert(hints[key], values[key], f"{prefix}{key}") for key in known if key in values}
     for key, field in known.items():
         if key not in given and field.default is MISSING:
-            raise UserError(f"{prefix}{key} is not given; add {prefix}{key}=... to the command (--help explains it)")
+            raise UserError(not_given(f"{prefix}{key}"))
     return schema(**given)
 
 
 def check(settings: Any, prefix: str = "") -> None:
-    """Convert each field of a dataclass instance to what its annotation says. Raises UserError as ``read`` does."""
+    """Convert each field of a dataclass instance to the type of its annotation. Raises UserError as ``read`` does."""
     for key, kind in get_type_hints(type(settings), include_extras=True).items():
         object.__setattr__(settings, key, convert(kind, getattr(settings, key), f"{prefix}{key}"))
 
@@ -100,190 +108,147 @@ def check_call(target: Any, values: Mapping[str, Any], prefix: str) -> None:
     for key, value in values.items():
         if key not in parameters and not takes_all and not key.startswith("_"):
             raise UserError(unknown_key(f"{prefix}{key}", [f"{prefix}{name}" for name in parameters]))
-        if key in hints and all(_bare(kind) in _PLAIN_KINDS for kind in _alternatives(hints[key])):
+        if key in hints and all(kind.type in (bool, int, float, str, NoneType) for kind in _kinds(hints[key])):
             convert(hints[key], value, f"{prefix}{key}")
 
 
+def not_given(key: str) -> str:
+    """The message for a setting without a value."""
+    return f"{key} is not given; add {key}=... to the command (--help explains it)"
+
+
 def unknown_key(key: str, known: Sequence[str]) -> str:
-    """The message for a setting that does not exist, with the nearest that does."""
-    near = difflib.get_close_matches(key, known, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
+    """The message for a setting that does not exist, with those that end in it, or else the nearest."""
+    whole = [name for name in known if name.endswith(f".{key}")][:3]
+    hint = f"did you mean {' or '.join(whole)}? " if whole else did_you_mean(key, known)
     return f"unknown key '{key}'; {hint}--cfg job lists the keys, --help explains them"
+
+
+def did_you_mean(word: Any, known: Sequence[Any]) -> str:
+    """A question with the nearest of ``known``, ended by a space; empty without a near one."""
+    return "".join(f"did you mean {near}? " for near in difflib.get_close_matches(str(word), map(str, known), n=1))
 
 
 def text_keys(schema: type, prefix: str = "") -> Iterator[str]:
     """Dotted keys whose values are free text: paths and names."""
-    for key, kind in get_type_hints(schema, include_extras=True).items():
-        kinds = _alternatives(kind)
-        if set(kinds) <= {Path, str, NoneType}:
+    for key, annotation in get_type_hints(schema, include_extras=True).items():
+        kinds = _kinds(annotation)
+        if {kind.type for kind in kinds} <= {Path, str, NoneType}:
             yield f"{prefix}{key}"
-        for group in (*kinds, *(mark for kind in kinds for mark in get_args(kind))):
-            if is_dataclass(group) and isinstance(group, type):
-                yield from text_keys(group, f"{prefix}{key}.")
-
-
-def convert(kind: Any, value: Any, key: str) -> Any:
-    """``value`` as the annotation ``kind`` wants it. Raises UserError that starts with ``key=value``."""
-    if isinstance(value, Mapping):
-        for part in _alternatives(kind):
-            group = get_args(part)[1] if get_origin(part) is Annotated else part
-            if isinstance(group, type) and is_dataclass(group):
-                checked = read(group, value, f"{key}.")
-                return checked if part is group else value
-            if get_origin(part) is not None and issubclass(get_origin(part), Mapping):
-                return {name: convert(get_args(part)[1], item, f"{key}.{name}") for name, item in value.items()}
-    try:
-        return _convert(kind, value)
-    except _Refused:
-        shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-        shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
-        raise UserError(f"{key}={shown}: {_fault(kind, value)}; {_remedy(kind, value, key)}") from None
+        for group in filter(None, (kind.group for kind in kinds)):
+            yield from text_keys(group, f"{prefix}{key}.")
 
 
 class _Refused(Exception):
     """A value that an annotation does not allow."""
 
 
-def _convert(kind: Any, value: Any) -> Any:
-    origin, parts = get_origin(kind), get_args(kind)
-    if kind is Any:
-        return value
-    if origin in (Union, UnionType):
-        return _first(parts, value)
-    if origin is Annotated:
-        if isinstance(parts[1], type):  # the dataclass of a group, to which only a mapping would do
-            raise _Refused
-        value = _convert(parts[0], value)
-        if not all(_allowed(mark, value) for mark in parts[1:]):
-            raise _Refused
-        return value
-    if origin is Literal:
-        if isinstance(value, str | int) and value in parts and not isinstance(value, bool):
-            return value
-        raise _Refused
-    if origin in (tuple, list):
-        return _sequence(origin, parts, value)
-    if origin is not None or is_dataclass(kind):  # mappings, which ``convert`` has taken
-        raise _Refused
-    return _plain(kind, value)
+def convert(annotation: Any, value: Any, key: str) -> Any:
+    """``value`` as the first alternative of ``annotation`` that takes it. UserError starts with ``key=value``."""
+    try:
+        return _converted(annotation, value, key)
+    except _Refused:
+        shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+        shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
+        raise UserError(f"{key}={shown}: {_fault_and_remedy(_kinds(annotation), value)}") from None
 
 
-def _plain(kind: type, value: Any) -> Any:
-    if kind is bool:
-        word = str(value).lower() if isinstance(value, bool | str) else ""
-        if word in _FALSE + _TRUE:
-            return word in _TRUE
-    elif kind in (int, float):
-        if _is_number(kind, value):
-            return kind(value)
-    elif kind in (str, Path):
-        # A number is how YAML reads a name of digits.
-        if isinstance(value, str | Path | int | float) and str(value) and not isinstance(value, bool):
-            return kind(str(value))
-    elif kind is NoneType:
-        if value is None or (isinstance(value, str) and value.lower() == "null"):
-            return None
-    elif isinstance(value, kind):
+class _Kind(NamedTuple):
+    """One alternative of an annotation: its type, the parts of a Literal, tuple, list or mapping, and its marks."""
+
+    type: Any
+    parts: tuple[Any, ...]
+    marks: tuple[Any, ...]
+
+    @property
+    def group(self) -> type | None:
+        """The dataclass of a group of settings."""
+        return next((part for part in (self.type, *self.marks) if isinstance(part, type) and is_dataclass(part)), None)
+
+    @property
+    def name(self) -> str:
+        """The type in words: "a whole number"."""
+        if self.type is list:
+            choices = ", ".join(_kinds(self.parts[0])[0].parts)
+            return f"a list of {choices}" if choices else "a list, such as '[1,2]'"
+        if self.type is tuple:
+            return {2: "two numbers, such as '[1,2]'", 3: "three numbers, such as '[1,2,3]'"}[len(self.parts)]
+        return _NAMES.get(self.type, "a group of settings, key: value")
+
+    def __str__(self) -> str:
+        """The values in words: "a whole number from 0 to 9"."""
+        if self.type is Literal:
+            *others, last = map(str, self.parts)
+            return f"{', '.join(others)} or {last}"
+        words = [mark.words for mark in self.marks if isinstance(mark, Form | Rising)]
+        return words[0] if words else self.name + "".join(str(mark) for mark in self.marks if isinstance(mark, Range))
+
+
+def _kinds(annotation: Any) -> list[_Kind]:
+    """The alternatives of an annotation, null first."""
+    if get_origin(annotation) in (Union, UnionType):
+        kinds = [kind for part in get_args(annotation) for kind in _kinds(part)]
+        return sorted(kinds, key=lambda kind: kind.type is not NoneType)
+    bare, *marks = get_args(annotation) if get_origin(annotation) is Annotated else (annotation,)
+    return [_Kind(get_origin(bare) or bare, get_args(bare), tuple(marks))]
+
+
+def _converted(annotation: Any, value: Any, key: str) -> Any:
+    for kind in _kinds(annotation):
+        try:
+            converted = _convert(kind, value, key)
+        except _Refused:
+            continue
+        if all(converted in mark for mark in kind.marks if isinstance(mark, Range | Form | Rising)):
+            return converted
+    raise _Refused
+
+
+def _convert(kind: _Kind, value: Any, key: str) -> Any:
+    if kind.group and isinstance(value, Mapping):
+        checked = read(kind.group, value, f"{key}.")
+        return checked if kind.group is kind.type else value
+    if kind.type is Any and not kind.group:
         return value
+    if kind.type is Mapping and isinstance(value, Mapping):
+        return {name: convert(kind.parts[1], item, f"{key}.{name}") for name, item in value.items()}
+    if kind.type in (tuple, list) and isinstance(value, Sequence) and not isinstance(value, str):
+        parts = kind.parts * len(value) if kind.type is list else kind.parts
+        if len(parts) == len(value):
+            return kind.type(_converted(part, item, key) for part, item in zip(parts, value, strict=True))
+    if kind.type is bool and isinstance(value, bool | str) and str(value).lower() in _SWITCH:
+        return _SWITCH[str(value).lower()]
+    if kind.type is NoneType and (value is None or str(value).lower() == "null"):
+        return None
+    if isinstance(value, bool):  # which is a number for Python
+        raise _Refused
+    if kind.type is Literal and value in kind.parts:
+        return value
+    if kind.type in (int, float) and _is_number(kind.type, value):
+        return kind.type(value)
+    if kind.type in (str, Path) and isinstance(value, str | Path | int | float) and str(value):
+        return kind.type(str(value))  # a number is how YAML reads a name of digits
     raise _Refused
 
 
 def _is_number(kind: type, value: Any) -> bool:
     """True for a finite number that is, for ``int``, whole."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return False
-    return kind is float or value == int(value)
+    finite = isinstance(value, int | float) and abs(value) <= sys.float_info.max
+    return finite and (kind is float or value == int(value))
 
 
-def _first(kinds: Sequence[Any], value: Any) -> Any:
-    """``value`` as the first of ``kinds`` that takes it; null before all others."""
-    for kind in sorted(kinds, key=lambda kind: kind is not NoneType):
-        try:
-            return _convert(kind, value)
-        except _Refused:
-            continue
-    raise _Refused
-
-
-def _sequence(origin: type, parts: Sequence[Any], value: Any) -> Any:
-    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
-        raise _Refused
-    kinds = [parts[0]] * len(value) if origin is list else parts
-    if len(kinds) != len(value):
-        raise _Refused
-    return origin(_convert(kind, item) for kind, item in zip(kinds, value, strict=True))
-
-
-def _allowed(mark: Any, value: Any) -> bool:
-    if isinstance(mark, Form):
-        return re.fullmatch(mark.pattern, value) is not None
-    if isinstance(mark, Range):
-        return value in mark
-    return value[0] < value[1] if mark == RISING else True
-
-
-def _fault(kind: Any, value: Any) -> str:
-    """What is wrong with a value that ``kind`` refuses."""
-    part = _main(kind)
+def _fault_and_remedy(kinds: list[_Kind], value: Any) -> str:
+    null = ", or null" if kinds[0].type is NoneType else ""
+    kinds = [kind for kind in kinds if kind.type is not NoneType]
+    first, choice = kinds[0], kinds[0].type is Literal
     if value is None:
-        return "a value is needed"
-    if get_origin(part) is list and isinstance(value, Sequence) and not isinstance(value, str):
-        part = get_args(part)[0]
-    if get_origin(_bare(part)) is Literal or any(isinstance(mark, Form) for mark in get_args(part)):
-        return "no such choice"
-    if _bare(part) in (int, float) and _is_number(_bare(part), value):
-        return "out of range"
-    return f"not {_describe(part if get_origin(_bare(part)) is tuple else _bare(part))}"
-
-
-def _remedy(kind: Any, value: Any, key: str) -> str:
-    """What to give in place of a value that ``kind`` refuses."""
-    part, null = _main(kind), ", or null" if NoneType in _alternatives(kind) else ""
-    choices = [str(choice) for choice in _choices(part)]
-    if choices:
-        near = difflib.get_close_matches(str(value), choices, n=1)
-        names = " or ".join(filter(None, (", ".join(choices[:-1]), choices[-1])))
-        return f"choose {names}{null}" + (f" (did you mean {near[0]}?)" if near else "")
-    kinds = [part for part in _alternatives(kind) if part is not NoneType]
-    wanted = " or ".join(_describe(part) for part in kinds if part is not int or float not in kinds)
-    for plain in map(_bare, _alternatives(kind)):
-        if get_origin(plain) is tuple:
-            wanted += f", for instance '{key}={_EXAMPLES[len(get_args(plain))]}'"
-        if get_origin(plain) is list:
-            items = [str(choice) for choice in _choices(get_args(plain)[0])]
-            wanted += f" of {', '.join(items)}" if items else f", for instance '{key}=[1,2]'"
-    return f"give {wanted}{null}"
-
-
-def _main(kind: Any) -> Any:
-    """The first alternative of a union that is not null."""
-    return next(part for part in _alternatives(kind) if part is not NoneType)
-
-
-def _choices(kind: Any) -> Sequence[Any]:
-    return get_args(kind) if get_origin(kind) is Literal else ()
-
-
-def _alternatives(kind: Any) -> tuple[Any, ...]:
-    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
-
-
-def _bare(kind: Any) -> Any:
-    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
-
-
-def _describe(kind: Any) -> str:
-    """The values of an annotation in words: "a whole number from 0 to 9"."""
-    marks = get_args(kind)[1:] if get_origin(kind) is Annotated else ()
-    bare = _bare(kind)
-    for mark in marks:
-        if isinstance(mark, Form):
-            return mark.words
-    bounds = "".join(str(mark) for mark in marks if isinstance(mark, Range))
-    if get_origin(bare) is tuple:
-        rising = "rising " if RISING in marks else ""
-        return f"{_COUNTS[len(get_args(bare))]} {rising}numbers"
-    if get_origin(bare) is list:
-        return "a list"
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a name", Path: "a path"}
-    return names.get(bare, "a group of settings, key: value") + bounds
+        fault = "a value is needed"
+    elif choice or any(isinstance(mark, Form) for mark in first.marks):
+        fault = "no such choice"
+    elif first.type in (int, float) and not isinstance(value, bool) and _is_number(first.type, value):
+        fault = "out of range"
+    else:
+        fault = f"not {first if first.type is tuple else first.name}".partition(", such as")[0]
+    near = did_you_mean(value, first.parts).strip() if choice else ""
+    wanted = " or ".join(str(kind) for kind in kinds if kind.type is not int or len(kinds) == 1)
+    return f"{fault}; {'choose' if choice else 'give'} {wanted}{null}" + (f" ({near})" if near else "")

@@ -62,6 +62,17 @@ def test_a_mistyped_word_is_answered_in_one_line(call, capfd, config, word, part
     assert capfd.readouterr() == ("", "")
 
 
+def test_help_shows_the_options_of_groups_that_a_user_chooses_from(call, capsys):
+    with pytest.raises(SystemExit):
+        call("train", "--help")
+    shown = capsys.readouterr().out
+    assert "  optim=adamw                                Adam with decoupled weight decay.\n" in shown
+    assert "dataset/prepare=x2ct" in shown
+    assert "base=" not in shown  # nor what belongs to other commands
+    assert "sampler=own" not in shown
+    assert "runs/<name>.1" in shown
+
+
 def test_keys_of_the_chosen_options_are_known(call):
     """``generate`` exists only with the phantoms, which come with the experiment."""
     with pytest.raises(SystemExit) as end:
