@@ -25,7 +25,7 @@ from diffux2ct.atomic import sha256_of
 from diffux2ct.data.body import remove_couch
 from diffux2ct.data.io.volume import content_hash, read_ct, use_threads
 from diffux2ct.data.preparation.cube import cube_centre, cut_cube
-from diffux2ct.data.preparation.plan import make_plan
+from diffux2ct.data.preparation.plan import Request, make_plan
 from diffux2ct.data.preparation.prepare import PrepareSettings, run_jobs
 from diffux2ct.data.preparation.scan_job import prepare_scan
 from diffux2ct.data.prepared.writer import write_case
@@ -106,10 +106,7 @@ def throughput(series: Path, settings: PrepareSettings, workers: int, scans: int
         raw.mkdir()
         for index in range(scans):
             (raw / f"p{index}").symlink_to(series.resolve(), target_is_directory=True)
-        plan = make_plan(
-            raw, Path(folder, "out"), source="folder", origins=None, settings=settings, crops=0, test_crops=None,
-            split=None, rescale=None, labels=None,
-        )  # fmt: skip
+        plan = make_plan(raw, Path(folder, "out"), Request(settings=settings))
         # A folder linked twice counts once, so that the copies are named here.
         (job,) = plan.jobs
         jobs = [

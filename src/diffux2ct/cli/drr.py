@@ -18,10 +18,16 @@ from diffux2ct.errors import UserError
 # Torch and the readers are imported where they are used: --help answers at once.
 
 _PNG_MAX = 2**16 - 1
-_STORED = {
-    "line_integral": "line integrals",
-    "transmission": "transmission, between 0 and 1,",
-    "max": "line integrals over each image's largest",
+_OUTPUTS = {  # of the printed line, and of camera.json
+    "line_integral": ("line integrals", "line integral of attenuation along the ray, dimensionless, no exponential"),
+    "transmission": (
+        "transmission, between 0 and 1,",
+        "share of the beam that arrives, exp(-line integral); its -log is the line integral",
+    ),
+    "max": (
+        "line integrals over each image's largest",
+        "line integral over the image's largest; times scale it is the line integral",
+    ),
 }
 
 
@@ -32,7 +38,7 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class Jitter:
-    """How far a pose may be off."""
+    """The most by which a pose is off."""
 
     degrees: NotNegative
     mm: NotNegative
@@ -76,8 +82,7 @@ class Radiograph:
 def run(config: DictConfig) -> None:
     """Read ``ct``, render both views and write the folder ``out``, whole or not at all.
 
-    Raises:
-        UserError: a setting or the CT is not usable.
+    Raises UserError for a setting or a CT that is not usable.
     """
     from diffux2ct.data.io.volume import read_ct
     from diffux2ct.data.preparation.cube import cut_cube
@@ -116,7 +121,7 @@ def run(config: DictConfig) -> None:
         **scene,
         "scale": scales,
         # A PNG's grey level times this is the .npy file's value.
-        "png_scale": {view: _png_scale(image) for view, image in images.items()},
+        "png_scale": {view: float(image.max()) / _PNG_MAX or 1.0 for view, image in images.items()},
         "units": _units(cfg.output),
         "axes": {
             "npy": "rows to Superior; columns to Left (frontal) or Posterior (lateral)",
@@ -126,7 +131,7 @@ def run(config: DictConfig) -> None:
     }
     _write(cfg.out, images, record)
     peaks = ", ".join(f"{view} up to {image.max():.2f}" for view, image in line_integrals.items())
-    print(f"wrote {cfg.out}: {_STORED[cfg.output]} of {size}x{size}, camera {camera.name}; line integrals: {peaks}")
+    print(f"wrote {cfg.out}: {_OUTPUTS[cfg.output][0]} of {size}x{size}, camera {camera.name}; line integrals: {peaks}")
 
 
 def _render(cfg: Radiograph, hu: np.ndarray, camera: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -143,10 +148,9 @@ def _render(cfg: Radiograph, hu: np.ndarray, camera: Any) -> tuple[dict[str, np.
 
     settings = {"water": {"kev": cfg.kev}, "two_material": {"kvp": cfg.kvp}}.get(cfg.attenuation, {})
     attenuation = ATTENUATIONS[cfg.attenuation](**settings)
-    fixed = Pose(cfg.rotation, cfg.shift)
-    jitter = (0.0, 0.0) if cfg.pose_jitter is None else (cfg.pose_jitter.degrees, cfg.pose_jitter.mm)
-    drawn = random_poses(np.random.default_rng(cfg.seed), *jitter)
-    poses = {view: fixed.moved(pose) for view, pose in drawn.items()}
+    jitter = cfg.pose_jitter or Jitter(0, 0)
+    drawn = random_poses(np.random.default_rng(cfg.seed), jitter.degrees, jitter.mm)
+    poses = {view: Pose(cfg.rotation, cfg.shift).moved(pose) for view, pose in drawn.items()}
     effects = XrayEffects(**asdict(cfg.effects))
     pair = render_pair(
         hu, (cfg.spacing,) * 3, camera, cfg.size, projector=cfg.projector, attenuation=attenuation, jitter=poses
@@ -166,18 +170,13 @@ def _render(cfg: Radiograph, hu: np.ndarray, camera: Any) -> tuple[dict[str, np.
 
 
 def _units(output: str) -> dict[str, str]:
-    undo = {
-        "line_integral": "line integral of attenuation along the ray, dimensionless, no exponential",
-        "transmission": "share of the beam that arrives, exp(-line integral); its -log is the line integral",
-        "max": "line integral over the image's largest; times scale it is the line integral",
-    }
     return {
         "camera": "mm; pitch is (rows, columns) on the panel",
         "spacing": "mm (x, y, z)",
         "origin": "mm (x, y, z), LPS, centre of the first voxel",
         "window": "HU, clipped before projection",
         "pose": "degrees about, and mm along, (x, y, z) through the centre: the patient is turned, then shifted",
-        "npy": undo[output],
+        "npy": _OUTPUTS[output][1],
         "scale": "line integral per value of the .npy file (diffux2ct.xray.drr.decode_output)",
         "png_scale": "value of the .npy file per grey level",
     }
@@ -193,7 +192,3 @@ def _write(out: Path, images: Mapping[str, np.ndarray], record: Mapping[str, Any
             grey = np.round(image[::-1] / record["png_scale"][view]).astype(np.uint16)
             Image.fromarray(grey).save(partial / f"{view}.png")
         write_text(partial / "camera.json", json.dumps(record, indent=1) + "\n")
-
-
-def _png_scale(image: np.ndarray) -> float:
-    return float(image.max()) / _PNG_MAX or 1.0

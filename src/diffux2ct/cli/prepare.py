@@ -1,7 +1,8 @@
 """``prepare_dataset.py`` and ``export_x2ct.py``: raw CT scans to a prepared folder, and that to X2CT-GAN's files."""
 
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,7 +16,6 @@ from diffux2ct.errors import UserError
 
 if TYPE_CHECKING:
     from diffux2ct.data.preparation.report import PrepareReport
-    from diffux2ct.data.preparation.settings import PrepareSettings
 
 # What reads scans is imported where it is used: --help answers at once, and so do the processes that import this
 # module only because they were started by the command.
@@ -91,8 +91,9 @@ class Preparation:
 
 
 def run(config: DictConfig) -> None:
-    """Prepare ``raw`` and say what was done. Raises UserError if nothing, or under strict not all, was usable."""
+    """Prepare ``raw`` and print a report. Raises UserError if nothing, or under strict not all, was usable."""
     from diffux2ct.data.preparation.prepare import prepare, survey
+    from diffux2ct.data.preparation.settings import PrepareSettings
     from diffux2ct.viz.contact_sheet import write_contact_sheets
 
     cfg = read(Preparation, config)
@@ -102,52 +103,45 @@ def run(config: DictConfig) -> None:
     recipe = read(Recipe, values, "dataset.prepare.")  # type: ignore[arg-type]
     short = {key: getattr(cfg, key) for key in ("size", "spacing", "crops")}
     short = {key: value for key, value in short.items() if value is not None}
-    recipe = replace(recipe, **short)
-    arguments: dict[str, Any] = {
-        key: getattr(recipe, key) for key in ("source", "origins", "split", "rescale", "labels", "crops", "test_crops")
-    }
-    arguments |= {"settings": _settings(recipe), "workers": cfg.workers}
-    if recipe.source == "x2ct":
-        arguments |= {"xrays": recipe.xrays, "asked": short.keys() & {"size", "spacing"}}
+    request = dict(vars(replace(recipe, **short)))
+    settings = PrepareSettings(**{field.name: request.pop(field.name) for field in fields(PrepareSettings)})
+    arguments = {**request, "settings": settings, "workers": cfg.workers, "asked": short.keys() & {"size", "spacing"}}
     if cfg.dry_run:
         rows, report = survey(cfg.raw, **arguments)
-        _tell_survey(rows, report)
+        _print_survey(rows, report)
     else:
         if cfg.out is None and OmegaConf.is_missing(cfg.dataset, "root"):
             raise UserError("out is not given; add out=DIR, the folder to write")
         out = Path(cfg.dataset.root if cfg.out is None else cfg.out)
         report = prepare(cfg.dataset.name, cfg.raw, out, **arguments)
         sheets = write_contact_sheets(out) if cfg.contact_sheet else []
-        _tell(report, out, sheets)
+        _print(report, out, sheets)
     if cfg.strict and report.bad:
         raise UserError(f"{len(report.bad)} scans could not be used (listed above), and strict=true")
 
 
-def _settings(recipe: Recipe) -> "PrepareSettings":
-    from diffux2ct.data.preparation.settings import PrepareSettings
-
-    return PrepareSettings(**{field.name: getattr(recipe, field.name) for field in fields(PrepareSettings)})
-
-
-def _tell(report: "PrepareReport", out: Path, sheets: list[Path]) -> None:
+def _print(report: "PrepareReport", out: Path, sheets: list[Path]) -> None:
     from diffux2ct.data.preparation.report import summary_table
 
-    _tell_notes(report)
+    _print_notes(report)
     print(summary_table(report.summary, listed=False))
-    counts = ", ".join(f"{part} {len(ids)}" for part, ids in report.split.items())
     total = sum(map(len, report.split.values()))
     print(
-        f"{out}: {total} cases ({counts}); {report.written} written in {report.seconds:.0f} s, "
+        f"{out}: {total} cases ({_counts(report.split)}); {report.written} written in {report.seconds:.0f} s, "
         f"{report.found} were there; {len(report.bad) + len(report.not_used)} left out"
     )
     if sheets:
         print(f"look at {', '.join(map(str, sheets[:3]))}{', ...' if len(sheets) > 3 else ''}")
 
 
-def _tell_survey(rows: list[dict[str, Any]], report: "PrepareReport") -> None:
+def _counts(split: Mapping[str, Sequence[str]]) -> str:
+    return ", ".join(f"{part} {len(ids)}" for part, ids in split.items())
+
+
+def _print_survey(rows: list[dict[str, Any]], report: "PrepareReport") -> None:
     from diffux2ct.data.preparation.report import by_reason
 
-    _tell_notes(report)
+    _print_notes(report)
     print(f"{'case':32} {'split':5} {'size':>15} {'spacing, mm':>17} {'axes':4} {'labels':6} source")
     for row in rows:
         size, spacing = "x".join(map(str, row["size"])), " ".join(f"{s:.4g}" for s in row["spacing"])
@@ -157,11 +151,11 @@ def _tell_survey(rows: list[dict[str, Any]], report: "PrepareReport") -> None:
     left_out = [*report.bad, *report.not_used]
     for reason, count in by_reason(left_out).items():
         print(f"{count:5} left out: {reason}")
-    counts = ", ".join(f"{part} {len(ids)}" for part, ids in report.split.items())
+    counts = _counts(report.split)
     print(f"dry run: {len(rows)} scans would be used (cases: {counts}), {len(left_out)} left out; nothing was written")
 
 
-def _tell_notes(report: "PrepareReport") -> None:
+def _print_notes(report: "PrepareReport") -> None:
     for note in report.notes:
         print(f"note: {note}", file=sys.stderr)
     for source, reason in report.bad:
@@ -184,12 +178,12 @@ def run_export(config: DictConfig) -> None:
     from diffux2ct.data.prepared.export_x2ct import export_x2ct
 
     cfg = read(Export, config)
-    done = export_x2ct(cfg.data, cfg.out, views=cfg.views)
-    for note in done.notes:
+    start = time.monotonic()
+    split, notes = export_x2ct(cfg.data, cfg.out, views=cfg.views)
+    for note in notes:
         print(f"note: {note}", file=sys.stderr)
-    counts = ", ".join(f"{part} {len(names)}" for part, names in done.split.items())
-    total = sum(map(len, done.split.values()))
-    print(f"{cfg.out}: {total} cases ({counts}) written in {done.seconds:.0f} s")
+    total = sum(map(len, split.values()))
+    print(f"{cfg.out}: {total} cases ({_counts(split)}) written in {time.monotonic() - start:.0f} s")
 
 
 def export_main() -> None:

@@ -1,7 +1,7 @@
 """Separate the patient from the couch, the mattress and the wires, by the CT alone; no supplied mask, no training.
 
-What lies under a patient is wide and thin in axial slices (the shell of a couch), thin and the same from slice to slice
-(its rails), or thinner than any limb (tubes, wires). What is thick is the patient: trunk, arms beside it, legs.
+A couch is wide and thin in axial slices (its shell) or thin and the same from slice to slice (its rails); tubes and
+wires are thinner than any limb. Thick pieces are the patient: trunk, arms beside it, legs.
 """
 
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ def body_mask(hu: Num[np.ndarray, "d h w"], spacing: Sequence[float | int]) -> B
         return np.zeros(hu.shape, bool)
     patient = _with_thin_parts(patient, couch, solid, step)
     patient = _without_gaps(patient, coarse)
-    # One voxel more keeps the skin's partial volume; it must not reach into what was found to be couch.
+    # One voxel more keeps the skin's partial volume; it must not reach into the couch.
     mask = patient | (_grown(patient, np.ones((1, 3, 3), bool)) & ~solid)
     for axis, factor in enumerate(factors):
         mask = mask.repeat(factor, axis)
@@ -114,7 +114,7 @@ def _without_gaps(patient: np.ndarray, coarse: np.ndarray) -> np.ndarray:
 
 
 def _same_in_all_slices(piece: np.ndarray) -> bool:
-    """Whether a piece's section keeps its place and area over the slices, as a rail's does (couches sag a little)."""
+    """True if a piece's section keeps its place and area over the slices, as a rail's does (couches sag a little)."""
     areas = piece.sum((1, 2))
     common = piece[areas > 0].mean(0) > 0.5
     shared = (piece & common).sum((1, 2)) / np.maximum(np.maximum(areas, common.sum()), 1)

@@ -6,6 +6,7 @@ and every rod has a value of its own, so that each can be found and measured alo
 
 import difflib
 from collections.abc import Collection, Mapping, Sequence
+from itertools import product
 
 import numpy as np
 from jaxtyping import UInt8
@@ -17,29 +18,17 @@ VERTEBRAE = (*(f"C{i}" for i in range(1, 8)), *(f"T{i}" for i in range(1, 13)), 
 """C1 = 1, ..., C7 = 7, T1 = 8, ..., T12 = 19, L1 = 20, ..., L5 = 24, L6 = 25."""
 
 FIRST_SCREW, FIRST_ROD, FIRST_OTHER = 101, 151, 201
-LABELS: dict[str, int] = {
-    **{name: value for value, name in enumerate(VERTEBRAE, start=1)},
-    "sacrum": 26,
-    "left_hip": 27,
-    "right_hip": 28,
-    "lumbar_spine": 29,  # where a data set does not separate its vertebrae
-    "ribs": 30,
-    "left_femur": 31,
-    "right_femur": 32,
-    "sternum": 33,
-    "left_clavicle": 34,
-    "right_clavicle": 35,
-    "left_scapula": 36,
-    "right_scapula": 37,
-    "left_humerus": 38,
-    "right_humerus": 39,
-    "coccyx": 40,
-    "left_hip_prosthesis": 41,
-    "right_hip_prosthesis": 42,
-    "bone_plate": 43,
-}
+_OTHERS = (
+    "sacrum", "left_hip", "right_hip",
+    "lumbar_spine",  # where a data set does not separate its vertebrae
+    "ribs", "left_femur", "right_femur", "sternum", "left_clavicle", "right_clavicle", "left_scapula", "right_scapula",
+    "left_humerus", "right_humerus", "coccyx", "left_hip_prosthesis", "right_hip_prosthesis", "bone_plate",
+)  # fmt: skip
+LABELS: dict[str, int] = {name: value for value, name in enumerate((*VERTEBRAE, *_OTHERS), start=1)}
+"""Vertebrae, then sacrum = 26, left_hip = 27, ..., bone_plate = 43."""
 LUMBAR = ("L1", "L2", "L3", "L4", "L5")
 
+_LIMBS = ("humerus", "scapula", "clavicle", "femur", "hip")  # in the order of TotalSegmentator's numbers
 # Numbers of a source -> ours; a value that is not listed becomes 0.
 REMAP: dict[str, dict[int, int]] = {
     "ctspine1k": {value: value for value in range(1, 26)},
@@ -57,16 +46,7 @@ REMAP: dict[str, dict[int, int]] = {
         26: LABELS["sacrum"],  # S1
         **{51 - value: value for value in range(LABELS["C1"], LABELS["L5"] + 1)},  # 27 = L5, ..., 50 = C1
         **dict.fromkeys(range(92, 116), LABELS["ribs"]),
-        69: LABELS["left_humerus"],
-        70: LABELS["right_humerus"],
-        71: LABELS["left_scapula"],
-        72: LABELS["right_scapula"],
-        73: LABELS["left_clavicle"],
-        74: LABELS["right_clavicle"],
-        75: LABELS["left_femur"],
-        76: LABELS["right_femur"],
-        77: LABELS["left_hip"],
-        78: LABELS["right_hip"],
+        **{69 + i: LABELS[f"{side}_{bone}"] for i, (bone, side) in enumerate(product(_LIMBS, ("left", "right")))},
         116: LABELS["sternum"],
     },
 }
@@ -84,12 +64,11 @@ def rod_label(index: int) -> int:
 
 def label_name(value: int) -> str:
     """``L3``, ``left_hip``, ``screw_2``, ``rod_1``, ... (implants counted from 1); ``label_<value>`` if unknown."""
-    names = {number: name for name, number in LABELS.items()}
     if FIRST_SCREW <= value < FIRST_ROD:
         return f"screw_{value - FIRST_SCREW + 1}"
     if FIRST_ROD <= value < FIRST_OTHER:
         return f"rod_{value - FIRST_ROD + 1}"
-    return names.get(value, f"label_{value}")
+    return next((name for name, number in LABELS.items() if number == value), f"label_{value}")
 
 
 def remap(labels: UInt8[np.ndarray, "..."], mapping: Mapping[int, int]) -> UInt8[np.ndarray, "..."]:
@@ -101,7 +80,7 @@ def remap(labels: UInt8[np.ndarray, "..."], mapping: Mapping[int, int]) -> UInt8
 
 
 def hips_by_position(labels: UInt8[np.ndarray, "d h w"]) -> tuple[UInt8[np.ndarray, "d h w"], bool]:
-    """The labels with the hip that lies farther to the Left named left, and whether they had to be exchanged.
+    """The labels with the hip that lies farther to the Left named left, and True if they were exchanged.
 
     labels: in our numbers, axes LPS. Public sets disagree on which hip comes first; the patient does not.
     """
@@ -115,7 +94,6 @@ def hips_by_position(labels: UInt8[np.ndarray, "d h w"]) -> tuple[UInt8[np.ndarr
 
 _NEIGHBOURS = 60.0  # mm: the centres of two neighbouring vertebrae lie closer together
 _CERVICAL = 25.0  # mm: so do, at the median, those of cervical ones; lumbar ones lie 30 to 40 mm apart
-
 _HIPS = 40.0  # mm: the centres of the hips lie farther apart
 
 
@@ -230,8 +208,7 @@ def reduce_classes(classes: UInt8[np.ndarray, "d h w"], factor: int) -> UInt8[np
         return classes.copy()
     d, h, w = (side // factor for side in classes.shape)
     blocks = classes.reshape(d, factor, h, factor, w, factor)
-    result, most = np.zeros((d, h, w), np.uint8), np.zeros((d, h, w), np.int64)
-    filled = np.zeros((d, h, w), np.int64)
+    result, (most, filled) = np.zeros((d, h, w), np.uint8), np.zeros((2, d, h, w), np.int64)
     for number in np.flatnonzero(np.bincount(classes.ravel(), minlength=1)[1:]) + 1:
         count = (blocks == number).sum((1, 3, 5))
         filled += count

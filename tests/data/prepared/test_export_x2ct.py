@@ -45,7 +45,7 @@ def test_import_takes_lists_and_keeps_xrays(tmp_path: Path) -> None:
     assert (report.written, report.found, len(report.bad)) == (4, 0, 1)
     assert "broken/ct_xray_data.h5" in report.bad[0][0]
     assert {part: len(ids) for part, ids in report.split.items()} == {"train": 2, "val": 0, "test": 2}
-    assert report.split["test"] == sorted(names[:2])
+    assert split["test"] == sorted(names[:2])
     assert any("LIDC-IDRI-0442 is in the lists of both train and test; put to test" in note for note in report.notes)
     case = json.loads((out / "cases" / names[0] / "case.json").read_text())
     assert (case["patient"], case["xrays"], case["xrays_scale"]) == ("LIDC-IDRI-0442", "stored", "estimated")
@@ -101,15 +101,15 @@ def assert_same_cases(before: Path, after: Path) -> None:
 
 
 def test_export_then_import_is_the_same_data_set(phantoms: Path, tmp_path: Path) -> None:
-    report = export_x2ct(phantoms, tmp_path / "h5", progress=False)
-    assert sum(map(len, report.split.values())) == 10
-    assert report.notes == []
-    assert (tmp_path / "h5/train.txt").read_text().split() == report.split["train"]
+    split, notes = export_x2ct(phantoms, tmp_path / "h5", progress=False)
+    assert sum(map(len, split.values())) == 10
+    assert notes == []
+    assert (tmp_path / "h5/train.txt").read_text().split() == split["train"]
     command(f"raw={tmp_path / 'h5'}", f"out={tmp_path / 'back'}")
     assert_same_cases(phantoms, tmp_path / "back")
     # And once more out: the same bytes of pixels.
     export_x2ct(tmp_path / "back", tmp_path / "h5b", progress=False)
-    for case_id in report.split["test"]:
+    for case_id in split["test"]:
         with (
             h5py.File(tmp_path / f"h5/{case_id}/ct_xray_data.h5") as one,
             h5py.File(tmp_path / f"h5b/{case_id}/ct_xray_data.h5") as two,
@@ -120,7 +120,7 @@ def test_export_then_import_is_the_same_data_set(phantoms: Path, tmp_path: Path)
     # X-rays of another camera are said to be of that.
     export_x2ct(phantoms, tmp_path / "theirs", views="x2ct", progress=False)
     command(f"raw={tmp_path / 'theirs'}", f"out={tmp_path / 'x'}")
-    case = json.loads((tmp_path / "x/cases" / report.split["test"][0] / "case.json").read_text())
+    case = json.loads((tmp_path / "x/cases" / split["test"][0] / "case.json").read_text())
     assert (case["camera"], case["camera_geometry"]["sad"], case["camera_geometry"]["reverse"]) == ("x2ct", 541.0, True)
 
 

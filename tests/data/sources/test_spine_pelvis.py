@@ -67,7 +67,7 @@ def test_ctspine1k_what_is_left_out(tmp_path: Path) -> None:
     assert dict(discovery.left_out) == {
         f"TCIA/{COLONOG}.0001/1/2": "DICOM; CTSpine1K's scans are the NIfTI files of its release",
         "mine.nii.gz": (
-            "neither below a folder named after one of CTSpine1K's four collections "
+            "not in a folder of CTSpine1K's four collections "
             "(COLONOG, HNSCC-3DCT-RT, MSD-T10, COVID-19) nor named like its scans"
         ),
         "raw_data/labels/HNSCC-3DCT-RT/HN_P001_seg.nii.gz": "labels without their scan",

@@ -77,7 +77,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-# Where the cube is cut out of a scan: its centre in mm, LPS (x, y, z).
+# The centre of a cube, mm LPS (x, y, z).
 
 _BODY_HU, _BODY_STEP = -500, 4.0  # body is above this; mm between the voxels that are looked at
 _KEPT_BODY, _DRAWS = 0.5, 200  # of the central cube's body, that a random crop holds; draws for it
@@ -107,11 +107,8 @@ def x2ct_centre(ct: CtImage, side: float) -> Float[np.ndarray, "3"]:
     centre = []
     for axis in range(3):
         voxels = round(ct.extent[axis])  # of 1 mm; resampling keeps the scan's middle
-        start = (
-            voxels - length
-            if axis == 2 and voxels >= length
-            else (abs(voxels - length) // 2) * (1 if voxels >= length else -1)
-        )
+        spare = voxels - length
+        start = spare if axis == 2 and spare >= 0 else int(spare / 2)
         centre.append(ct.centre[axis] - voxels / 2 + start + length / 2)
     return np.array(centre)
 
@@ -119,7 +116,7 @@ def x2ct_centre(ct: CtImage, side: float) -> Float[np.ndarray, "3"]:
 def lumbar_centre(labels: LabelImage | None) -> Float[np.ndarray, "3"]:
     """Middle of the box around the vertebrae L1 to L5 (or around a lumbar spine labelled as one).
 
-    Raises UserError where labels are missing or lack one of the five.
+    Raises UserError where labels, or those of one of the five, are missing.
     """
     if labels is None:
         raise UserError("no labels, which grid=lumbar needs; use grid=centre")
@@ -130,12 +127,9 @@ def lumbar_centre(labels: LabelImage | None) -> Float[np.ndarray, "3"]:
         values = [LABELS["lumbar_spine"]]
     elif missing:
         raise UserError(f"the labels hold no {', '.join(missing)}, and grid=lumbar needs L1 to L5; use grid=centre")
-    inside = np.isin(labels.labels, values)
-    middle = []
-    for axis in (2, 1, 0):
-        found = np.flatnonzero(inside.any(tuple(i for i in range(3) if i != axis)))
-        middle.append((found[0] + found[-1]) / 2)
-    return np.array(labels.origin) + np.array(middle) * np.array(labels.spacing)
+    z, y, x = np.nonzero(np.isin(labels.labels, values))
+    middle = np.array([(axis.min() + axis.max()) / 2 for axis in (x, y, z)])
+    return np.array(labels.origin) + middle * np.array(labels.spacing)
 
 
 def random_centres(ct: CtImage, side: float, num: int, key: str, seed: int) -> Float[np.ndarray, "n 3"]:
@@ -143,28 +137,25 @@ def random_centres(ct: CtImage, side: float, num: int, key: str, seed: int) -> F
 
     Along an axis where the scan is shorter than the cube, the centre moves by up to a tenth of the side, as far as the
     scan stays inside the cube. A cube with less than half of the body that the scan's central cube holds is drawn
-    again, up to 200 times; then the best of these is taken.
-    The draws depend on the scan, ``key`` and ``seed`` alone, not on ``num``. The key is a case's name; a patient's
-    second scan has a number in it, and which of two is the second depends on both.
+    again, up to 200 times; then the best of these is taken. The draws depend on the scan, ``key`` (the case's name) and
+    ``seed`` alone, not on ``num``.
     """
     middle, slack = np.array(ct.centre), (np.array(ct.extent) - side) / 2
     reach = np.where(slack >= 0, slack, np.minimum(-slack, _JITTER * side))
     generator = np.random.default_rng(seed_of(key, seed))
     body = _BodyShare(ct, side)
     enough = _KEPT_BODY * body(middle)
-    centres = []
-    for _ in range(num):
-        best = None
+    centres = np.zeros((num, 3))
+    for index in range(num):
+        most = -1.0
         for _ in range(_DRAWS):
             centre = middle + generator.uniform(-1.0, 1.0, size=3) * reach
             share = body(centre)
-            if best is None or share > best[0]:
-                best = share, centre
+            if share > most:
+                most, centres[index] = share, centre
             if share >= enough:
                 break
-        assert best is not None
-        centres.append(best[1])
-    return np.array(centres)
+    return centres
 
 
 class _BodyShare:

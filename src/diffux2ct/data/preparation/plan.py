@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from diffux2ct.data.labels import REMAP
 from diffux2ct.data.preparation.scan_job import ScanJob
@@ -36,84 +36,62 @@ class Plan:
         return next(part for part, members in self.patients.items() if job.raw.patient in members)
 
 
-class Request(TypedDict, total=False):
-    """Arguments of ``prepare`` and ``survey`` beside the folders; the defaults are ``make_plan``'s.
+@dataclass(frozen=True)
+class Request:
+    """Arguments of ``prepare`` and ``survey`` beside the folders.
 
     source, origins: see ``discover``. settings: of every case. crops: random crops a scan instead of the settings'
     grid (0); test_crops: the same for val and test patients (None = crops). split: see ``split_patients``.
     rescale: (slope, intercept) or a CSV table, see ``GreyLevels``. labels: the scheme of a plain folder's label
     numbers, "ours" (``data.labels``) or a key of ``REMAP``.
     Of source x2ct alone: xrays: "stored" keeps the file's images, 8 bit, each by its own maximum (the lost scale is
-    estimated by rendering the CT the same way, and case.json says so); "rendered" makes them anew. asked: names of
+    estimated by rendering the CT the same way, and case.json records it); "rendered" makes them anew. asked: names of
     settings that hold even where a file of ``export_x2ct`` declares its own.
     """
 
-    source: str
-    origins: Sequence[str] | None
-    settings: PrepareSettings | None
-    crops: int
-    test_crops: int | None
-    split: Mapping[str, Any] | str | None
-    rescale: Sequence[float | int] | str | Path | None
-    labels: str | None
-    xrays: str
-    asked: Collection[str]
+    source: str = "folder"
+    origins: Sequence[str] | None = None
+    settings: PrepareSettings | None = None
+    crops: int = 0
+    test_crops: int | None = None
+    split: Mapping[str, Any] | str | None = None
+    rescale: Sequence[float | int] | str | Path | None = None
+    labels: str | None = None
+    xrays: str = "stored"
+    asked: Collection[str] = ()
 
 
-def make_plan(
-    raw: str | Path,
-    out: str | Path,
-    *,
-    source: str = "folder",
-    origins: Sequence[str] | None = None,
-    settings: PrepareSettings | None = None,
-    crops: int = 0,
-    test_crops: int | None = None,
-    split: Mapping[str, Any] | str | None = None,
-    rescale: Sequence[float | int] | str | Path | None = None,
-    labels: str | None = None,
-) -> Plan:
-    """Find the scans and split their patients; arguments as in ``Request``. Reads no scan and writes nothing.
+def make_plan(raw: Path, out: Path, request: Request) -> Plan:
+    """Find the scans and split their patients. Reads no scan and writes nothing.
 
     Raises UserError for invalid settings and for a raw folder without scans.
     """
-    settings = settings or PrepareSettings()
+    settings, labels, crops = request.settings or PrepareSettings(), request.labels, request.crops
     settings.check()
-    if crops < 0 or (test_crops or 0) < 0:
-        raise UserError(f"crops={crops}, test_crops={test_crops}: give a count, or 0 for the one cube that grid= says")
-    if labels is not None and labels not in (OURS, *REMAP):
-        raise UserError(
-            f"labels={labels}: choose {', '.join((OURS, *REMAP))}, or null where their numbers have no names"
-        )
-    held_out = crops if test_crops is None else test_crops
+    held_out = crops if request.test_crops is None else request.test_crops
+    if min(crops, held_out) < 0:
+        raise UserError(f"crops={crops}, test_crops={held_out}: give a count, or 0 for the one cube that grid= sets")
+    if labels not in (None, OURS, *REMAP):
+        raise UserError(f"labels={labels}: choose {', '.join((OURS, *REMAP))}, or null if their numbers have no names")
+    if settings.grid == "stored":
+        raise UserError(f"grid=stored: source {request.source} has no cubes that are cut already; use grid=centre")
     if settings.grid != "centre" and (crops or held_out):
         raise UserError(
             f"grid={settings.grid} with crops={crops}: random crops lie anywhere; use crops=0 or grid=centre"
         )
-    raw, grey = Path(raw), GreyLevels(rescale)
-    if settings.grid == "stored":
-        raise UserError(f"grid=stored: source {source} has no cubes that are cut already; use grid=centre")
-    found = discover(source, raw, origins=origins)
+    grey = GreyLevels(request.rescale)
+    found = discover(request.source, raw, origins=request.origins)
     grey.check_used([_below(case, raw) for case in found.cases])
     cases = [_with_numbers(case, labels) for case in found.cases]
     notes = list(found.notes)
-    everyone = sorted({case.patient for case in found.cases})
-    patients = split_patients(everyone, split, settings.seed, official=found.split, notes=notes)
-    train = set(patients["train"])
-    jobs = [
-        ScanJob(
-            Path(out),
-            raw,
-            case,
-            base,
-            crops if case.patient in train else held_out,
-            settings,
-            grey.of(_below(case, raw)),
-            labels if case.remap == labels else None,
-        )
-        for case, base in zip(cases, case_names(cases), strict=True)
-    ]
-    recipe = {"source": source, "crops": crops, "test_crops": held_out}
+    everyone = sorted({case.patient for case in cases})
+    patients = split_patients(everyone, request.split, settings.seed, official=found.split, notes=notes)
+    jobs = []
+    for case, base in zip(cases, case_names(cases), strict=True):
+        num_crops = crops if case.patient in patients["train"] else held_out
+        scheme = labels if case.remap == labels else None
+        jobs.append(ScanJob(out, raw, case, base, num_crops, settings, grey.of(_below(case, raw)), scheme))
+    recipe = {"source": request.source, "crops": crops, "test_crops": held_out}
     return Plan(sorted(jobs, key=lambda job: job.base), patients, list(found.left_out), notes, recipe)
 
 

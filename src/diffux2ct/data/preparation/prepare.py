@@ -10,12 +10,14 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 from tqdm import tqdm
 
 from diffux2ct.atomic import PARTIALS
+from diffux2ct.data.io.volume import use_threads
 from diffux2ct.data.preparation.plan import Plan, Request, make_plan
 from diffux2ct.data.preparation.report import PrepareReport, summarize, write_summary
 from diffux2ct.data.preparation.same_scan import find_same, holds, made_of_another, same_scan_note
@@ -33,13 +35,7 @@ Repeats = dict[str, dict[str, str]]
 
 
 def prepare(
-    name: str,
-    raw: str | Path,
-    out: str | Path,
-    *,
-    workers: int | None = None,
-    progress: bool = True,
-    **request: Unpack[Request],
+    name: str, raw: str | Path, out: str | Path, *, workers: int | None = None, progress: bool = True, **request: Any
 ) -> PrepareReport:
     """Prepare every scan under ``raw`` into ``out``; finished cases are kept, so that a stopped run goes on.
 
@@ -51,9 +47,10 @@ def prepare(
     start = time.monotonic()
     # Find the scans, and the cases that an earlier run finished.
     raw, out = Path(raw), Path(out)
-    plan = _plan(raw, out, request)
+    plan = _plan(raw, out, Request(**request))
     report = PrepareReport(bad=plan.bad, not_used=plan.not_used, notes=plan.notes)
-    _refuse_inside(raw, out)
+    if out.resolve().is_relative_to(raw.resolve()):  # the next run would look through the cases for scans
+        raise UserError(f"{out}: lies in the folder of the scans, raw={raw}; give an out= outside of it")
     repeated = _known_repeats(out, plan.jobs)
     todo = _check_resume(out, [job for job in plan.jobs if job.base not in repeated])
     _check_space(out, todo, plan.jobs[0].settings)
@@ -79,16 +76,16 @@ def prepare(
 
 
 def survey(
-    raw: str | Path, *, workers: int | None = None, progress: bool = True, **request: Unpack[Request]
+    raw: str | Path, *, workers: int | None = None, progress: bool = True, **request: Any
 ) -> tuple[list[dict[str, Any]], PrepareReport]:
     """A dry run: the scans that ``prepare`` with these arguments would use, and why it would leave out the rest.
 
     Returns a row a scan (case, patient, split, source, size, spacing, orientation, labels, num_cases) and a report with
-    bad, not_used and notes. Reads every scan, which is the slow half of reading, filtering and projecting: a header
-    tells neither whether values are HU nor whether a file is whole or the same scan as another. Writes nothing.
+    bad, not_used and notes. Reads every scan, the slow half of the work: a header shows neither whether values are HU
+    nor whether a file is whole or the same scan as another. Writes nothing.
     """
     # Read every scan.
-    plan = _plan(Path(raw), Path(), request)
+    plan = _plan(Path(raw), Path(), Request(**request))
     report = PrepareReport(bad=plan.bad, not_used=plan.not_used, notes=plan.notes)
     found: dict[str, dict[str, Any]] = {}
     for job, result in run_jobs(survey_scan, plan.jobs, workers, progress):
@@ -99,19 +96,20 @@ def survey(
     repeats = find_same(usable, {base: record["content_sha256"] for base, record in found.items()}, report)
     kept = [job for job in usable if job.base not in repeats]
     # Report the rest as ``prepare`` does.
-    report.bad.sort()
-    report.not_used.sort()
-    report.notes += [note for job in kept for note in found[job.base]["notes"]]
-    report.split = _case_split(plan, kept)
-    report.notes += _empty_parts(report)
+    _conclude(plan, kept, {job.base: found[job.base]["notes"] for job in kept}, report)
     shares = {i: s for job in kept for i, s in zip(job.case_ids, found[job.base]["filled"], strict=True)}
     report.notes += _mostly_padding(shares)
-    return [_row(plan, job, found[job.base]) for job in kept], report
+    rows = []
+    for job in kept:
+        scan = {key: found[job.base][f"orig_{key}"] for key in ("size", "spacing", "orientation")}
+        row = {"case": job.base, "patient": job.raw.patient, "split": plan.part_of(job), "source": job.source, **scan}
+        rows.append(row | {"labels": found[job.base]["has_labels"], "num_cases": len(job.case_ids)})
+    return rows, report
 
 
 def _plan(raw: Path, out: Path, request: Request) -> Plan:
-    if request.get("source") != "x2ct":
-        return make_plan(raw, out, **request)  # pyright: ignore  (xrays and asked are of x2ct alone)
+    if request.source != "x2ct":
+        return make_plan(raw, out, request)
     from diffux2ct.data.preparation.stored import plan_stored  # needs h5py
 
     return plan_stored(raw, out, request)
@@ -121,30 +119,13 @@ def _left_out(job: ScanJob, result: ScanResult, report: PrepareReport) -> bool:
     """True, and a line in the report, for a scan that is not used."""
     if result.reason:
         (report.not_used if result.by_choice else report.bad).append((job.source, result.reason))
-    return bool(result.reason)
-
-
-def _row(plan: Plan, job: ScanJob, found: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "case": job.base,
-        "patient": job.raw.patient,
-        "split": plan.part_of(job),
-        "source": job.source,
-        "size": found["orig_size"],
-        "spacing": found["orig_spacing"],
-        "orientation": found["orig_orientation"],
-        "labels": found["has_labels"],
-        "num_cases": len(job.case_ids),
-    }
+    return result.reason is not None
 
 
 def _finish(
     name: str, out: Path, plan: Plan, done: list[ScanJob], repeated: Repeats, report: PrepareReport
 ) -> list[ScanJob]:
-    """Drop scans that another patient has, then write the tables; dataset.json, which says finished, last.
-
-    Returns the scans whose cases the tables name.
-    """
+    """Drop scans that another patient has, then write the tables, dataset.json last; returns the other scans."""
     first = {job.base: read_case(out, job.case_ids[0]) or {} for job in done}
     hashes = {base: record.get("content_sha256") or record.get("sha256", "") for base, record in first.items()}
     repeats = find_same(done, hashes, report)
@@ -155,13 +136,9 @@ def _finish(
     for base, known in repeated.items():
         report.not_used.append((by_base[base].source, same_scan_note(by_base[known["same_as"]])))
     kept = [job for job in done if job.base not in repeats]
-    for partial in (out / "cases").glob(PARTIALS):  # of a killed run
-        shutil.rmtree(partial, ignore_errors=True)
-    report.bad.sort()
-    report.not_used.sort()
-    report.notes += [note for job in kept for note in first[job.base].get("notes", ())]
-    report.split = _case_split(plan, kept)
-    report.notes += _empty_parts(report)
+    for unfinished in (out / "cases").glob(PARTIALS):  # of a killed run
+        shutil.rmtree(unfinished, ignore_errors=True)
+    _conclude(plan, kept, {job.base: first[job.base].get("notes", ()) for job in kept}, report)
     records = {i: read_case(out, i) or {} for ids in report.split.values() for i in ids}
     report.notes += _mostly_padding({i: record.get("filled", 1.0) for i, record in records.items()})
     report.summary = summarize(name, report.split, records, report)
@@ -175,18 +152,17 @@ def _finish(
     return kept
 
 
-def _case_split(plan: Plan, jobs: Sequence[ScanJob]) -> dict[str, list[str]]:
-    return {part: [case_id for job in jobs if plan.part_of(job) == part for case_id in job.case_ids] for part in SPLITS}
-
-
-def _empty_parts(report: PrepareReport) -> list[str]:
-    """A note a part without which nothing can be trained, or nothing scored."""
-    needed_for = {"train": "train on", "test": "score a model on"}
-    return [
-        f"no case is in {part}: there is nothing to {use}; dataset.prepare.split.test says who is held out"
-        for part, use in needed_for.items()
-        if not report.split[part]
-    ]
+def _conclude(plan: Plan, kept: Sequence[ScanJob], notes: Mapping[str, Sequence[str]], report: PrepareReport) -> None:
+    """Sort the report's lists, add the scans' notes, and split the cases; a note for each part that is empty."""
+    report.bad.sort()
+    report.not_used.sort()
+    report.notes += [note for job in kept for note in notes[job.base]]
+    report.split = {part: [i for job in kept if plan.part_of(job) == part for i in job.case_ids] for part in SPLITS}
+    for part, use in {"train": "train on", "test": "score a model on"}.items():
+        if not report.split[part]:
+            report.notes.append(
+                f"no case is in {part}: there is nothing to {use}; dataset.prepare.split.test sets who is held out"
+            )
 
 
 def _mostly_padding(filled: Mapping[str, float]) -> list[str]:
@@ -201,14 +177,8 @@ def _mostly_padding(filled: Mapping[str, float]) -> list[str]:
     ]
 
 
-def _refuse_inside(raw: Path, out: Path) -> None:
-    """UserError where the cases would be written among the scans: the next run would look through them for scans."""
-    if out.resolve().is_relative_to(raw.resolve()):
-        raise UserError(f"{out}: lies in the folder of the scans, raw={raw}; give an out= outside of it")
-
-
 def _known_repeats(out: Path, jobs: Sequence[ScanJob]) -> Repeats:
-    """Scans that an earlier run found to be another patient's too: they need no second look while they are the same."""
+    """Scans that an earlier run left out as another patient's, and whose files are unchanged since."""
     try:
         known = json.loads((out / "summary.json").read_text(encoding="utf-8")).get("repeats", {})
     except (OSError, ValueError):
@@ -217,8 +187,7 @@ def _known_repeats(out: Path, jobs: Sequence[ScanJob]) -> Repeats:
     repeats = {}
     for job in jobs:
         entry = known.get(job.base)
-        # An older summary holds only the other's name.
-        if isinstance(entry, dict) and entry["same_as"] in whole and holds(job, entry["sha256"]):
+        if entry is not None and entry["same_as"] in whole and holds(job, entry["sha256"]):
             repeats[job.base] = entry
     return repeats
 
@@ -239,13 +208,11 @@ def _check_resume(out: Path, jobs: Sequence[ScanJob]) -> list[ScanJob]:
                 f"{out}: case {', '.join(others)} was made {what}; give another out=, "
                 f"or delete {'the case' if len(others) == 1 else 'these cases'} in {out / 'cases'}"
             )
+        now = job.settings.as_dict() | {"source": job.source, "remap": job.raw.remap}
+        now |= {"rescale": job.rescale and list(job.rescale)}
+        now |= {"xrays": job.xrays} if job.settings.grid == "stored" else {}
         for case_id, record in found.items():
-            now = job.settings.as_dict() | {"source": job.source}
-            if job.settings.grid == "stored":
-                now["xrays"] = job.xrays
-            now |= {"rescale": job.rescale and list(job.rescale), "remap": job.raw.remap}
-            before = {key: record.get(key) for key in ("source", "rescale", "remap")}
-            before |= record.get("settings", {})
+            before = {key: record.get(key) for key in ("source", "rescale", "remap")} | record.get("settings", {})
             # Stored X-rays were made by whatever camera they came with.
             geometry = None if record.get("xrays") == "stored" else record.get("camera_geometry")
             _refuse(out, f"case {case_id}", changed(now, before) or camera_changed(job.settings, geometry))
@@ -276,20 +243,17 @@ def _check_space(out: Path, jobs: Sequence[ScanJob], settings: PrepareSettings) 
         )
 
 
-# Run jobs on scans, in this process or in several; a full disk or a killed worker becomes one line.
-
-
 def run_jobs(
     work: Callable[[ScanJob], ScanResult], jobs: Sequence[ScanJob], workers: int | None, progress: bool = True
 ) -> Iterator[tuple[ScanJob, ScanResult]]:
-    """(job, result) as scans finish, in any order. workers: processes; None = all cores.
+    """(job, result) as scans finish, in any order; workers: processes (None = all cores).
 
     Raises UserError for a full disk and for a killed worker.
     """
     workers = max(1, min(num_cores() if workers is None else workers, len(jobs)))
     with tqdm(total=len(jobs), desc="preparing", unit="scan", disable=not progress or not jobs) as bar:
         try:
-            for pair in run_in_workers(work, jobs, workers, _use_one_thread):
+            for pair in run_in_workers(work, jobs, workers, partial(use_threads, 1)):
                 bar.update()
                 yield pair
         except OSError as error:
@@ -300,12 +264,6 @@ def run_jobs(
             ) from error
         except BrokenProcessPool as error:
             raise UserError(
-                f"{jobs[0].root}: a worker was killed (out of memory?); "
-                f"run again with fewer, workers={workers // 2 or 1}"
+                f"{jobs[0].root}: a worker was killed (out of memory?); run again with fewer, "
+                f"workers={workers // 2 or 1}"
             ) from error
-
-
-def _use_one_thread() -> None:
-    from diffux2ct.data.io.volume import use_threads
-
-    use_threads(1)

@@ -58,7 +58,7 @@ def summarize(
 
 
 def by_reason(left_out: Sequence[tuple[str, str]]) -> dict[str, int]:
-    """How many were left out for each reason, most first; reasons without their file names, numbers and remedies."""
+    """Counts of what was left out by reason, most first; reasons without their file names, numbers and remedies."""
     counts = Counter(_kind(reason) for _, reason in left_out)
     return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
 

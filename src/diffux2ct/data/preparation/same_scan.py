@@ -39,7 +39,7 @@ def same_scan_note(kept: ScanJob) -> str:
 
 
 def holds(job: ScanJob, sha256: str) -> bool:
-    """Whether the scan's files still have this SHA-256."""
+    """True while the scan's files have this SHA-256."""
     try:
         return sha256_of(job.raw.path) == sha256
     except OSError:  # the reader names the fault
@@ -47,25 +47,26 @@ def holds(job: ScanJob, sha256: str) -> bool:
 
 
 def made_of_another(job: ScanJob, records: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Which finished cases of a scan (case.json by case id) were made when its files, or its labels', held others.
+    """Finished cases of a scan (records: their case.json by case id) that were cut from other files or labels.
 
-    By how they were made: ``from another content of p1.nii.gz``. The files are read only where a time stamp is not
-    older than the cases: to read a thousand scans takes long.
+    By how they were made: ``from another content of p1.nii.gz``. Only files whose time stamp is not older than the
+    cases are read: a thousand scans take long.
     """
-    found = {}
-    if others := _of_another_scan(job, {i: record for i, record in records.items() if record.get("sha256")}):
-        found[f"from another content of {job.raw.path}"] = others
+    others = _of_another_scan(job, {i: record for i, record in records.items() if record.get("sha256")})
+    found = {f"from another content of {job.raw.path}": others}
     # Older cases have no entry for their label files, and X2CT-GAN's have theirs inside.
     labelled = {i: record["labels_sha256"] for i, record in records.items() if "labels_sha256" in record}
-    path = job.raw.labels
-    if others := [i for i, then in labelled.items() if then is None and path is not None]:
-        found[f"without the labels {path}"] = others
-    if others := [i for i, then in labelled.items() if then is not None and path is None]:
-        found[f"with labels of {job.raw.path} that are not here"] = others
-    now = None if path is None else _hash_since(job, path, labelled)
-    if others := [i for i, then in labelled.items() if now is not None and then not in (None, now)]:
-        found[f"from another content of {path}"] = others
-    return found
+    if (path := job.raw.labels) is None:
+        found[f"with labels of {job.raw.path} that are not here"] = [
+            i for i, then in labelled.items() if then is not None
+        ]
+    else:
+        now = _hash_since(job, path, labelled)
+        found[f"without the labels {path}"] = [i for i, then in labelled.items() if then is None]
+        found[f"from another content of {path}"] = [
+            i for i, then in labelled.items() if now and then not in (None, now)
+        ]
+    return {how: others for how, others in found.items() if others}
 
 
 def _of_another_scan(job: ScanJob, records: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -3,6 +3,7 @@
 import errno
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,12 @@ from typing import Any
 import numpy as np
 
 from diffux2ct.atomic import sha256_of
+from diffux2ct.data.body import remove_couch
 from diffux2ct.data.io.ct_image import CtImage, LabelImage, content_hash
+from diffux2ct.data.io.volume import read_labels, sample_labels
 from diffux2ct.data.labels import LABELS, REMAP, contradiction, hips_by_position, remap
+from diffux2ct.data.preparation.cube import cube_centre, cut_cube, filled_share, random_centres, seed_of
+from diffux2ct.data.preparation.scan_reader import read_scan
 from diffux2ct.data.preparation.settings import PrepareSettings
 from diffux2ct.data.prepared.writer import read_case, write_case
 from diffux2ct.data.sources import RawCase
@@ -24,7 +29,7 @@ _BODY_HU = -800  # at or below this nothing attenuates, so that an X-ray would b
 
 @dataclass(frozen=True)
 class ScanJob:
-    """One scan and the cases to cut from it; ``num_crops`` 0 = one case where the settings' grid says.
+    """One scan and the cases to cut from it; ``num_crops`` 0 = one case, placed by the settings' grid.
 
     rescale: (slope, intercept) that make the file's grey levels HU; None: they are HU. scheme: of the label numbers,
     where the user chose it. xrays: "stored" or "rendered" X-rays, of a grid that is stored.
@@ -68,10 +73,7 @@ class _LeftOut(UserError):
 
 @dataclass
 class ScanResult:
-    """Cases written, and why the scan cannot be used (None if it can); ``survey_scan`` adds the entries of case.json.
-
-    by_choice: the scan could be used and a setting (``min_filled``) leaves it out.
-    """
+    """Cases written, and why the scan is not used (by_choice: a setting leaves it out); found: entries of case.json."""
 
     written: int = 0
     reason: str | None = None
@@ -91,8 +93,8 @@ def prepare_scan(job: ScanJob) -> ScanResult:
 def survey_scan(job: ScanJob) -> ScanResult:
     """Read one scan and its labels as ``prepare_scan`` does, writing nothing: ``found`` holds entries of case.json.
 
-    All of the scan is read: only its voxels show whether it is whole, in HU, and the same as another. Implants are put
-    in where the settings say: only that shows whether its pedicles can take them.
+    All of the scan is read, and implants are put in where the settings say so: only its voxels show whether it is
+    whole, in HU and the same as another, and whether its pedicles can take screws.
     """
     if job.settings.grid == "stored":
         from diffux2ct.data.preparation.stored import look_at_stored
@@ -119,10 +121,10 @@ def guarded(job: ScanJob, work: Callable[[ScanJob, ScanResult], None]) -> ScanRe
 
 
 def _read(job: ScanJob) -> tuple[CtImage, LabelImage | None, dict[str, Any]]:
-    """The CT, its labels in our numbers, and the entries of case.json about both."""
-    # Imported here so that phantoms, which use the same writer, need no SimpleITK.
-    from diffux2ct.data.preparation.scan_reader import read_scan
+    """The CT, its labels in our numbers, and the entries of case.json about both.
 
+    Raises UserError where the settings need labelled vertebrae and there are none.
+    """
     ct = read_scan(job.raw, job.rescale)
     notes = list(ct.meta["notes"])
     labels, is_mask = _read_labels(job, notes)
@@ -130,6 +132,12 @@ def _read(job: ScanJob) -> tuple[CtImage, LabelImage | None, dict[str, Any]]:
     meta["labels_are_own"] = labels is not None and (job.raw.remap is None or is_mask)
     if is_mask:
         meta["labels_are_mask"] = True
+    if job.needs_vertebrae and labels is None:
+        raise UserError("no labels, which grid=lumbar and instrument= need; use grid=centre and instrument=null")
+    if job.needs_vertebrae and meta["labels_are_own"]:
+        raise UserError(
+            "the meaning of its label numbers is unknown; set dataset.prepare.labels=ours (L1 is 20) or ctspine1k"
+        )
     return ct, labels, meta
 
 
@@ -158,8 +166,6 @@ def _read_labels(job: ScanJob, notes: list[str]) -> tuple[LabelImage | None, boo
 
     Raises UserError where the scheme that the user chose contradicts the anatomy.
     """
-    from diffux2ct.data.io.volume import read_labels
-
     path, numbers = job.raw.labels, REMAP.get(job.raw.remap or "")
     if path is None:
         return None, False
@@ -188,8 +194,6 @@ def _read_labels(job: ScanJob, notes: list[str]) -> tuple[LabelImage | None, boo
 
 def _look(job: ScanJob, result: ScanResult) -> None:
     ct, labels, meta = _read(job)
-    if job.needs_vertebrae:
-        labels = _known_labels(labels, meta)
     meta["filled"] = [filled for _, filled in _centres(ct, labels, job)]
     if job.settings.instrument is not None:
         _, labels = _altered(ct, labels, meta, job)
@@ -198,16 +202,13 @@ def _look(job: ScanJob, result: ScanResult) -> None:
 
 
 def _cut_cases(job: ScanJob, result: ScanResult) -> None:
-    from diffux2ct.data.io.volume import sample_labels
-    from diffux2ct.data.preparation.cube import cut_cube, seed_of
-
     settings = job.settings
     # Read the scan and place its cubes.
     ct, labels, meta = _read(job)
-    if job.needs_vertebrae:
-        labels = _known_labels(labels, meta)
     meta["sha256"] = sha256_of(job.raw.path)
-    meta["labels_sha256"] = _labels_sha256(job.raw.labels)
+    with suppress(OSError):
+        meta["labels_sha256"] = "" if job.raw.labels else None  # "" if they cannot be read
+        meta["labels_sha256"] = job.raw.labels and sha256_of(job.raw.labels)
     centres = _centres(ct, labels, job)
     # Clear the couch and put in implants.
     ct, labels = _altered(ct, labels, meta, job)
@@ -244,8 +245,6 @@ def _centres(ct: CtImage, labels: LabelImage | None, job: ScanJob) -> list[tuple
 
     Raises UserError where labels are missing that the grid needs, and where ``min_filled`` leaves the scan out.
     """
-    from diffux2ct.data.preparation.cube import cube_centre, filled_share, random_centres
-
     settings = job.settings
     side = settings.size * settings.spacing
     if job.num_crops:
@@ -267,43 +266,13 @@ def _altered(
 ) -> tuple[CtImage, LabelImage | None]:
     """The scan without its couch and with implants, as the settings say; ``meta`` gets notes and implants."""
     if job.settings.remove_couch:
-        ct = _without_couch(ct, meta["notes"])
+        cleared = remove_couch(ct.hu, ct.spacing)
+        if np.array_equal(cleared, ct.hu):
+            meta["notes"].append(f"{ct.meta['path']}: no couch found to remove")
+        ct = replace(ct, hu=cleared)
     if job.settings.instrument is not None and labels is not None:
-        ct, labels, meta["implants"] = _instrumented(ct, labels, job)
+        from diffux2ct.data.instrumentation import instrument
+
+        seed = int(np.random.SeedSequence(seed_of(job.base, job.settings.seed)).generate_state(1)[0])
+        ct, labels, meta["implants"] = instrument(ct, labels, seed=seed, **job.settings.instrument)
     return ct, labels
-
-
-def _without_couch(ct: CtImage, notes: list[str]) -> CtImage:
-    from diffux2ct.data.body import remove_couch
-
-    cleared = remove_couch(ct.hu, ct.spacing)
-    if np.array_equal(cleared, ct.hu):
-        notes.append(f"{ct.meta['path']}: no couch found to remove")
-    return replace(ct, hu=cleared)
-
-
-def _known_labels(labels: LabelImage | None, meta: dict[str, Any]) -> LabelImage:
-    """The labels, if they are there and name vertebrae; else UserError."""
-    if labels is None:
-        raise UserError("no labels, which grid=lumbar and instrument= need; use grid=centre and instrument=null")
-    if meta["labels_are_own"]:
-        raise UserError(
-            "the meaning of its label numbers is unknown; say dataset.prepare.labels=ours (L1 is 20) or ctspine1k"
-        )
-    return labels
-
-
-def _instrumented(ct: CtImage, labels: LabelImage, job: ScanJob):
-    from diffux2ct.data.instrumentation import instrument
-    from diffux2ct.data.preparation.cube import seed_of
-
-    seed = int(np.random.SeedSequence(seed_of(job.base, job.settings.seed)).generate_state(1)[0])
-    return instrument(ct, labels, seed=seed, **(job.settings.instrument or {}))
-
-
-def _labels_sha256(path: Path | None) -> str | None:
-    """SHA-256 of a label file, "" if it cannot be read, None if there is none."""
-    try:
-        return None if path is None else sha256_of(path)
-    except OSError:
-        return ""

@@ -31,15 +31,13 @@ class GreyLevels:
     def __init__(self, setting: Sequence[float | int] | str | Path | None = None) -> None:
         self.all: Line | None = None
         self.by_file: dict[str, Line] = {}
-        self.table = None
+        self.table = setting
         if isinstance(setting, str | Path):
-            self.table = Path(setting)
-            self.by_file = _read_table(self.table)
+            self.by_file = _read_table(Path(setting))
         elif setting is not None:
-            values = list(setting)
-            if len(values) != 2:
-                raise UserError(f"rescale={values}: give [slope, intercept], a CSV table, or null")
-            self.all = _line(values[0], values[1], "rescale")
+            if len(setting) != 2:
+                raise UserError(f"rescale={list(setting)}: give [slope, intercept], a CSV table, or null")
+            self.all = _line(*setting, "rescale")
 
     def of(self, source: str) -> Line | None:
         """(slope, intercept) of a file, by its path below the raw folder; None: its values are HU."""
@@ -47,13 +45,11 @@ class GreyLevels:
 
     def check_used(self, sources: Sequence[str]) -> None:
         """Settle names without their folders; UserError for a file that is no scan: it would be read as HU."""
-        for name in set(self.by_file) - set(sources):
+        for name in sorted(set(self.by_file) - set(sources)):
             found = [source for source in sources if source.rpartition("/")[2] == name]
-            if len(found) == 1:
-                self.by_file[found[0]] = self.by_file.pop(name)
-        unknown = sorted(set(self.by_file) - set(sources))
-        if unknown:
-            raise UserError(f"{self.table}: no scan is named {', '.join(unknown[:3])}; give paths below raw=")
+            if len(found) != 1:
+                raise UserError(f"{self.table}: no scan is named {name}, or several; give paths below raw=")
+            self.by_file[found[0]] = self.by_file.pop(name)
 
 
 def _read_table(path: Path) -> dict[str, Line]:

@@ -50,8 +50,8 @@ class PrepareSettings:
             "window": [float(w) for w in self.window],
             "seed": int(self.seed),
             "min_filled": float(self.min_filled),
-            "instrument": None if self.instrument is None else _plain(self.instrument),
-            "pose_jitter": None if self.pose_jitter is None else _plain(self.pose_jitter),
+            "instrument": _plain(self.instrument),
+            "pose_jitter": _plain(self.pose_jitter),
         }
 
     def hash(self) -> str:
@@ -72,13 +72,9 @@ class PrepareSettings:
                 raise UserError(f"{key}={getattr(self, key)}: choose {', '.join(known)}")
         if not 0 <= self.min_filled <= 1:
             raise UserError(f"min_filled={self.min_filled}: give a share of the cube, from 0 to 1")
-        jitter = self.pose_jitter
-        if jitter is not None and (
-            set(jitter) != {"degrees", "mm"} or not all(isinstance(v, int | float) and v >= 0 for v in jitter.values())
-        ):
-            raise UserError(
-                f"pose_jitter={dict(jitter)}: give {{degrees: 3, mm: 5}}, the most that a view is off, or null"
-            )
+        jitter = {"degrees": 0, "mm": 0} if self.pose_jitter is None else dict(self.pose_jitter)
+        if set(jitter) != {"degrees", "mm"} or not all(isinstance(v, int | float) and v >= 0 for v in jitter.values()):
+            raise UserError(f"pose_jitter={jitter}: give {{degrees: 3, mm: 5}}, the most that a view is off, or null")
         if self.instrument is not None:
             if not isinstance(self.instrument, Mapping):
                 raise UserError(f"instrument={self.instrument}: give its settings {{levels: [1, 4]}}, or null")
@@ -95,7 +91,7 @@ def changed(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
 
 
 def camera_changed(settings: PrepareSettings, before: Mapping[str, Any] | None) -> list[str]:
-    """As ``changed``, for the camera's geometry that an older folder records: a preset may change behind its name."""
+    """As ``changed``, for the camera's geometry that an older folder records, if it does: a preset may have changed."""
     if not before:
         return []
     now = camera_preset(settings.camera, settings.size, float(settings.spacing)).to_dict()
@@ -109,5 +105,5 @@ def _same(a: Any, b: Any) -> bool:
     return np.shape(a) == np.shape(b) and np.allclose(a, b, rtol=1e-6, atol=0)
 
 
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+def _plain(values: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    return values and {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}

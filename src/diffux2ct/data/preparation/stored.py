@@ -6,7 +6,7 @@ The plan reads headers alone and raises whatever would end the import before a c
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +38,15 @@ _MARGIN = 0.05  # of correlation, by which another orientation must look more li
 _SPACING = 0.005  # relative distance of a file's spacing from the settings': the data's 1 mm is 0.999 in some
 
 
-def plan_stored(raw: str | Path, out: str | Path, request: Request) -> Plan:
+def plan_stored(raw: Path, out: Path, request: Request) -> Plan:
     """The jobs of a folder of X2CT-GAN's files; files that cannot be used are in ``bad``. Writes nothing.
 
-    request: settings hold but for what a file of ``export_x2ct`` declares otherwise and ``asked`` does not name;
-    size below the stored one averages. split None: the lists that lie in raw, or ``SPLIT``.
+    request: settings (None: ``SETTINGS``) hold unless a file of ``export_x2ct`` declares its own and ``asked`` does not
+    name them; a size below the stored one averages. split None: the lists that lie in raw, or ``SPLIT``.
     Raises UserError for settings that are invalid or have no effect, and where no file can be used.
     """
-    settings, xrays = request.get("settings") or SETTINGS, request.get("xrays", "stored")
-    asked = _checked(request, settings, xrays)
-    raw, out = Path(raw), Path(out)
+    settings = request.settings or SETTINGS
+    asked = _checked(request, settings)
     found = discover("x2ct", raw)
     need_h5py(found.cases[0].path)
     bad: list[tuple[str, str]] = []
@@ -56,13 +55,15 @@ def plan_stored(raw: str | Path, out: str | Path, request: Request) -> Plan:
     patients = {case.patient: case.patient for case in found.cases}
     # The settings of each file, by its header.
     for case, base in zip(found.cases, names, strict=True):
-        job = ScanJob(out, raw, case, base, 0, settings, xrays=xrays)
-        header = _header(job, bad)
+        job = ScanJob(out, raw, case, base, 0, settings, xrays=request.xrays)
+        read = guarded(job, _read_header)
+        header: X2ctHeader | None = read.found.get("header")
         if header is None:
+            bad.append((job.source, read.reason or ""))
             continue
         patients[case.patient] = header.attrs.get("patient", case.patient)
         try:
-            chosen = _settings_of(header, settings, asked, xrays, case.path)
+            chosen = _settings_of(header, settings, asked, request.xrays, case.path)
         except UserError as error:
             bad.append((job.source, job.below_raw(str(error).removeprefix(f"{case.path}: "))))
             continue
@@ -75,16 +76,28 @@ def plan_stored(raw: str | Path, out: str | Path, request: Request) -> Plan:
     # Patients by part.
     notes = list(found.notes)
     if ours:
-        notes.append(_taken(jobs[0].settings))
+        chosen = jobs[0].settings
+        keys, window = f"size={chosen.size}", "window=[{:g},{:g}]".format(*chosen.window)
+        notes.append(
+            f"as export_x2ct wrote it: {keys} spacing={chosen.spacing:g} camera={chosen.camera} {window}; "
+            f"to train on it: dataset.{keys} dataset.{window}"
+        )
     everyone = sorted({*patients.values(), *(job.raw.patient for job in jobs)})
-    lists = None
+    lists, split = None, request.split
     if found.split is not None:  # of cases, where the files are ours
-        named = {part: [patients.get(n, n) for n in members] for part, members in found.split.items()}
-        lists, conflicts = resolve_conflicts(named)
+        lists, conflicts = resolve_conflicts(
+            {part: [patients.get(n, n) for n in members] for part, members in found.split.items()}
+        )
         notes += conflicts
-    parts = _parts(everyone, lists, request.get("split"), settings.seed, ours, notes)
+    if split is None or (isinstance(split, Mapping) and dict(split) == SPLIT):
+        split = SPLIT
+        if lists is not None:
+            notes.append("split: by the lists that lie in raw; dataset.prepare.split.test=0.1, say, draws another")
+            # A val of none in our own lists is meant; X2CT-GAN's have no such list.
+            split = {"file": "official", "val": 0 if ours else SPLIT["val"]}
+    parts = split_patients(everyone, split, settings.seed, official=lists, notes=notes)
     jobs.sort(key=lambda job: job.base)
-    return Plan(jobs, parts, list(found.left_out), notes, {"source": "x2ct", "xrays": xrays}, bad)
+    return Plan(jobs, parts, list(found.left_out), notes, {"source": "x2ct", "xrays": request.xrays}, bad)
 
 
 def cut_stored(job: ScanJob, result: ScanResult) -> None:
@@ -120,12 +133,8 @@ def look_at_stored(job: ScanJob, result: ScanResult) -> None:
 
 def orientation(image: np.ndarray, rendered: np.ndarray) -> str:
     """The flip of an X-ray that looks most like the rendered one: "as the CT" unless another is clearly better."""
-    flips = {
-        "as the CT": image,
-        "mirrored": image[:, ::-1],
-        "upside down": image[::-1],
-        "turned around": image[::-1, ::-1],
-    }
+    flips = {"as the CT": image, "mirrored": image[:, ::-1], "upside down": image[::-1]}
+    flips["turned around"] = image[::-1, ::-1]
     if image.shape != rendered.shape or image.std() == 0 or rendered.std() == 0:
         return "as the CT"
     like = {name: np.corrcoef(flip.ravel(), rendered.ravel())[0, 1] for name, flip in flips.items()}
@@ -136,20 +145,19 @@ def orientation(image: np.ndarray, rendered: np.ndarray) -> str:
 # The plan.
 
 
-def _checked(request: Request, settings: PrepareSettings, xrays: str) -> set[str]:
+def _checked(request: Request, settings: PrepareSettings) -> set[str]:
     """Names of the settings that the user chose. Raises UserError for an invalid one and for one without effect."""
-    if xrays not in ("stored", "rendered"):
-        raise UserError(f"xrays={xrays}: choose stored or rendered")
+    if request.xrays not in ("stored", "rendered"):
+        raise UserError(f"xrays={request.xrays}: choose stored or rendered")
     settings.check()
     now, usual = settings.as_dict(), SETTINGS.as_dict()
-    changed = {field.name for field in fields(settings) if now[field.name] != usual[field.name]}
-    asked = {*request.get("asked", ()), *changed}
-    cut: dict[str, Any] = {key: value for key, value in request.items() if key in _IDLE_REQUEST and value}
-    cut |= {key: getattr(settings, key) for key in _IDLE if key in asked}
-    for key, value in cut.items():
+    asked = {*request.asked, *(key for key in now if now[key] != usual[key])}
+    idle = {key: value for key in _IDLE_REQUEST if (value := getattr(request, key))}
+    idle |= {key: getattr(settings, key) for key in _IDLE if key in asked}
+    for key, value in idle.items():
         raise UserError(f"{key}={value} has no effect on X2CT-GAN's cubes, which are cut already; leave it out")
     for key in _IDLE_STORED:
-        if key in asked and xrays == "stored":
+        if key in asked and request.xrays == "stored":
             raise UserError(
                 f"{key}={getattr(settings, key)} has no effect on X2CT-GAN's X-rays, which are kept; leave it out, or "
                 "give dataset.prepare.xrays=rendered"
@@ -157,16 +165,8 @@ def _checked(request: Request, settings: PrepareSettings, xrays: str) -> set[str
     return asked
 
 
-def _header(job: ScanJob, bad: list[tuple[str, str]]) -> X2ctHeader | None:
-    """The header of a file; None, and a line in ``bad``, if it cannot be used."""
-
-    def read(job: ScanJob, result: ScanResult) -> None:
-        result.found["header"] = read_x2ct_header(job.raw.path)
-
-    result = guarded(job, read)
-    if result.reason:
-        bad.append((job.source, result.reason))
-    return result.found.get("header")
+def _read_header(job: ScanJob, result: ScanResult) -> None:
+    result.found["header"] = read_x2ct_header(job.raw.path)
 
 
 def _settings_of(
@@ -211,32 +211,6 @@ def _alike(jobs: Sequence[ScanJob], bad: list[tuple[str, str]]) -> list[ScanJob]
         ways = [f"{key}={other[key]} (most have {now[key]})" for key in now if other[key] != now[key]]
         bad.append((job.source, f"prepared in another way than most here, {', '.join(ways)}; import it apart"))
     return kept
-
-
-def _taken(settings: PrepareSettings) -> str:
-    low, high = settings.window
-    return (
-        f"as export_x2ct wrote it: size={settings.size} spacing={settings.spacing:g} camera={settings.camera} "
-        f"window=[{low:g},{high:g}]; to train on it: dataset.size={settings.size} dataset.window=[{low:g},{high:g}]"
-    )
-
-
-def _parts(
-    everyone: Sequence[str],
-    lists: Mapping[str, Sequence[str]] | None,
-    split: Mapping[str, Any] | str | None,
-    seed: int,
-    ours: bool,
-    notes: list[str],
-) -> dict[str, list[str]]:
-    """Patients by part; where the user chose no split, by the lists that lie in raw."""
-    if split is None or (isinstance(split, Mapping) and dict(split) == SPLIT):
-        split = SPLIT
-        if lists is not None:
-            notes.append("split: by the lists that lie in raw; dataset.prepare.split.test=0.1, say, draws another")
-            # A val of none in our own lists is meant; X2CT-GAN's have no such list.
-            split = {"file": "official", "val": 0 if ours else SPLIT["val"]}
-    return split_patients(everyone, split, seed, official=lists, notes=notes)
 
 
 # One file.

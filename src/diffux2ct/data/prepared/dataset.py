@@ -17,15 +17,13 @@ from torch import Tensor
 from diffux2ct.data.io.ct_image import triple
 from diffux2ct.data.io.dicom.kind import has_dicom_magic
 from diffux2ct.data.labels import check_structures, class_table, reduce_classes
+from diffux2ct.data.prepared.writer import FORMAT, SPLITS
 from diffux2ct.errors import UserError
 from diffux2ct.intensity import HU_WINDOW, normalize_hu, normalize_xray
 from diffux2ct.xray.effects import XrayRandomization
 
-FORMAT = 1
 _SCANS = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".dcm", ".ima", ".dicom")
 PUBLIC_SETS = ("lumbarv", "lidc_idri", "ctspine1k", "ctpelvic1k")
-
-
 _EXPOSURE_STREAM = 0x5851F42D4C957F2D
 
 
@@ -48,8 +46,8 @@ class PreparedDataset(torch.utils.data.Dataset):
     line integrals); None = as stored. window: HU that become -1 and 1 (clipped).
     xray_normalization: see `diffux2ct.intensity.normalize_xray`.
     cache: keep the cases in memory; they are shared, so do not write to them.
-    randomize: exposures that an item asked for as (index, seed), as training asks, is drawn from (docs/data.md);
-    an item asked for by its index alone is as prepared.
+    randomize: exposures that the X-rays of an item (index, seed), as training reads it, are drawn from (docs/data.md);
+    an item read by its index alone is as prepared.
     labels: structures or groups of ``data/labels``; items then have "labels" [D, H, W], uint8, k where the k-th
     of them is and 0 elsewhere (at a smaller size: ``reduce_classes``), and cases without labels are left out.
     Raises UserError where the folder is missing, empty, unfinished or damaged (missing: three lines), was made for
@@ -115,14 +113,14 @@ class PreparedDataset(torch.utils.data.Dataset):
 
     def _case(self, index: int) -> dict[str, Tensor]:
         """The volume [1, D, H, W] in [-1, 1] and raw line integrals [D, W], [D, H], at the requested size."""
-        if self._cache is not None and index in self._cache:
+        if self._cache and index in self._cache:
             return self._cache[index]
-        hu = _block_mean(self._load(index, "volume"), self._factor)
+        hu = _block_mean(load_array(self.cases[index].path, "volume"), self._factor)
         case = {"volume": torch.from_numpy(normalize_hu(hu, self.window).astype(np.float32))[None]}
         for view in ("frontal", "lateral"):
-            case[view] = torch.from_numpy(_block_mean(self._load(index, view), self._factor))
+            case[view] = torch.from_numpy(_block_mean(load_array(self.cases[index].path, view), self._factor))
         if self.labels:
-            classes = reduce_classes(self._classes[self._load(index, "labels")], self._factor)
+            classes = reduce_classes(self._classes[load_array(self.cases[index].path, "labels")], self._factor)
             case["labels"] = torch.from_numpy(classes)
         if self._cache is not None:
             self._cache[index] = case
@@ -142,13 +140,6 @@ class PreparedDataset(torch.utils.data.Dataset):
         for index in range(len(self)):
             total += self[index]["volume"]
         return (total / len(self)).float()
-
-    def _load(self, index: int, name: str) -> np.ndarray:
-        path = self.cases[index].path / f"{name}.npy"
-        try:
-            return np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: missing or damaged; delete {path.parent} and prepare it again") from error
 
     def _keep_labelled(self, names: dict[str, str] | None) -> None:
         labelled = [case for case in self.cases if (case.path / "labels.npy").is_file()]
@@ -176,7 +167,7 @@ class PreparedDataset(torch.utils.data.Dataset):
         expected += [("labels", (n,) * 3, "u")] if self.labels else []
         for index in range(len(self)):
             for name, shape, kind in expected:
-                array = self._load(index, name)
+                array = load_array(self.cases[index].path, name)
                 if array.shape != shape or array.dtype.kind != kind:
                     raise UserError(
                         f"{self.cases[index].path / name}.npy: {array.dtype} {array.shape}, where dataset.json "
@@ -187,7 +178,7 @@ class PreparedDataset(torch.utils.data.Dataset):
         path = self.root / "manifest.csv"
         with path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
-        counts = {name: sum(row["split"] == name for row in rows) for name in ("train", "val", "test")}
+        counts = {name: sum(row["split"] == name for row in rows) for name in SPLITS}
         if not counts.get(self.split):
             raise UserError(f"{self.root}: no cases in split {self.split!r}; it has {counts}")
         cases = []
@@ -202,6 +193,15 @@ class PreparedDataset(torch.utils.data.Dataset):
             folder = self.root / "cases" / row["case_id"]
             cases.append(CaseRecord(row["case_id"], row["patient"], triple(spacing), triple(origin), folder))
         return cases
+
+
+def load_array(folder: Path, name: str) -> np.ndarray:
+    """An array of a case's folder, mapped into memory. UserError where it is missing or damaged."""
+    path = folder / f"{name}.npy"
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: missing or damaged; delete {folder} and prepare it again") from error
 
 
 def read_description(root: str | Path) -> dict:
@@ -258,7 +258,5 @@ def _wrong_size(root: Path, stored: int, asked: int) -> str:
 def _first_scan(root: Path) -> str | None:
     """The name of a file below ``root`` that looks like a raw scan, None if there is none among the first thousand."""
     files = (Path(folder) / name for folder, _, names in os.walk(root) for name in sorted(names))
-    for path in itertools.islice(files, 1000):
-        if path.name.lower().endswith(_SCANS) or has_dicom_magic(path):
-            return str(path.relative_to(root))
-    return None
+    found = (p for p in itertools.islice(files, 1000) if p.name.lower().endswith(_SCANS) or has_dicom_magic(p))
+    return next((str(path.relative_to(root)) for path in found), None)

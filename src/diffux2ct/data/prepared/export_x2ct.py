@@ -1,14 +1,12 @@
 """A prepared folder as X2CT-GAN's files, with its lists, for X2CT-GAN's own code or for ``dataset=x2ct``."""
 
 import json
-import time
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 from tqdm import tqdm
 
 from diffux2ct.data.io.x2ct.file import STORABLE, VIEWS_STORED, write_x2ct, x2ct_views
+from diffux2ct.data.prepared.dataset import load_array
 from diffux2ct.data.prepared.split import write_lists
 from diffux2ct.data.prepared.writer import SPLITS, read_case
 from diffux2ct.data.sources.x2ct import FILE
@@ -17,24 +15,18 @@ from diffux2ct.types import VIEWS
 from diffux2ct.xray.camera import camera_preset
 
 
-class Exported(NamedTuple):
-    """Case ids by part, lines for the user, and the time taken."""
-
-    split: dict[str, list[str]]
-    notes: list[str]
-    seconds: float
-
-
-def export_x2ct(root: str | Path, out: str | Path, *, views: str = "folder", progress: bool = True) -> Exported:
+def export_x2ct(
+    root: str | Path, out: str | Path, *, views: str = "folder", progress: bool = True
+) -> tuple[dict[str, list[str]], list[str]]:
     """Write every case of a prepared folder as ``<out>/<case>/ct_xray_data.h5``, and train.txt, val.txt, test.txt.
 
     root: a folder that ``prepare`` made. views: "folder" writes its X-rays; "x2ct" renders the volume anew from behind
-    and from the left, as X2CT-GAN's data are. Files that are there are written again.
+    and from the left, as X2CT-GAN's data are. Existing files are replaced. Returns case ids by part, and notes.
     Raises UserError: root is no prepared folder, h5py is missing, or a file cannot be written.
     """
     if views not in ("folder", "x2ct"):
         raise UserError(f"views={views}: choose folder (the X-rays as prepared) or x2ct (rendered as X2CT-GAN's)")
-    start, root, out = time.monotonic(), Path(root), Path(out)
+    root, out = Path(root), Path(out)
     try:
         parts = json.loads((root / "split.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -47,7 +39,7 @@ def export_x2ct(root: str | Path, out: str | Path, *, views: str = "folder", pro
     for case_id in tqdm(cases, desc="exporting", unit="case", disable=not progress):
         notes += _export_case(root, case_id, out, views)
     write_lists(out, split)
-    return Exported(split, notes, time.monotonic() - start)
+    return split, notes
 
 
 def _export_case(root: Path, case_id: str, out: Path, views: str) -> list[str]:
@@ -56,12 +48,8 @@ def _export_case(root: Path, case_id: str, out: Path, views: str) -> list[str]:
     if record is None:
         raise UserError(f"{root / 'cases' / case_id}: listed in split.json, but not there; prepare it again")
     folder = root / "cases" / case_id
-    try:
-        hu = np.load(folder / "volume.npy")
-        xrays = {view: np.load(folder / f"{view}.npy") for view in VIEWS}
-        labels = np.load(folder / "labels.npy") if (folder / "labels.npy").is_file() else None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: cannot be read ({error}); prepare it again") from error
+    hu, xrays = load_array(folder, "volume"), {view: load_array(folder, view) for view in VIEWS}
+    labels = load_array(folder, "labels") if (folder / "labels.npy").is_file() else None
     attrs = {"patient": record["patient"], "case": case_id, "window": record["window"]}
     attrs["labels_are_own"] = int(record.get("labels_are_own", False))
     if views == "x2ct":

@@ -1,4 +1,4 @@
-"""Who is held out: a split by patient, so that no patient is on both sides, as a file that can be published.
+"""Train, val and test by patient, so that no patient is on both sides, as a file that can be published.
 
 A split is drawn (counts or fractions, with a seed) or read: from our own ``split_patients.json``, from text lists
 (``train.txt``, ``val.txt``, ``test.txt``) or from CTSpine1K's ``data_split.txt``.
@@ -42,10 +42,9 @@ def split_patients(
     split: ``val`` and ``test``, each a count (int), a fraction of all patients (float: at least one patient, and never
     the last one; 1.0 = all), or a list of patients. Drawn with ``seed``; test first, so that val does not move it.
     ``of``: the total for which the counts were meant; with another number of patients they are scaled.
-    ``file``: a published split (see ``read_split``), or ``official`` for the data set's own lists (``official``, from
-    ``Discovery.split``); the string "official" alone is short for that. A part that the file has is taken from it; a
-    val that is missing in it is drawn from its train by ``split["val"]``. Patients that no list names come to train.
-    notes: lines for the user are appended to it.
+    ``file``: a published split (see ``read_split``), or ``official`` for the data set's own lists; a string alone is
+    such a file. A val that is missing in it is drawn from its train by ``split["val"]``. Patients that no list names
+    come to train. official: of ``Discovery.split``. notes: lines for the user are appended to it.
     Raises UserError for unknown patients, overlapping lists, and counts that leave nobody to train on.
     """
     notes = [] if notes is None else notes
@@ -90,24 +89,17 @@ def read_split(path: str | Path, patients: Sequence[str] | None = None) -> dict[
 
 def resolve_conflicts(parts: Mapping[str, Sequence[str]]) -> tuple[dict[str, list[str]], list[str]]:
     """Lists without a patient in two of them, and a note a patient that was: test wins over val, val over train."""
-    kept: dict[str, list[str]] = {}
     notes, owner = [], {}
     for part in reversed(SPLITS):
-        kept[part] = [p for p in dict.fromkeys(parts.get(part, ())) if p not in owner]
-        notes += [
-            f"{patient} is in the lists of both {part} and {owner[patient]}; put to {owner[patient]}"
-            for patient in dict.fromkeys(parts.get(part, ()))
-            if patient in owner
-        ]
-        owner |= dict.fromkeys(kept[part], part)
-    return {part: kept[part] for part in SPLITS}, sorted(notes)
+        for patient in dict.fromkeys(parts.get(part, ())):
+            if owner.setdefault(patient, part) != part:
+                notes.append(f"{patient} is in the lists of both {part} and {owner[patient]}; put to {owner[patient]}")
+    kept = {part: [p for p in dict.fromkeys(parts.get(part, ())) if owner[p] == part] for part in SPLITS}
+    return kept, sorted(notes)
 
 
 def write_split(path: str | Path, name: str, seed: int, parts: Mapping[str, Sequence[str]]) -> None:
-    """Write a split to publish, whole or not at all: {"name", "seed", "train", "val", "test"}, patients sorted.
-
-    The same file is what ``dataset.prepare.split.file=`` takes, and docs/data.md shows it.
-    """
+    """Write a split as ``dataset.prepare.split.file=`` reads it: {"name", "seed", "train", "val", "test"}, sorted."""
     value = {"name": name, "seed": int(seed)} | {part: sorted(parts.get(part, ())) for part in SPLITS}
     write_text(Path(path), json.dumps(value, indent=1) + "\n")
 
@@ -134,15 +126,13 @@ def _from_file(
         parts, conflicts = resolve_conflicts(read_split(settings["file"], patients))
         notes += [f"{settings['file']}: {line}" for line in conflicts]
         what = str(settings["file"])
-    known = set(patients)
-    absent = {part: [p for p in names if p not in known] for part, names in parts.items()}
-    if count := sum(map(len, absent.values())):
-        example = next(names[0] for names in absent.values() if names)
-        notes.append(f"{what}: {count} of {sum(map(len, parts.values()))} patients are not here, e.g. {example}")
+    known, listed = set(patients), [patient for names in parts.values() for patient in names]
+    if absent := [patient for patient in listed if patient not in known]:
+        notes.append(f"{what}: {len(absent)} of {len(listed)} patients are not here, e.g. {absent[0]}")
     parts = {part: [p for p in names if p in known] for part, names in parts.items()}
     if not any(parts.values()):
         raise UserError(f"{what}: names none of the {len(patients)} patients here, e.g. {patients[0]}")
-    if extra := sorted(known - {p for names in parts.values() for p in names}):
+    if extra := sorted(known - set(listed)):
         notes.append(f"{what}: does not name {len(extra)} patients here, e.g. {extra[0]}; put to train")
     val = parts["val"] or settings.get("val")
     return {"test": parts["test"], "val": 0 if val is None else val}
@@ -150,17 +140,14 @@ def _from_file(
 
 def _scaled(settings: dict[str, Any], total: int, notes: list[str]) -> dict[str, Any]:
     """Counts that were meant for ``of`` patients, for ``total``: at least one but never the last one; 0 stays 0."""
-    of = settings["of"]
+    of, scaled = settings["of"], dict(settings)
     if not isinstance(of, int) or isinstance(of, bool) or of < 1:
         raise UserError(f"split.of={of}: give the number of patients that the counts refer to, or null")
-    if of == total:
-        return settings
-    scaled = dict(settings)
     left = total - sum(len(named) for named in settings.values() if isinstance(named, list | tuple))
     lines = []
     for part in ("test", "val"):  # in this order, as they are drawn
         count = settings.get(part)
-        if isinstance(count, int) and not isinstance(count, bool) and count > 0:
+        if of != total and isinstance(count, int) and not isinstance(count, bool) and count > 0:
             scaled[part] = min(max(1, round(count * total / of)), max(left - 1, 0))
             left -= scaled[part]
             lines.append(
@@ -173,8 +160,7 @@ def _scaled(settings: dict[str, Any], total: int, notes: list[str]) -> dict[str,
 
 def _draw(patients: Sequence[str], split: Mapping[str, Any], seed: int) -> dict[str, list[str]]:
     named = {part: _named(part, split.get(part), patients) for part in ("test", "val")}
-    both = set(named["test"]) & set(named["val"])
-    if both:
+    if both := set(named["test"]) & set(named["val"]):
         raise UserError(f"split: {sorted(both)} are in both test and val")
     rest = [p for p in sorted(patients) if p not in named["test"] and p not in named["val"]]
     rest = [rest[i] for i in np.random.default_rng(seed).permutation(len(rest))]
@@ -192,8 +178,7 @@ def _named(part: str, value: Any, patients: Sequence[str]) -> list[str]:
     if isinstance(value, str):
         raise UserError(f"split.{part}={value}: give a count, a fraction or a list [a,b] of patients")
     names = [str(v) for v in value]
-    missing = sorted(set(names) - set(patients))
-    if missing:
+    if missing := sorted(set(names) - set(patients)):
         some = ", ".join(sorted(patients)[:8]) + (", ..." if len(patients) > 8 else "")
         raise UserError(f"split.{part}: unknown patient {', '.join(missing)}; there are {some}")
     return names
@@ -204,10 +189,10 @@ def _count(part: str, value: Any, total: int, left: int) -> int:
         return 0
     if value < 0 or (isinstance(value, float) and value > 1.0):
         raise UserError(f"split.{part}={value}: give a count, a fraction from 0 to 1, or a list of patients")
+    if isinstance(value, float) and 0 < value < 1:
+        return min(max(1, round(value * total)), max(left - 1, 0))
     if isinstance(value, float):
-        if value == 1.0:
-            return left
-        return min(max(1, round(value * total)), max(left - 1, 0)) if value > 0 else 0
+        return left if value else 0
     if value > 0 and value >= left:
         raise UserError(
             f"split.{part}={value} of {total} patients leaves nobody to train on; set dataset.prepare.split.{part}"

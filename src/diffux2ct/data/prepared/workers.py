@@ -28,8 +28,7 @@ def run_in_workers(
     work: a function of an importable module: workers do not import the caller's script, so that a script without an
     ``if __name__ == "__main__"`` guard, or a notebook, may call this.
     prepare: called once in each new process. Raises what ``work`` raises, and BrokenProcessPool for a killed worker.
-    Whatever ends the iteration early (Ctrl-C, a job's error) or this process (SIGKILL) ends jobs in their middle:
-    ``work`` must not leave anything half-done that a later run would take for done.
+    Ctrl-C, a job's error and SIGKILL end jobs in their middle: ``work`` must leave nothing that looks finished.
     """
     if workers <= 1:
         for job in jobs:
@@ -55,7 +54,7 @@ def run_in_workers(
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Without Ctrl-C, which comes when this ends: processes started here never get it, and end without a traceback."""
+    """Hold Ctrl-C back until the end: processes started here never get it, and end without a traceback."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

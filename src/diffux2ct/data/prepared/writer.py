@@ -19,33 +19,17 @@ from diffux2ct.errors import UserError
 from diffux2ct.intensity import HU_WINDOW
 from diffux2ct.xray.camera import Camera, camera_preset
 from diffux2ct.xray.drr import render_pair
-from diffux2ct.xray.pose import Pose, random_poses
+from diffux2ct.xray.pose import random_poses
 
 FORMAT = 1
 MASK = "mask"  # the name of the 1 in labels of 0 and 1
 SPLITS = ("train", "val", "test")
 MANIFEST_FIELDS = (
-    "case_id",
-    "patient",
-    "split",
-    "source",
-    "sha256",
-    "content_sha256",
-    "orig_spacing",
-    "orig_orientation",
-    "orig_size",
-    "spacing",
-    "size",
-    "origin",
-    "crop",
-    "window",
-    "camera",
-    "projector",
-    "attenuation",
-    "frontal_scale",
-    "lateral_scale",
-    "has_labels",
-)
+    "case_id", "patient", "split", "source", "sha256", "content_sha256", "orig_spacing", "orig_orientation",
+    "orig_size", "spacing", "size", "origin", "crop", "window", "camera", "projector", "attenuation",
+    "frontal_scale", "lateral_scale", "has_labels",
+)  # fmt: skip
+_UNKNOWN = {"source": "", "sha256": "", "orig_orientation": "LPS", "crop": "none"}  # where ``meta`` says no more
 
 
 def write_case(
@@ -77,30 +61,20 @@ def write_case(
     preset) in ``poses`` (plain values of case.json; None: straight).
     An older case of this name is replaced.
     """
-    _check_cube(case_id, hu, spacing, labels)
-    size = hu.shape[0]
-    volume = np.round(np.clip(hu, window[0], window[1])).astype(np.int16)
-    step = float(spacing[0])
+    size, step = hu.shape[0], float(spacing[0])
+    if hu.shape != (size,) * 3 or max(spacing) - min(spacing) > 1e-6 * max(spacing):
+        raise ValueError(f"{case_id}: a case is a cube of cubic voxels, got {hu.shape} at {tuple(spacing)} mm")
+    if labels is not None and labels.shape != hu.shape:
+        raise ValueError(f"{case_id}: labels {labels.shape} do not match the volume {hu.shape}")
+    arrays = {"volume": np.round(np.clip(hu, window[0], window[1])).astype(np.int16)}
     camera = camera or camera_preset(camera_name, size, step)
     if xrays is None:
-        jitter = _poses(pose_jitter, pose_seed)
-        poses = {view: pose.to_dict() for view, pose in jitter.items()} if jitter else None
-        xrays = render_pair(
-            volume, (step,) * 3, camera, size, projector=projector, attenuation=attenuation, jitter=jitter
-        )
-    arrays: dict[str, np.ndarray] = {"volume": volume} | {
-        view: np.asarray(image, dtype=np.float32) for view, image in xrays.items()
-    }
+        xrays, poses = _rendered(arrays["volume"], step, camera, projector, attenuation, pose_jitter, pose_seed)
+    arrays |= {view: np.asarray(image, dtype=np.float32) for view, image in xrays.items()}
     if labels is not None:
         arrays["labels"] = labels.astype(np.uint8)
     record = {
-        "case_id": case_id,
-        "patient": case_id,
-        "source": "",
-        "sha256": "",
-        "orig_spacing": list(spacing),
-        "orig_orientation": "LPS",
-        "crop": "none",
+        **_UNKNOWN | {"case_id": case_id, "patient": case_id, "orig_spacing": list(spacing)},
         **(meta or {}),
         "spacing": [float(s) for s in spacing],
         "size": size,
@@ -114,6 +88,22 @@ def write_case(
         **_measured(arrays),
     }
     return _write_folder(Path(root) / "cases" / case_id, arrays, record)
+
+
+def _rendered(
+    volume: np.ndarray,
+    step: float,
+    camera: Camera,
+    projector: str,
+    attenuation: str,
+    jitter: Mapping[str, float | int] | None,
+    seed: int | Sequence[int],
+) -> tuple[Mapping[str, np.ndarray], dict[str, Any] | None]:
+    """The X-ray pair of a cube of ``step`` mm a voxel, and the drawn poses (None: straight)."""
+    poses = None if jitter is None else random_poses(np.random.default_rng(seed), jitter["degrees"], jitter["mm"])
+    size = len(volume)
+    xrays = render_pair(volume, (step,) * 3, camera, size, projector=projector, attenuation=attenuation, jitter=poses)
+    return xrays, poses and {view: pose.to_dict() for view, pose in poses.items()}
 
 
 def finish_dataset(
@@ -137,8 +127,8 @@ def finish_dataset(
             camera = camera or record["camera_geometry"]
             rows.append({**record, "split": part})
     settings = dict(settings)
-    preset = settings.pop("preset", None) or settings.pop("camera", None) or (rows[0]["camera"] if rows else None)
-    settings.pop("camera", None)
+    name_of_camera = settings.pop("camera", None)
+    preset = settings.pop("preset", None) or name_of_camera or (rows[0]["camera"] if rows else None)
     description = {"format": FORMAT, "name": name, **settings, "preset": preset, "camera": camera}
     description["label_names"] = dict(sorted(label_names(rows).items(), key=lambda pair: int(pair[0])))
     description["num_cases"] = {part: len(split.get(part, ())) for part in SPLITS}
@@ -173,21 +163,6 @@ def read_case(root: str | Path, case_id: str) -> dict[str, Any] | None:
         return None
     except ValueError as error:
         raise UserError(f"{path}: damaged; delete the folder {path.parent} and prepare it again") from error
-
-
-def _check_cube(case_id: str, hu: np.ndarray, spacing: Sequence[float | int], labels: np.ndarray | None) -> None:
-    size = hu.shape[0]
-    if hu.shape != (size, size, size) or max(spacing) - min(spacing) > 1e-6 * max(spacing):
-        raise ValueError(f"{case_id}: a case is a cube of cubic voxels, got {hu.shape} at {tuple(spacing)} mm")
-    if labels is not None and labels.shape != hu.shape:
-        raise ValueError(f"{case_id}: labels {labels.shape} do not match the volume {hu.shape}")
-
-
-def _poses(jitter: Mapping[str, float | int] | None, seed: int | Sequence[int]) -> Mapping[str, Pose] | None:
-    """A pose a view, or None where the patient lies straight."""
-    if jitter is None:
-        return None
-    return random_poses(np.random.default_rng(seed), jitter["degrees"], jitter["mm"])
 
 
 def _measured(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:

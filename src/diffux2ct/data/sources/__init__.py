@@ -18,18 +18,14 @@ from diffux2ct.errors import UserError
 __all__ = ["SOURCES", "Discovery", "RawCase", "discover"]
 
 
-def _functions() -> dict[str, Callable[..., Discovery]]:
-    """Every ``find_<name>`` of the files in this folder, by name: a new file is a new source."""
-    modules = [import_module(f"{__name__}.{file.name}") for file in iter_modules(__path__)]
-    return {
-        name.removeprefix("find_"): value
-        for module in modules
-        for name, value in vars(module).items()
-        if name.startswith("find_") and value.__module__ == module.__name__
-    }
-
-
-SOURCES = _functions()
+_MODULES = [import_module(f"{__name__}.{file.name}") for file in iter_modules(__path__)]
+SOURCES: dict[str, Callable[..., Discovery]] = {
+    name.removeprefix("find_"): value
+    for module in _MODULES
+    for name, value in vars(module).items()
+    if name.startswith("find_") and value.__module__ == module.__name__
+}
+"""Every ``find_<name>`` of the files in this folder, by name: a new file is a new source."""
 
 
 def discover(name: str, raw: str | Path, *, origins: Sequence[str] | None = None) -> Discovery:
@@ -68,13 +64,10 @@ def discover(name: str, raw: str | Path, *, origins: Sequence[str] | None = None
 
 def _only(found: Discovery, origins: Sequence[str], tree: Tree) -> Discovery:
     """The cases of some parts; the others are left out."""
+    others = [case for case in found.cases if case.origin not in origins]
+    left_out = [(tree.below(case.path), f"{case.origin}: not in dataset.prepare.origins") for case in others]
     kept = [case for case in found.cases if case.origin in origins]
-    others = [
-        (tree.below(case.path), f"{case.origin}: not in dataset.prepare.origins")
-        for case in found.cases
-        if case.origin not in origins
-    ]
-    return replace(found, cases=kept, left_out=[*found.left_out, *others])
+    return replace(found, cases=kept, left_out=[*found.left_out, *left_out])
 
 
 def _why(found: Discovery) -> str:

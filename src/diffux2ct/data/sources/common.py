@@ -17,15 +17,16 @@ SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".7z", ".rar")
 _LABEL = re.compile(r"\d*(labels?|masks?|segs?|segmentations?|4label|5label)(maps?)?(tr|ts)?\d*")
 _NEUTRAL = {"ct", "data", "image", "images", "img", "volume", "volumes", "vol", "scan"}  # in names of all scans
-_TAGS = (
-    "Modality",
-    "SeriesInstanceUID",
-    "SeriesNumber",
-    "SeriesDescription",
-    "PatientID",
-    "ImageType",
-    "NumberOfFrames",
-)
+_TAGS = ["Modality", "SeriesInstanceUID", "SeriesNumber", "PatientID", "ImageType", "NumberOfFrames"]
+_KINDS = {
+    "CR": "radiograph",
+    "DX": "radiograph",
+    "SEG": "segmentation",
+    "SR": "report",
+    "RTSTRUCT": "contours",
+    "PR": "presentation state",
+    "KO": "key object note",
+}
 
 
 @dataclass(frozen=True)
@@ -81,14 +82,13 @@ class Tree:
 
 @dataclass(frozen=True)
 class DicomFolder:
-    """The first header of a folder of DICOM files, and how many files there are."""
+    """A folder with one or several DICOM series (``mixed``): entries of its first header, and its number of files."""
 
     path: Path
     num_files: int
     modality: str
     series_uid: str
     series_number: str
-    description: str
     patient: str
     localizer: bool
     mixed: bool
@@ -136,17 +136,10 @@ def probe(folder: Path) -> DicomFolder:
     picked = [paths[i] for i in sorted({round(k * (len(paths) - 1) / 4) for k in range(5)})] if paths else []
     headers = [header for header in map(read_header, picked) if header]
     first = headers[0] if headers else {}
-    return DicomFolder(
-        folder,
-        len(paths),
-        first.get("Modality", ""),
-        first.get("SeriesInstanceUID", ""),
-        first.get("SeriesNumber", ""),
-        first.get("SeriesDescription", ""),
-        first.get("PatientID", ""),
-        bool(headers) and all("LOCALIZER" in header.get("ImageType", "").upper() for header in headers),
-        len({(header.get("SeriesInstanceUID"), header.get("PatientID")) for header in headers}) > 1,
-    )
+    tags = (first.get(tag, "") for tag in ("Modality", "SeriesInstanceUID", "SeriesNumber", "PatientID"))
+    localizer = bool(headers) and all("LOCALIZER" in header.get("ImageType", "").upper() for header in headers)
+    mixed = len({(header.get("SeriesInstanceUID"), header.get("PatientID")) for header in headers}) > 1
+    return DicomFolder(folder, len(paths), *tags, localizer, mixed)
 
 
 def read_header(path: Path) -> dict[str, str]:
@@ -156,7 +149,7 @@ def read_header(path: Path) -> dict[str, str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            header = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=list(_TAGS))
+            header = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=_TAGS)
             return {tag: str(header.get(tag) or "").strip() for tag in _TAGS if tag in header}
         except Exception:  # of any kind; the reader names the fault
             return {}
@@ -164,20 +157,11 @@ def read_header(path: Path) -> dict[str, str]:
 
 def not_a_ct(found: DicomFolder) -> str | None:
     """The reason why a folder of DICOM is no CT scan, or None."""
-    kinds = {
-        "CR": "radiograph",
-        "DX": "radiograph",
-        "SEG": "segmentation",
-        "SR": "report",
-        "RTSTRUCT": "contours",
-        "PR": "presentation state",
-        "KO": "key object note",
-    }
     if found.localizer:
         return "a localizer (scout), not a CT volume"
     if found.modality in ("CT", ""):  # without a header, the reader names the fault
         return None
-    kind = f" ({kinds[found.modality]})" if found.modality in kinds else ""
+    kind = f" ({_KINDS[found.modality]})" if found.modality in _KINDS else ""
     return f"DICOM of modality {found.modality}{kind}, not CT"
 
 
@@ -191,8 +175,8 @@ def stem(path: Path) -> str:
 def is_label(path: Path) -> bool:
     """True for a volume file (path below the raw folder) that is a label map, by words of its and its folders' names.
 
-    So ``totalseg_s0308_ct`` is a scan and ``s0308_seg`` is not; folders ``labelsTr`` count. A name that ends in ``ct``
-    is a scan whatever it says before, as in ``sub-1_label-22_ct``.
+    So ``s0308_seg`` and what lies in ``labelsTr`` are labels; a name that ends in ``ct`` is a scan whatever stands
+    before, as in ``sub-1_label-22_ct``.
     """
     own = words(stem(path))
     named = [] if own[-1:] == ["ct"] else own

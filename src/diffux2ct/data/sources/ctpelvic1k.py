@@ -1,6 +1,6 @@
 """CTPelvic1K as released: its masks, its own CTs (CLINIC, CLINIC-metal), and the CTs of five other collections.
 
-The masks tell what belongs to it: ``dataset<k>_<scan>_mask_4label.nii.gz``, k = 1..7 for the seven parts (those of
+The masks define what belongs to it: ``dataset<k>_<scan>_mask_4label.nii.gz``, k = 1..7 for the seven parts (those of
 CLINIC-metal lack the prefix), in folders of their own. Their CTs are found by the names of their own collections:
 
 - ABDOMEN ``img0001.nii.gz``, CERVIX ``0507688-Image.nii.gz`` (Multi-Atlas Labeling Beyond the Cranial Vault),
@@ -77,15 +77,11 @@ def _not_chosen(origin: str) -> str:
 def _origin(number: str | None, name: str) -> str:
     if number and 1 <= int(number) <= len(ORIGINS):
         return ORIGINS[int(number) - 1]
-    if "metal" in name.lower():
-        return "CLINIC-metal"
-    if "clinic" in name.lower():
-        return "CLINIC"
-    return ""
+    return "CLINIC-metal" if "metal" in name.lower() else "CLINIC" if "clinic" in name.lower() else ""
 
 
 def _patient(origin: str, name: str) -> str:
-    """A name that tells the part, without what only tells files apart: CLINIC_0001, KITS19_case_00014, ..."""
+    """The part and its own name of the patient: CLINIC_0001, KITS19_case_00014, ..."""
     if origin == "COLONOG" and (match := _COLONOG.fullmatch(name)):
         name = match[1]
     name = re.sub(r"^CLINIC_(metal_)?", "", name, flags=re.IGNORECASE)
@@ -105,7 +101,7 @@ def _words(name: str) -> str:
 def _colonog_scan(name: str, index: dict[str, Path], tree: Tree) -> Path | None:
     """COLONOG's mask ``<patient>_<series number>_<slices>``: the patient's NIfTI, or its DICOM series of that number.
 
-    TCIA names a series' folder ``<number>.000000-<description>-<id>``; where it does not, the header is asked.
+    TCIA names a series' folder ``<number>.000000-<description>-<id>``; where it does not, the header has the number.
     """
     match = _COLONOG.fullmatch(name)
     if match is None:

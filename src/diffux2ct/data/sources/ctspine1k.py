@@ -18,10 +18,12 @@ _NAMES = (
     (re.compile(r"liver_\d+"), "MSD-T10"),  # MSD's Task03_Liver; the release calls it T10
     (re.compile(r"volume-covid19-A-\d+"), "COVID-19"),
 )
+_FOREIGN = f"not in a folder of CTSpine1K's four collections ({', '.join(ORIGINS)}) nor named like its scans"
+_DICOM = "DICOM; CTSpine1K's scans are the NIfTI files of its release"
 
 
 def find_ctspine1k(tree: Tree) -> Discovery:
-    """Every scan, with its labels if they are there; the patient is the scan's name up to what tells scans apart.
+    """Every scan, with its labels if they are there; the patient is the start of the scan's name.
 
     Left out with a reason: label maps without their scan, names that are of none of the four collections, a scan that
     is there twice, and DICOM (the release is NIfTI; its labels fit only that).
@@ -33,18 +35,10 @@ def find_ctspine1k(tree: Tree) -> Discovery:
         if name.endswith("_seg") or _in_labels(path.relative_to(tree.root)):
             labels.setdefault(name.removesuffix("_seg"), path)
         elif _origin(path) is None:
-            left_out.append(
-                (
-                    tree.below(path),
-                    "neither below a folder named after one of CTSpine1K's four collections "
-                    f"({', '.join(ORIGINS)}) nor named like its scans",
-                )
-            )
+            left_out.append((tree.below(path), _FOREIGN))
         else:
             scans.append(path)
-    left_out += [
-        (tree.below(folder), "DICOM; CTSpine1K's scans are the NIfTI files of its release") for folder in tree.dicom
-    ]
+    left_out += [(tree.below(folder), _DICOM) for folder in tree.dicom]
     cases = [
         RawCase(patient_of(stem(path)), path, labels.get(stem(path)), None, "ctspine1k", _origin(path) or "")
         for path in scans

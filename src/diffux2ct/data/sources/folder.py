@@ -21,8 +21,8 @@ from diffux2ct.data.sources.common import (
 )
 
 _ORPHAN = (
-    "by its name a label file, of no scan here or of one with several; "
-    "name a scan ..._ct, and labels as their scan with _seg"
+    "by its name a label file, of no scan here or of one with several; name a scan ..._ct, and labels as their scan "
+    "with _seg"
 )
 
 
@@ -56,9 +56,8 @@ def _volumes(tree: Tree) -> tuple[list[RawCase], list[tuple[str, str]]]:
         # Where names repeat (P1/ct, P1/label, P2/ct, ...), a label belongs to the scan beside it, and to no other.
         beside = [label for label in found if label.parent == path.parent]
         found = beside if beside or stems[stem(path)] > 1 else found
-        label = found[0] if len(found) == 1 else None
-        used |= {label} if label else set()
-        cases.append(RawCase(patient, path, label))
+        used |= set(found) if len(found) == 1 else set()
+        cases.append(RawCase(patient, path, found[0] if len(found) == 1 else None))
     left_out = [(tree.below(path), _ORPHAN) for found in labels.values() for path in found if path not in used]
     return cases, left_out
 
@@ -109,10 +108,10 @@ def _by_patient_id(series: Sequence[tuple[RawCase, str]], tree: Tree) -> tuple[l
     if len(folders) > 1 and len(given) == 1 and given != {""}:
         note = (
             f"all {len(folders)} DICOM folders have the PatientID {given.pop()}, taken for an anonymiser's: "
-            "their names tell the patients apart; if it is one person, that person may be in train and in test"
+            "their names are the patients; if it is one person, that person may be in train and in test"
         )
         return [case for case, _ in series], [note]
-    ids: dict[str, set[str]] = {}  # by the patient that the folders tell
+    ids: dict[str, set[str]] = {}  # by folder
     for case, patient_id in series:
         ids.setdefault(case.patient, set()).update({patient_id} - {""})
     cases, folders_of = [], {}

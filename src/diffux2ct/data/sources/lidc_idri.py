@@ -6,6 +6,7 @@ folder a SeriesInstanceUID with ``metadata.csv``, or one volume file a patient.
 
 import csv
 import re
+from collections import Counter
 from pathlib import Path
 
 from diffux2ct.data.sources.common import Discovery, RawCase, Tree, is_label, not_a_ct, probe, sorted_cases
@@ -21,7 +22,7 @@ def find_lidc_idri(tree: Tree) -> Discovery:
 
     Left out with a reason: radiographs (CR, DX), segmentations and reports (SEG, SR), localizers, a series that is
     there twice, and whatever is of no LIDC-IDRI patient. X2CT-GAN's ``train.txt`` and ``test.txt``, if they lie in
-    the raw folder, are the official split. A note tells which CT series of ``metadata.csv`` are not there.
+    the raw folder, are the official split. A note counts the CT series of ``metadata.csv`` that are not there.
     """
     cases, left_out = [], []
     for path in tree.files:
@@ -62,9 +63,7 @@ def _patient(tree: Tree, path: Path) -> str | None:
 
 
 def _twice(cases: list[RawCase]) -> list[str]:
-    counts: dict[str, int] = {}
-    for case in cases:
-        counts[case.patient] = counts.get(case.patient, 0) + 1
+    counts = Counter(case.patient for case in cases)
     twice = sorted(patient for patient, count in counts.items() if count > 1)
     return [f"{len(twice)} patients have several scans: {', '.join(twice[:10])}"] if twice else []
 
@@ -79,9 +78,9 @@ def _missing(tree: Tree, found: set[str]) -> list[str]:
             rows = list(csv.DictReader(file))
         column = next((name for name in _UID_COLUMNS if rows and name in rows[0]), None)
         listed = {(row[column] or "").strip() for row in rows if column and row.get("Modality") == "CT"} - {""}
-        if lacking := sorted(listed - found):
+        if missing := sorted(listed - found):
             notes.append(
-                f"{tree.below(path)} lists {len(listed)} CT series and {len(lacking)} are not here, "
-                f"e.g. {lacking[0]}; was the download finished?"
+                f"{tree.below(path)} lists {len(listed)} CT series and {len(missing)} are not here, "
+                f"e.g. {missing[0]}; was the download finished?"
             )
     return notes
