@@ -160,9 +160,7 @@ GROUPS: dict[str, frozenset[int]] = {
     "femurs": frozenset((LABELS["left_femur"], LABELS["right_femur"])),
     "screws": _SCREWS,
     "rods": _RODS,
-    "implants": _SCREWS
-    | _RODS
-    | {LABELS[name] for name in ("left_hip_prosthesis", "right_hip_prosthesis", "bone_plate")},
+    "implants": _SCREWS | _RODS | set(range(LABELS["left_hip_prosthesis"], LABELS["bone_plate"] + 1)),
 }
 """Several labels under one name; a group goes before a label of the same name (``lumbar_spine``)."""
 

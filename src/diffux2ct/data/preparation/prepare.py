@@ -30,8 +30,8 @@ from diffux2ct.errors import UserError
 
 _PADDED = 0.5  # of a cube, that the scan fills at least where nothing is said
 
+# Scans that another patient has too, by name: {"same_as": the name that is used, "sha256": of the files left out}.
 Repeats = dict[str, dict[str, str]]
-"""Scans that another patient has too, by name: {"same_as": the name that is used, "sha256": of the files left out}."""
 
 
 def prepare(
@@ -230,11 +230,11 @@ def _refuse(out: Path, what: str, differences: Sequence[str]) -> None:
 
 
 def _check_space(out: Path, jobs: Sequence[ScanJob], settings: PrepareSettings) -> None:
+    n = settings.size
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{out}: cannot be made ({error.strerror}); give another out=") from error
-    n = settings.size
+        raise UserError(f"{out}: cannot be created ({error.strerror}); give another out=") from error
     need = sum(len(job.case_ids) * ((3 if job.raw.labels else 2) * n**3 + 8 * n**2) for job in jobs)
     free = shutil.disk_usage(out).free
     if free < need:

@@ -22,10 +22,10 @@ class PrepareSettings:
     """Settings of a case.
 
     size, spacing: the cube, voxels per side and mm. camera: a ``camera_preset``. window: HU that are kept. seed: of
-    crops, implants and poses. grid: where the cube lies (``cube_centre``; stored: cut already). remove_couch: all but
-    the patient becomes air. instrument: arguments of ``data.instrumentation.instrument``, or None. projector,
-    attenuation: see ``xray.drr``. pose_jitter: {"degrees", "mm"}, the most by which each view is taken off its place.
-    min_filled: cubes of which the scan fills a smaller share (0 to 1; the rest is padding) are left out.
+    crops, implants and poses. grid: the place of the cube (``cube_centre``; stored: cut already). remove_couch: all but
+    the patient becomes air. instrument: arguments of ``data.instrumentation.instrument``. projector, attenuation: see
+    ``xray.drr``. pose_jitter: {"degrees", "mm"}, the most by which a view is off its place. min_filled: cubes of which
+    the scan fills a smaller share (0 to 1; the rest is padding) are left out.
     """
 
     size: int = 128

@@ -1,7 +1,7 @@
 """``grid: stored``: X2CT-GAN's files, whose cubes are cut already and come with X-rays of their own.
 
-The plan reads headers alone and raises whatever would end the import before a case is written. A file that
-``export_x2ct`` wrote carries camera, window and patient, and comes back as it was.
+The plan reads headers alone. A file that ``export_x2ct`` wrote carries camera, window and patient, and comes back as it
+was.
 """
 
 from collections import Counter

@@ -18,15 +18,9 @@ from diffux2ct.errors import UserError
 
 _KEYS = {"val", "test", "of", "file"}
 _TAKES = "val, test (a count, a fraction or a list), of (the total that counts refer to) and file"
-_HEADINGS = {  # of CTSpine1K's data_split.txt, and plain words
-    "train": "train",
-    "trainset": "train",
-    "val": "val",
-    "validation": "val",
-    "test_public": "val",
-    "test": "test",
-    "test_private": "test",
-}
+_HEADINGS = {part: part for part in SPLITS} | {  # plain words, and those of CTSpine1K's data_split.txt
+    "trainset": "train", "validation": "val", "test_public": "val", "test_private": "test",
+}  # fmt: skip
 
 
 def split_patients(
@@ -61,12 +55,11 @@ def split_patients(
 def read_split(path: str | Path, patients: Sequence[str] | None = None) -> dict[str, list[str]]:
     """Lists of patients by part, from a published split.
 
-    path: a JSON file with lists ``train``, ``val``, ``test`` (``split_patients.json``); a text file in parts headed
-    ``trainset:``, ``test_public:`` (val), ``test_private:`` (test), as CTSpine1K's; or a folder with ``train.txt``,
-    ``test.txt`` and perhaps ``val.txt``, one name a line, or one of these files.
-    patients: names that are known; an entry such as ``LIDC-IDRI-0936.20000101.5169.2.1`` or ``liver_12.nii.gz`` is
-    then the known patient that it begins with. Entries are without repeats, in the file's order.
-    Raises UserError if there is no such file or no split in it.
+    path: a JSON file with lists ``train``, ``val``, ``test``; a text file in parts headed ``trainset:``,
+    ``test_public:`` (val), ``test_private:`` (test), as CTSpine1K's; or a folder with ``train.txt``, ``test.txt`` and
+    perhaps ``val.txt``, one name a line, or one of these files. patients: known names; an entry such as
+    ``LIDC-IDRI-0936.20000101.5169.2.1`` or ``liver_12.nii.gz`` is the known patient that it begins with. Entries are
+    without repeats, in the file's order. Raises UserError if there is no such file or no split in it.
     """
     path = Path(path)
     try:

@@ -19,14 +19,9 @@ _LABEL = re.compile(r"\d*(labels?|masks?|segs?|segmentations?|4label|5label)(map
 _NEUTRAL = {"ct", "data", "image", "images", "img", "volume", "volumes", "vol", "scan"}  # in names of all scans
 _TAGS = ["Modality", "SeriesInstanceUID", "SeriesNumber", "PatientID", "ImageType", "NumberOfFrames"]
 _KINDS = {
-    "CR": "radiograph",
-    "DX": "radiograph",
-    "SEG": "segmentation",
-    "SR": "report",
-    "RTSTRUCT": "contours",
-    "PR": "presentation state",
-    "KO": "key object note",
-}
+    "CR": "radiograph", "DX": "radiograph", "SEG": "segmentation", "SR": "report", "RTSTRUCT": "contours",
+    "PR": "presentation state", "KO": "key object note",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,8 +46,8 @@ class RawCase:
 class Discovery:
     """Contents of a raw folder.
 
-    cases: the scans, sorted. left_out: (path below the folder, reason) of what is not used. split: official lists
-    found there, patients by part ("train", "val", "test"), nobody in two of them. notes: lines for the user.
+    cases: the scans. left_out: (path below the folder, reason) of what is not used. split: official lists that lie
+    there, patients by part ("train", "val", "test"), nobody in two of them. notes: lines for the user.
     """
 
     cases: list[RawCase]

@@ -12,7 +12,7 @@ CLINIC-metal lack the prefix), in folders of their own. Their CTs are found by t
 import re
 from pathlib import Path
 
-from diffux2ct.data.sources.common import Discovery, RawCase, Tree, is_label, not_a_ct, probe, sorted_cases, stem
+from diffux2ct.data.sources.common import Discovery, RawCase, Tree, is_label, not_a_ct, probe, stem
 from diffux2ct.errors import UserError
 
 ORIGINS = ("ABDOMEN", "COLONOG", "MSD_T10", "KITS19", "CERVIX", "CLINIC", "CLINIC-metal")
@@ -65,7 +65,7 @@ def find_ctpelvic1k(tree: Tree, origins: tuple[str, ...] = DEFAULT_ORIGINS) -> D
         )
     bare = sum(case.labels is None for case in cases)
     notes = [f"{bare} scans have no mask"] if bare else []
-    return Discovery(sorted_cases(cases), sorted(left_out), None, notes)
+    return Discovery(cases, left_out, None, notes)
 
 
 def _not_chosen(origin: str) -> str:

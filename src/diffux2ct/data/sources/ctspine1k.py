@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from diffux2ct.data.prepared.split import read_split, resolve_conflicts
-from diffux2ct.data.sources.common import Discovery, RawCase, Tree, first_of_each, sorted_cases, stem
+from diffux2ct.data.sources.common import Discovery, RawCase, Tree, first_of_each, stem
 
 ORIGINS = ("COLONOG", "HNSCC-3DCT-RT", "MSD-T10", "COVID-19")
 _NAMES = (
@@ -51,7 +51,7 @@ def find_ctspine1k(tree: Tree) -> Discovery:
     bare = [case for case in cases if case.labels is None]
     if bare:
         notes.append(f"{len(bare)} scans have no labels, e.g. {tree.below(bare[0].path)}")
-    return Discovery(sorted_cases(cases), sorted(left_out), split, notes)
+    return Discovery(cases, left_out, split, notes)
 
 
 def patient_of(name: str) -> str:

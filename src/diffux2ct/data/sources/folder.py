@@ -16,7 +16,6 @@ from diffux2ct.data.sources.common import (
     not_a_ct,
     probe,
     read_header,
-    sorted_cases,
     stem,
 )
 
@@ -37,7 +36,12 @@ def find_folder(tree: Tree) -> Discovery:
     cases, left_out = _volumes(tree)
     series, others, notes = _series(tree)
     hdf5 = [(tree.below(path), "HDF5; X2CT-GAN's files are read by dataset.prepare.source=x2ct") for path in tree.hdf5]
-    return Discovery(sorted_cases([*cases, *series]), sorted([*left_out, *others, *hdf5]), notes=notes)
+    return Discovery([*cases, *series], [*left_out, *others, *hdf5], notes=notes)
+
+
+def find_lumbarv(tree: Tree) -> Discovery:
+    """LumbarV, the paper's private lumbar spines: its layout was never published, so it is read as any folder."""
+    return find_folder(tree)
 
 
 def _volumes(tree: Tree) -> tuple[list[RawCase], list[tuple[str, str]]]:

@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from diffux2ct.data.sources.common import Discovery, RawCase, Tree, is_label, not_a_ct, probe, sorted_cases
+from diffux2ct.data.sources.common import Discovery, RawCase, Tree, is_label, not_a_ct, probe
 from diffux2ct.data.sources.x2ct import x2ct_lists
 
 _PATIENT = re.compile(r"LIDC-IDRI-\d{4}")
@@ -53,7 +53,7 @@ def find_lidc_idri(tree: Tree) -> Discovery:
         cases.append(RawCase(patient, folder))
     split, notes = x2ct_lists(tree)
     notes = [*notes, *_twice(cases), *_missing(tree, set(owners))]
-    return Discovery(sorted_cases(cases), sorted(left_out), split, notes)
+    return Discovery(cases, left_out, split, notes)
 
 
 def _patient(tree: Tree, path: Path) -> str | None:

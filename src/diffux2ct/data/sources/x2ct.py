@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from diffux2ct.data.prepared.split import read_split, resolve_conflicts
-from diffux2ct.data.sources.common import Discovery, RawCase, Tree, sorted_cases
+from diffux2ct.data.sources.common import Discovery, RawCase, Tree
 
 FILE = "ct_xray_data"
 _SCAN = re.compile(r"(LIDC-IDRI-\d{4})\.\d+\.")  # LIDC-IDRI-0936.20000101.5169.2.1
@@ -28,7 +28,7 @@ def find_x2ct(tree: Tree) -> Discovery:
             cases.append(RawCase(x2ct_patient(name), path))
     left_out += [(tree.below(path), "not an X2CT-GAN .h5 file") for path in [*tree.files, *tree.dicom]]
     split, notes = x2ct_lists(tree)
-    return Discovery(sorted_cases(cases), sorted(left_out), split, notes)
+    return Discovery(cases, left_out, split, notes)
 
 
 def scan_name(path: Path) -> str | None:
