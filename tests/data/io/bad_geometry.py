@@ -51,7 +51,7 @@ def sheared_affine(folder: Path) -> Path:
     return nifti(folder / "a", {252: struct.pack("<2h", 0, 1), 280: rows})
 
 
-@case(None, handled="tells no orientation")
+@case(None, handled="has no orientation")
 def nifti_without_orientation(folder: Path) -> Path:
     return nifti(folder / "a", {252: bytes(4)})
 

@@ -70,7 +70,7 @@ def test_the_same_scan_under_two_names_and_two_runs(tmp_path: Path) -> None:
     assert report.not_used == [(twin, f"same scan as {Path('c/ct_xray_data.h5')} of patient c, which is used")]
     assert (told.not_used, told.split, told.notes) == (report.not_used, report.split, report.notes)
     assert [row["case"] for row in rows] == ["a_b", "a_b_s2", "c"]
-    assert any("does not tell its size in mm" in note for note in report.notes)
+    assert any("size in mm is missing" in note for note in report.notes)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     again = import_x2ct(raw, out, "x", **options)
     assert (again.written, again.found) == (0, 3)

@@ -76,6 +76,47 @@ def test_series_mixed_in_one_folder_are_told_apart(tmp_path: Path) -> None:
     ]
 
 
+def test_each_file_of_a_mixed_folder_is_judged_by_itself(tmp_path: Path) -> None:
+    """A scout with its series' UID, sorted last, takes no slices with it; two patients with one UID are two scans."""
+    first = write_series(tmp_path / "all", patient="A", number=1)
+    write_series(tmp_path / "all", patient="A", number=2, uid="1.2.9")
+    write_series(tmp_path / "all", patient="B", number=3, uid="1.2.9")
+    write_series(
+        tmp_path / "all", num=1, patient="A", number=9, uid=first, image_type=("ORIGINAL", "PRIMARY", "LOCALIZER")
+    )
+    cases = discover("folder", tmp_path).cases
+    assert {(case.patient, case.series_uid, case.patient_id) for case in cases} == {
+        ("A", first, "A"),
+        ("A", "1.2.9", "A"),
+        ("B", "1.2.9", "B"),
+    }
+
+
+def test_a_series_behind_many_previews_is_found(tmp_path: Path) -> None:
+    write_series(tmp_path / "p1", patient="A")
+    for i in range(30):
+        write_text(tmp_path / f"p1/0-preview{i:02d}.jpg", "no DICOM")
+    assert [case.patient for case in discover("folder", tmp_path).cases] == ["A"]
+
+
+def test_a_series_spread_over_folders_is_one_scan(tmp_path: Path) -> None:
+    """Parts of a series are joined; scans that an anonymiser gave one UID are not."""
+    uid = write_series(tmp_path / "A/DIR0", patient="A", num=12)
+    (tmp_path / "A/DIR1").mkdir()
+    for path in sorted((tmp_path / "A/DIR0").iterdir())[6:]:
+        path.rename(tmp_path / "A/DIR1" / path.name)
+    for folder in ("B1", "B2"):
+        write_series(tmp_path / folder, patient="B", uid="1.2.9")
+    discovery = discover("folder", tmp_path)
+    assert [(c.patient, c.path.relative_to(tmp_path).as_posix(), len(c.folders)) for c in discovery.cases] == [
+        ("A", "A", 2),
+        ("B", "B1", 0),
+        ("B", "B2", 0),
+    ]
+    assert discovery.notes[0] == f"series {uid} is spread over 2 folders, which are taken together: A/DIR0, A/DIR1"
+    assert "series 1.2.9 is in 2 folders as often" in discovery.notes[1]
+
+
 def test_a_patient_in_several_folders_is_one(tmp_path: Path) -> None:
     # Exported with one folder a series; one header lost its ID, in the folder of a patient who is known.
     for folder, patient in (("1.2.3", "ANNA"), ("1.2.4", "ANNA"), ("1.2.5/a", "BEA"), ("1.2.5/b", "")):

@@ -19,10 +19,10 @@ _SAME_MM = 0.01  # far below a voxel, far above what JSON rounds away
 class CameraFile:
     """camera.json as it concerns one of its X-rays.
 
-    view: which one that file is. camera: the preset's name. geometry: ``Camera.to_dict`` of the camera then, as far as
-    the file tells it: a preset may have changed since. output: what its pixels are (``encode_output``).
-    size, spacing, origin: the cube that was X-rayed, voxels per side, (x, y, z) mm and LPS mm of its first voxel.
-    moved: whether the patient was turned or shifted for either view. source: the CT.
+    view: of that X-ray. camera: the preset's name. geometry: ``Camera.to_dict`` of the camera then (a preset may have
+    changed since), as far as it is declared. output: unit of the pixels (``encode_output``).
+    size, spacing, origin: of the cube that was X-rayed, voxels per side, (x, y, z) mm and LPS mm of its first voxel.
+    moved: True if the patient was turned or shifted for either view. source: the CT.
     """
 
     path: Path
@@ -49,10 +49,7 @@ class CameraFile:
 
 
 def read_camera_file(xray: str | Path) -> CameraFile | None:
-    """camera.json in the folder of ``xray``; None where there is none, or it does not name that file.
-
-    Raises UserError where it is damaged.
-    """
+    """camera.json beside ``xray``; None if it is missing or does not name that file. UserError if it is damaged."""
     path = Path(xray).parent / "camera.json"
     if not path.is_file():
         return None
@@ -81,36 +78,36 @@ def read_camera_file(xray: str | Path) -> CameraFile | None:
 
 
 def read_camera_files(xrays: Mapping[str, Path]) -> dict[str, CameraFile]:
-    """Read the camera.json of the given views, by view. UserError where it shows that they cannot be used as given."""
-    found: dict[str, CameraFile] = {}
+    """Read the camera.json of the given views, by view. UserError if it contradicts the views or their output."""
+    cameras: dict[str, CameraFile] = {}
     for view, path in xrays.items():
         known = read_camera_file(path)
         if known is None:
             continue
         if known.view != view:
             raise UserError(
-                f"{path}: given as {view}, but {known.path} says that it is the {known.view} view; exchange the two"
+                f"{path}: given as {view}, but by {known.path} it is the {known.view} view; exchange the two"
             )
         if known.output == "transmission":
             raise UserError(
                 f"{path}: transmission ({known.path}), not line integrals; write it again with output=line_integral"
             )
-        found[view] = known
-    if len(found) == 2 and not _same_cube(*found.values()):
+        cameras[view] = known
+    if len(cameras) == 2 and not _same_cube(*cameras.values()):
         first, second = (
             f"{known.path}: {known.extent[0]:g} mm around ({', '.join(f'{c:g}' for c in known.centre)})"
-            for known in found.values()
+            for known in cameras.values()
         )
         raise UserError(f"the two X-rays show different cubes ({first}; {second}); give two of one folder")
-    return found
+    return cameras
 
 
 def check_extent(known: CameraFile, extent: Triple) -> None:
-    """UserError unless the X-rays show the cube, sides (x, y, z) in mm, that a model makes."""
+    """UserError unless the X-rays show the cube that a model reconstructs, ``extent`` (x, y, z) in mm."""
     if not np.allclose(known.extent, extent, rtol=0.01):
-        made, wanted = (" x ".join(f"{side:g}" for side in sides) for sides in (known.extent, extent))
+        shown, wanted = (" x ".join(f"{side:g}" for side in sides) for sides in (known.extent, extent))
         raise UserError(
-            f"{known.path}: its X-rays show a cube of {made} mm, this model makes one of {wanted} mm; "
+            f"{known.path}: its X-rays show a cube of {shown} mm, this model makes one of {wanted} mm; "
             f"synthesize_drr.py needs size * spacing = {extent[0]:g}"
         )
 
@@ -118,15 +115,11 @@ def check_extent(known: CameraFile, extent: Triple) -> None:
 def geometry_differs(known: CameraFile, trained: Mapping[str, Any] | None) -> str:
     """Differences between the camera of the training and that of the X-rays, as text; empty where there are none.
 
-    A preset may have changed since. The panels may have other pixels, if they are of one size.
+    The panels may have other pixels, if they are of one size.
     """
-    given = _geometry(known.geometry)
-    wanted = _geometry(trained)
-    return ", ".join(
-        f"{key}={value} (these: {given[key]})"
-        for key, value in wanted.items()
-        if key in given and (value != given[key] if isinstance(value, str) else not _near(value, given[key]))
-    )
+    given, wanted = _geometry(known.geometry), _geometry(trained)
+    different = [key for key, value in wanted.items() if given and not _near(value, given[key])]
+    return ", ".join(f"{key}={wanted[key]} (these: {given[key]})" for key in different)
 
 
 def _geometry(camera: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -140,9 +133,9 @@ def _geometry(camera: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _near(a: Any, b: Any) -> bool:
-    return np.allclose(a, b, rtol=0.01, atol=0)
+    return a == b if isinstance(a, str) else np.allclose(a, b, rtol=0.01, atol=0)
 
 
 def _same_cube(a: CameraFile, b: CameraFile) -> bool:
-    geometry: list[tuple[Any, Any]] = [(a.extent, b.extent), (a.centre, b.centre)]
-    return a.source == b.source and all(np.allclose(x, y, rtol=0, atol=_SAME_MM) for x, y in geometry)
+    near = np.allclose([*a.extent, *a.centre], [*b.extent, *b.centre], rtol=0, atol=_SAME_MM)
+    return a.source == b.source and near

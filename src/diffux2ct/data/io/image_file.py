@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from diffux2ct.data.io.nifti_file import MAX_DEFLATE, MAX_VOXELS, nifti_kind, read_nifti
+from diffux2ct.data.io.nifti_file import MAX_DEFLATE, MAX_VOXELS, nifti_kind, opened, read_nifti
 from diffux2ct.errors import UserError
 
 AIR = -1024  # HU: the floor of what is read, and the border of every resampled or padded volume
@@ -44,13 +44,10 @@ sitk.ProcessObject.SetGlobalWarningDisplay(False)
 def read_image(path: Path) -> tuple[sitk.Image, str, list[str]]:
     """A NIfTI, MetaImage (MHA, MHD) or NRRD file, recognised by its content alone; also its format, and notes.
 
-    Raises UserError, one line, if it is none of these or not whole. Voxels may be NaN and of any dimension.
+    Raises UserError if it is none of these or not whole. Voxels may be NaN and of any dimension.
     """
     kind = _sniff(path)
-    if kind.startswith("nii"):
-        image, notes = read_nifti(path)
-    else:
-        image, notes = _read_itk(path, kind), []
+    image, notes = read_nifti(path) if kind.startswith("nii") else (_read_itk(path, kind), [])
     _check_geometry(image, path)
     return image, kind, notes
 
@@ -109,18 +106,15 @@ def quiet_stderr() -> Iterator[None]:
 
 
 def _sniff(path: Path) -> str:
-    """nii, nii.gz, mha, mhd or nrrd, by content; UserError names what else it is."""
-    with path.open("rb") as file:
-        head = file.read(4096)
+    """nii, nii.gz, mha, mhd or nrrd, by content; the UserError for another kind of file names it."""
+    try:
+        with opened(path) as file:
+            head = file.read(4096)
+            suffix = ".gz" if isinstance(file, gzip.GzipFile) else ""
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{path}: cannot be read, truncated or damaged gzip; fetch the file again") from error
     if not head:
         raise UserError(f"{path}: empty (0 bytes); fetch the file again")
-    suffix = ".gz" if head[:2] == b"\x1f\x8b" else ""
-    if suffix:
-        try:
-            with gzip.open(path) as file:
-                head = file.read(4096)
-        except (EOFError, zlib.error, OSError) as error:
-            raise UserError(f"{path}: cannot be read, truncated or damaged gzip; fetch the file again") from error
     if nifti_kind(head):
         return "nii" + suffix
     if head.startswith(b"NRRD000") and not suffix:
@@ -129,7 +123,7 @@ def _sniff(path: Path) -> str:
         return "mhd" if path.suffix.lower() == ".mhd" else "mha"
     fault = next((f"{what}, " for magic, what in _FOREIGN.items() if head.lstrip().startswith(magic)), "")
     if head[:4] in (b"\x5c\x01\0\0", b"\0\0\x01\x5c"):
-        fault = "Analyze 7.5, which tells no orientation, or a damaged NIfTI, "
+        fault = "Analyze 7.5, which has no orientation, or a damaged NIfTI, "
     raise UserError(
         f"{path}: cannot be read: {fault}not a NIfTI, MHA, NRRD or DICOM file, or truncated; fetch or convert it again"
     )

@@ -37,14 +37,14 @@ def read_nifti(path: Path) -> tuple[sitk.Image, list[str]]:
     """
     try:
         with ExitStack() as stack, LoggingOutputSuppressor():
-            file = stack.enter_context(_open(path))
+            file = stack.enter_context(opened(path))
             kind = nifti_kind(file.read(352))
             file.seek(0)
             files = {"image": FileHolder(fileobj=file), "header": FileHolder(fileobj=file)}
             voxels, voxel_path = file, path
             if kind in (nib.Nifti1Pair, nib.Nifti2Pair):
                 voxel_path = _partner(path)
-                voxels = stack.enter_context(_open(voxel_path))
+                voxels = stack.enter_context(opened(voxel_path))
                 files["image"] = FileHolder(fileobj=voxels)
             image = kind.from_file_map(files)
             _check_size(path, image, voxel_path, isinstance(voxels, gzip.GzipFile))
@@ -57,7 +57,8 @@ def read_nifti(path: Path) -> tuple[sitk.Image, list[str]]:
         raise UserError(f"{path}: cannot be read, truncated or damaged NIfTI; fetch the file again") from error
 
 
-def _open(path: Path) -> BufferedIOBase:
+def opened(path: Path) -> BufferedIOBase:
+    """A file for reading, unpacked if it is gzip by its content."""
     with path.open("rb") as file:
         compressed = file.read(2) == b"\x1f\x8b"
     return gzip.open(path) if compressed else path.open("rb")
@@ -91,7 +92,7 @@ def _to_sitk(path: Path, image: Any, array: np.ndarray) -> tuple[sitk.Image, lis
     notes = []
     header = image.header
     if int(header["qform_code"]) <= 0 and int(header["sform_code"]) <= 0:
-        notes.append(f"{path}: the header tells no orientation; left and right may be swapped")
+        notes.append(f"{path}: the header has no orientation; left and right may be swapped")
     affine = np.asarray(image.affine, dtype=float)
     affine[:3] *= _UNITS.get(header.get_xyzt_units()[0], 1.0)
     affine[:2] *= -1.0  # RAS to LPS

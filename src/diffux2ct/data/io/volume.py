@@ -28,16 +28,22 @@ _MAX_GROWTH = 16
 
 
 def read_ct(
-    path: str | Path, series_uid: str | None = None, rescale: tuple[float | int, float | int] | None = None
+    path: str | Path,
+    series_uid: str | None = None,
+    rescale: tuple[float | int, float | int] | None = None,
+    *,
+    patient: str | None = None,
+    folders: Sequence[Path] = (),
 ) -> CtImage:
     """Read a CT in HU, in any orientation, as an LPS volume with an identity direction.
 
     path: NIfTI, MHA/MHD or NRRD file; a folder with a DICOM series (of several, the CT series with most slices is
     taken and the others are named in ``meta["notes"]``); or one file of a DICOM series.
-    series_uid: which series of the folder, a SeriesInstanceUID as ``list_series`` gives it.
+    series_uid, patient: SeriesInstanceUID and PatientID of the folder's series that is read.
+    folders: where the files of a DICOM series lie, if it is spread over several folders below ``path``.
     rescale: (slope, intercept) of a file of grey levels, HU = slope * grey + intercept; None: its values are HU.
     An oblique scan is resampled (linear, border -1024 HU) onto the LPS axes. Values below -1024 HU (padding) become
-    -1024. Raises UserError, one line, for whatever is not a CT volume in HU, and for a DICOM series with ``rescale``.
+    -1024. Raises UserError for anything but a CT volume in HU, and for a DICOM series with ``rescale``.
     """
     path = Path(path)
     with _one_line(path):
@@ -45,8 +51,7 @@ def read_ct(
         if path.is_dir() or is_dicom(path):
             if rescale is not None:
                 raise UserError(f"{path}: DICOM carries its own rescale; leave it out of dataset.prepare.rescale")
-            image, notes = read_series(path, series_uid)
-            kind = "dicom"
+            kind, (image, notes) = "dicom", read_series(path, series_uid, patient, folders)
         else:
             image, kind, notes = read_image(path)
         image = as_volume(image, path)
@@ -100,19 +105,18 @@ def write_nifti(
 def sample_labels(
     labels: LabelImage, spacing: float | int, size: Sequence[int], origin: Sequence[float]
 ) -> UInt8[np.ndarray, "D H W"]:
-    """Nearest labels, uint8 [D, H, W], on an LPS grid of ``size`` voxels (x, y, z) of ``spacing`` mm; 0 outside."""
+    """Nearest labels on an LPS grid of ``size`` voxels (x, y, z) of ``spacing`` mm; 0 outside."""
     image = _to_sitk(labels.labels, labels.spacing, labels.origin)
-    image = _sample(image, (spacing,) * 3, size, origin, sitk.sitkNearestNeighbor, 0)
-    return sitk.GetArrayFromImage(image)
+    return sitk.GetArrayFromImage(_sample(image, (spacing,) * 3, size, origin, sitk.sitkNearestNeighbor, 0))
 
 
 def use_threads(count: int) -> None:
-    """Threads that SimpleITK may use in this process; worker processes take one each."""
+    """Limit SimpleITK to ``count`` threads in this process."""
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(count)
 
 
 def _to_lps(image: sitk.Image, path: Path, interpolator: int, outside: int) -> sitk.Image:
-    """Permute and flip to LPS; what is left of a rotation is resampled onto the axes, on the box that holds it all."""
+    """Permute and flip to LPS, then resample a remaining rotation onto the axes, on the box that holds it all."""
     image = sitk.DICOMOrient(image, "LPS")
     direction = np.array(image.GetDirection()).reshape(3, 3)
     if np.abs(direction - np.eye(3)).max() <= _OBLIQUE:
@@ -138,19 +142,14 @@ def _sample(
     outside: int,
 ) -> sitk.Image:
     """An image's samples on an LPS grid of ``size`` voxels (x, y, z); ``outside`` where there is none."""
-    resampler = sitk.ResampleImageFilter()
-    resampler.SetSize([int(s) for s in size])
-    resampler.SetOutputSpacing([float(s) for s in spacing])
-    resampler.SetOutputOrigin([float(o) for o in origin])
-    resampler.SetInterpolator(interpolator)
-    resampler.SetDefaultPixelValue(outside)
-    return resampler.Execute(image)
+    upright = np.eye(3).ravel().tolist()
+    start, steps = [float(o) for o in origin], [float(s) for s in spacing]
+    return sitk.Resample(image, [int(s) for s in size], sitk.Transform(), interpolator, start, steps, upright, outside)
 
 
 def _to_sitk(
     array: Num[np.ndarray, "D H W"], spacing: Sequence[float | int], origin: Sequence[float | int]
 ) -> sitk.Image:
-    """An array in LPS as a SimpleITK image with an identity direction."""
     image = sitk.GetImageFromArray(np.ascontiguousarray(array))
     image.SetSpacing([float(s) for s in spacing])
     image.SetOrigin([float(o) for o in origin])
@@ -159,10 +158,9 @@ def _to_sitk(
 
 def _check_exists(path: Path, remedy: str) -> None:
     """UserError unless there is a file or folder: a FIFO or a device could block for ever."""
-    if path.is_symlink() and not path.exists():
-        raise UserError(f"{path}: a symbolic link that leads nowhere; {remedy}")
     if not path.exists():
-        raise UserError(f"{path}: no such file or folder; {remedy}")
+        fault = "a symbolic link that leads nowhere" if path.is_symlink() else "no such file or folder"
+        raise UserError(f"{path}: {fault}; {remedy}")
     if not path.is_file() and not path.is_dir():
         raise UserError(f"{path}: neither a file nor a folder (a pipe or device?); {remedy}")
 
@@ -177,11 +175,9 @@ def _one_line(path: Path) -> Iterator[None]:
             raise UserError(f"{path}: {tempfile.gettempdir()} is full; free space there, or set TMPDIR") from error
         reason = error.strerror or type(error).__name__
         raise UserError(f"{error.filename or path}: {reason}; check the file and your permission to read it") from error
-    except MemoryError as error:
-        raise UserError(f"{path}: too large for this machine's memory; crop the scan first") from error
-    except RuntimeError as error:  # from SimpleITK
-        if "alloc" not in str(error):
-            raise
+    except (MemoryError, RuntimeError) as error:  # SimpleITK raises RuntimeError, also where memory is short
+        if isinstance(error, RuntimeError) and "alloc" not in str(error):
+            raise UserError(f"{path}: cannot be read as a volume ({_last_line(error)}); convert it again") from error
         raise UserError(f"{path}: too large for this machine's memory; crop the scan first") from error
 
 

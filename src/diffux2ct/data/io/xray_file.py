@@ -122,7 +122,7 @@ def fit_xray(image: XrayImage, rows: int, cols: int) -> XrayImage:
             f"{image.meta.get('path', 'X-ray')}: {have_cols} x {have_rows} pixels (width x height) do not fit the "
             f"model's panel of {cols} x {rows} without stretching; crop or pad the image to that shape first"
         )
-    values = _resampling(have_rows, rows) @ image.values.astype(np.float64) @ _resampling(have_cols, cols).T
+    values = resampling(have_rows, rows) @ image.values.astype(np.float64) @ resampling(have_cols, cols).T
     if image.pixel_pitch is not None:
         pitch = (pitch[0] * have_rows / rows, pitch[1] * have_cols / cols)
         image = replace(image, pixel_pitch=pitch)
@@ -241,7 +241,7 @@ def _pitch(tag: str) -> tuple[float, float] | None:
     return (row, col) if row > 0 and col > 0 else None
 
 
-def _resampling(have: int, want: int) -> Float[np.ndarray, "want have"]:
+def resampling(have: int, want: int) -> Float[np.ndarray, "want have"]:
     """Rows of weights, each summing to 1: area overlap where pixels grow, linear interpolation where they shrink."""
     scale = have / want
     start = np.arange(want)[:, None] * scale

@@ -82,7 +82,7 @@ def read_scan(raw: RawCase, line: Line | None) -> CtImage:
     Padding with one value other than air (resampled scans are often padded with 0 HU, which is water) becomes air, and
     ``meta["notes"]`` says so. Raises UserError for what is no CT in HU.
     """
-    ct = read_ct(raw.path, raw.series_uid, line)
+    ct = read_ct(raw.path, raw.series_uid, line, patient=raw.patient_id, folders=raw.folders)
     value = _padding_value(ct.hu)
     if value is None:
         return ct

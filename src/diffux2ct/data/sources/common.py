@@ -29,9 +29,10 @@ class RawCase:
     """One scan.
 
     patient: whose it is; splits are by patient. path: a volume file, the folder of a DICOM series, or an X2CT-GAN
-    ``.h5``. labels: its label file. series_uid: which series of a DICOM folder; None = its CT series with most
-    slices. remap: how its label values become ours, a key of ``labels.REMAP``; None = as stored. origin: the
-    part of a collection that it is from, such as COLONOG or CLINIC-metal.
+    ``.h5``. labels: its label file. series_uid, patient_id: which series of a DICOM folder; None = its CT series with
+    most slices. folders: where the files of a series lie that is spread over several folders below path. remap: how
+    its label values become ours, a key of ``labels.REMAP``; None = as stored. origin: the part of a collection that it
+    is from, such as COLONOG or CLINIC-metal.
     """
 
     patient: str
@@ -40,6 +41,8 @@ class RawCase:
     series_uid: str | None = None
     remap: str | None = None
     origin: str = ""
+    patient_id: str | None = None
+    folders: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,8 @@ def walk(raw: Path) -> Tree:
                 tree.others.append((tree.below(path), "an archive; unpack it first"))
             elif name != "DICOMDIR":
                 rest.append(path)
-        if any(_may_be_dicom(path) for path in rest[:20]):  # a folder of slices need not be read through
+        # By name first: a thousand patients' slices need not all be opened.
+        if any(map(named_dicom, rest)) or any(map(has_dicom_magic, rest)):
             tree.dicom.append(Path(where))
     return tree
 
@@ -205,5 +209,4 @@ def first_of_each(cases: Sequence[RawCase], tree: Tree) -> tuple[list[RawCase], 
 
 
 def _may_be_dicom(path: Path) -> bool:
-    # By name first: a thousand patients' slices need not all be opened.
     return named_dicom(path) or has_dicom_magic(path)

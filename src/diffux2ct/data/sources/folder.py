@@ -67,42 +67,71 @@ def _volumes(tree: Tree) -> tuple[list[RawCase], list[tuple[str, str]]]:
 
 
 def _series(tree: Tree) -> tuple[list[RawCase], list[tuple[str, str]], list[str]]:
-    cases, left_out = [], []
+    cases: list[RawCase] = []
+    left_out = []
     common = Path(os.path.commonpath(tree.dicom)) if tree.dicom else tree.root
+    parts: dict[tuple[str, str], list[RawCase]] = {}  # by series and PatientID
     for folder in tree.dicom:
         patient = folder.relative_to(common).parts[0] if folder != common else folder.resolve().name
         found = probe(folder)
         if found.mixed:
             mixed, others = _mixed_series(found, patient, tree)
-            cases += mixed
             left_out += others
         elif reason := not_a_ct(found):
             left_out.append((tree.below(folder), reason))
+            continue
         else:
-            cases.append((RawCase(patient, folder), found.patient))
-    cases, notes = _by_patient_id(cases, tree)
-    return cases, left_out, notes
+            mixed = [(found.series_uid, RawCase(patient, folder, patient_id=found.patient))]
+        for uid, case in mixed:
+            parts.setdefault((uid, case.patient_id or ""), []).append(case)
+    joined_notes: list[str] = []
+    for (uid, _), own in parts.items():
+        cases += _joined(uid, own, tree, joined_notes)
+    cases, notes = _by_patient_id([(case, case.patient_id or "") for case in cases], tree)
+    return cases, left_out, [*joined_notes, *notes]
+
+
+def _joined(uid: str, parts: list[RawCase], tree: Tree, notes: list[str]) -> list[RawCase]:
+    """One scan of the parts of a series that lie in several folders; the parts where they are scans of their own."""
+    if len(parts) == 1 or not uid:
+        return parts
+    from diffux2ct.data.io.dicom.series import is_one_series
+
+    folders = tuple(part.path for part in parts)
+    names = ", ".join(tree.below(folder) for folder in folders[:5]) + (", ..." if len(folders) > 5 else "")
+    if not is_one_series(folders, uid, parts[0].patient_id or ""):
+        notes.append(f"series {uid} is in {len(folders)} folders as often, taken for so many scans: {names}")
+        return parts
+    notes.append(f"series {uid} is spread over {len(folders)} folders, which are taken together: {names}")
+    return [replace(parts[0], path=Path(os.path.commonpath(folders)), series_uid=uid, folders=folders)]
 
 
 def _mixed_series(
     found: DicomFolder, patient: str, tree: Tree
-) -> tuple[list[tuple[RawCase, str]], list[tuple[str, str]]]:
-    """A scan, with its PatientID, a CT series of a folder that holds several; all its headers are read."""
-    series: dict[str, tuple[dict[str, str], int]] = {}
+) -> tuple[list[tuple[str, RawCase]], list[tuple[str, str]]]:
+    """A scan, with its series, for each CT series of a patient in a folder that holds several; reads all headers."""
+    counts: dict[tuple[str, str, str], int] = {}
     for path in sorted(found.path.iterdir()):
         if path.is_file() and (header := read_header(path)).get("SeriesInstanceUID"):
-            uid = header["SeriesInstanceUID"]
-            series[uid] = (header, series.get(uid, ({}, 0))[1] + int(header.get("NumberOfFrames") or 1))
+            series = (header["SeriesInstanceUID"], header.get("Modality", ""), header.get("PatientID", ""))
+            # Each file is judged by itself: a scout may have the series of its slices.
+            slices = 0 if "LOCALIZER" in header.get("ImageType", "").upper() else _frames(header)
+            counts[series] = counts.get(series, 0) + slices
     cases, left_out = [], []
-    for uid, (header, count) in series.items():
+    for (uid, modality, patient_id), count in counts.items():
         where = f"{tree.below(found.path)} series {uid}"
-        if header.get("Modality") != "CT":
-            left_out.append((where, f"DICOM of modality {header.get('Modality') or 'unknown'}, not CT"))
-        elif count < 2 or "LOCALIZER" in header.get("ImageType", "").upper():
+        if modality != "CT":
+            left_out.append((where, f"DICOM of modality {modality or 'unknown'}, not CT"))
+        elif count < 2:
             left_out.append((where, "a localizer (scout) or a single slice, not a CT volume"))
         else:
-            cases.append((RawCase(patient, found.path, series_uid=uid), header.get("PatientID", "")))
+            cases.append((uid, RawCase(patient, found.path, series_uid=uid, patient_id=patient_id)))
     return cases, left_out
+
+
+def _frames(header: dict[str, str]) -> int:
+    number = header.get("NumberOfFrames", "")
+    return int(number) if number.isdecimal() else 1
 
 
 def _by_patient_id(series: Sequence[tuple[RawCase, str]], tree: Tree) -> tuple[list[RawCase], list[str]]:

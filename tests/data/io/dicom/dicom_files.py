@@ -11,6 +11,9 @@ import SimpleITK as sitk
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRBigEndian, ExplicitVRLittleEndian, RLELossless
 
+from diffux2ct.data.io.dicom.frames import SeriesInfo, read_header
+from diffux2ct.data.io.dicom.kind import is_dicom
+from diffux2ct.data.io.dicom.series import series_of
 from diffux2ct.data.io.volume import read_ct
 from diffux2ct.errors import UserError
 
@@ -181,6 +184,11 @@ def _item(**tags: object) -> Dataset:
 
 def _rescale(slope: float, intercept: float) -> Dataset:
     return _item(RescaleSlope=slope, RescaleIntercept=intercept, RescaleType="HU")
+
+
+def list_series(folder: Path) -> list[SeriesInfo]:
+    """The series whose files lie in a folder, longest first."""
+    return series_of(read_header(path)[0] for path in sorted(folder.iterdir()) if is_dicom(path))
 
 
 def refused(path: Path, match: str) -> str:

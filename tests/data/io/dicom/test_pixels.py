@@ -7,9 +7,16 @@ import pydicom
 import pytest
 from pydicom.data import get_testdata_file
 from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
-from tests.data.io.dicom.dicom_files import UPRIGHT, compress, hu_volume, refused, write_enhanced, write_series
+from tests.data.io.dicom.dicom_files import (
+    UPRIGHT,
+    compress,
+    hu_volume,
+    list_series,
+    refused,
+    write_enhanced,
+    write_series,
+)
 
-from diffux2ct.data.io.dicom.series import list_series
 from diffux2ct.data.io.volume import read_ct
 
 ALONG = [2.5 * i for i in range(6)]
@@ -26,6 +33,36 @@ def test_lossless_compression_is_undone(tmp_path: Path, compressor: str) -> None
     paths = write_series(tmp_path, hu_volume(), change=lambda i, dataset: compress(dataset, compressor))
     assert pydicom.dcmread(paths[0]).file_meta.TransferSyntaxUID.is_compressed
     np.testing.assert_array_equal(read_ct(tmp_path).hu, hu_volume())
+
+
+@pytest.mark.parametrize("compressor", [None, "RLE", "JPEG", "JPEG2000"])
+def test_hu_do_not_depend_on_how_pixels_are_displayed(tmp_path: Path, compressor: str | None) -> None:
+    """MONOCHROME1, a window and a VOI LUT are for the screen: plain and compressed files have the same HU."""
+
+    def change(i: int, dataset: pydicom.Dataset) -> None:
+        if compressor:
+            compress(dataset, compressor)
+        dataset.PhotometricInterpretation, dataset.PresentationLUTShape = "MONOCHROME1", "INVERSE"
+        dataset.WindowCenter, dataset.WindowWidth = 40, 80
+        item = pydicom.Dataset()
+        item.LUTDescriptor, item.LUTData = [4, 0, 16], np.arange(4, dtype="<u2")[::-1].tobytes()
+        dataset.VOILUTSequence = [item]
+
+    write_series(tmp_path, hu_volume(), change=change)
+    np.testing.assert_array_equal(read_ct(tmp_path).hu, hu_volume())
+
+
+def test_overlays_in_unused_bits_are_no_hu(tmp_path: Path) -> None:
+    """12 of 16 bits are stored; the other 4 may hold an overlay, or the sign once more."""
+
+    def change(i: int, dataset: pydicom.Dataset) -> None:
+        stored = np.frombuffer(dataset.PixelData, np.uint16) | np.uint16(0x9000)
+        dataset.PixelData, dataset.BitsStored, dataset.HighBit = stored.tobytes(), 12, 11
+
+    write_series(tmp_path / "a", hu_volume(), change=change)
+    np.testing.assert_array_equal(read_ct(tmp_path / "a").hu, hu_volume())
+    write_series(tmp_path / "b", hu_volume(), BitsStored=12, HighBit=15)
+    refused(tmp_path / "b", "bits 4 to 15 of a pixel")
 
 
 @pytest.mark.parametrize(

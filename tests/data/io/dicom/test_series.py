@@ -3,10 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from tests.data.io.dicom.dicom_files import UPRIGHT, hu_volume, refused, slice_dataset, write_series
+from tests.data.io.dicom.dicom_files import UPRIGHT, hu_volume, list_series, refused, slice_dataset, write_series
 
 from diffux2ct.data.io.ct_image import CtImage, content_hash
-from diffux2ct.data.io.dicom.series import list_series
 from diffux2ct.data.io.volume import read_ct, write_nifti
 from diffux2ct.errors import UserError
 
@@ -78,7 +77,7 @@ def test_one_phase_of_several_is_taken(tmp_path: Path) -> None:
     )
     ct = read_ct(tmp_path)
     np.testing.assert_array_equal(ct.hu, early)
-    assert "2 acquisitions at the same places; number 1 taken" in ct.meta["notes"][0]
+    assert "number 1 taken, 6 slices of others left out" in ct.meta["notes"][0]
 
 
 def test_localizers_pictures_and_other_orientations_are_left_out(tmp_path: Path) -> None:

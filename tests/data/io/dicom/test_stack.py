@@ -76,7 +76,10 @@ def test_a_slight_lean_is_straight_and_a_wild_one_is_refused(tmp_path: Path) -> 
     write_series(tmp_path / "slight", hu, move=(0.01, 0.0, 1.0))
     np.testing.assert_array_equal(read_ct(tmp_path / "slight").hu, hu)
     write_series(tmp_path / "told", hu, GantryDetectorTilt=12)
-    assert "a gantry tilt of 12.0 degrees, the positions none" in read_ct(tmp_path / "told").meta["notes"][0]
+    assert (
+        "a gantry tilt of 12.0 degrees by the header, none by the positions"
+        in read_ct(tmp_path / "told").meta["notes"][0]
+    )
     write_series(tmp_path / "wild", hu, move=(0.0, 3.0, 1.0))
     refused(tmp_path / "wild", "72 degrees off the slices' normal")
     write_series(
@@ -108,6 +111,18 @@ def test_uneven_slices_are_interpolated(tmp_path: Path) -> None:
     ct = read_ct(tmp_path / "head")
     assert ct.spacing[2] == 5.0
     np.testing.assert_allclose(ct.hu[:, 2, 2], 50 * np.arange(12) - 300, atol=0.01)
+
+
+@pytest.mark.parametrize("thickness", [lambda i: 2.5 + 1e-9 * i, lambda i: 2.5 + 0.02 * (i % 7)])
+def test_a_hole_shows_whatever_the_thicknesses_differ_by(tmp_path: Path, thickness) -> None:
+    along = [*(2.5 * np.arange(6)), *(2.5 * np.arange(7, 13))]
+    write_series(
+        tmp_path,
+        hu_volume((12, 6, 6)),
+        along=along,
+        change=lambda i, dataset: setattr(dataset, "SliceThickness", round(thickness(i), 12)),
+    )
+    refused(tmp_path, "slices are missing .a gap of 5.0 mm where slices lie 2.5")
 
 
 def test_rounded_positions_are_even(tmp_path: Path) -> None:

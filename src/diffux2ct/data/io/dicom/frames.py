@@ -1,4 +1,4 @@
-"""What a DICOM file says about each of its axial images: place, size, rescale. Headers only, no pixels."""
+"""Place, size and rescale of each image of a DICOM file. Headers only, no pixels."""
 
 import logging
 import warnings
@@ -18,31 +18,6 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, MediaStorageDirectorySto
 from diffux2ct.data.io.dicom.kind import has_dicom_magic
 from diffux2ct.errors import UserError
 
-_TAGS = [
-    "SOPClassUID",
-    "ImageType",
-    "Modality",
-    "SeriesDescription",
-    "SeriesInstanceUID",
-    "AcquisitionNumber",
-    "TemporalPositionIdentifier",
-    "InstanceNumber",
-    "SliceThickness",
-    "GantryDetectorTilt",
-    "ImagePositionPatient",
-    "ImageOrientationPatient",
-    "PixelSpacing",
-    "SamplesPerPixel",
-    "Rows",
-    "Columns",
-    "NumberOfFrames",
-    "RescaleIntercept",
-    "RescaleSlope",
-    "RescaleType",
-    "ModalityLUTSequence",
-    "SharedFunctionalGroupsSequence",
-    "PerFrameFunctionalGroupsSequence",
-]
 # Functional groups of an enhanced CT, and the attributes of a single-frame file that each of them replaces.
 _GROUPS = {
     "PlanePositionSequence": ("ImagePositionPatient",),
@@ -50,38 +25,76 @@ _GROUPS = {
     "PixelMeasuresSequence": ("PixelSpacing", "SliceThickness"),
     "PixelValueTransformationSequence": ("RescaleIntercept", "RescaleSlope", "RescaleType"),
     "CTImageFrameTypeSequence": ("FrameType",),
-    "FrameContentSequence": ("FrameAcquisitionNumber", "TemporalPositionIndex"),
+    "FrameContentSequence": ("FrameAcquisitionNumber", "TemporalPositionIndex", "StackID"),
+    "CardiacSynchronizationSequence": ("NominalPercentageOfCardiacPhase",),
+    "CTReconstructionSequence": ("ConvolutionKernel",),
 }
+# Frames that differ in one of these are of two acquisitions or phases, or reconstructed twice.
+_PHASE = (
+    "TemporalPositionIndex",
+    "TemporalPositionIdentifier",
+    "NominalPercentageOfCardiacPhase",
+    "StackID",
+    "ConvolutionKernel",
+    "FrameOfReferenceUID",
+    "StudyInstanceUID",
+)
+_TAGS = [
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "ImageType",
+    "Modality",
+    "PatientID",
+    "SeriesDescription",
+    "SeriesInstanceUID",
+    "AcquisitionNumber",
+    "InstanceNumber",
+    "GantryDetectorTilt",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "Rows",
+    "Columns",
+    "NumberOfFrames",
+    "ModalityLUTSequence",
+    "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
+    *_PHASE,
+    *(keyword for keywords in _GROUPS.values() for keyword in keywords),
+]
 _MAX_FRAMES = 20_000
 _NOT_AXIAL = ("LOCALIZER", "SCREEN SAVE", "PROTOCOL")  # values of ImageType that mark a scout or a picture
 
 
 @dataclass(frozen=True)
 class SeriesInfo:
-    """One series of a folder: SeriesInstanceUID, modality, number of images, description.
+    """One series of a patient.
 
-    num_slices: files, or frames of enhanced ones; localizers and screen pictures do not count.
+    uid: SeriesInstanceUID. num_slices: files, or frames of enhanced ones; localizers and screen pictures do not count.
+    patient: PatientID; an anonymiser may have given one uid to the series of several patients.
     """
 
     uid: str
     modality: str
     num_slices: int
     description: str
+    patient: str
 
 
 @dataclass(frozen=True)
 class Frame:
     """One image of a series: a single-frame file, or frame ``index`` of an enhanced one.
 
+    uid: SOPInstanceUID. order: by InstanceNumber. acquisition: its number, then what tells phases apart.
     position: centre of its first pixel, mm LPS (x, y, z); axes: unit vectors along a row and along a column [2, 3];
-    pixel_spacing: mm along a row and along a column (x, y); NaN where the file does not tell them.
+    pixel_spacing: mm along a row and along a column (x, y); NaN where the file does not declare them.
     rescale: (slope, intercept). is_axial: not a localizer nor a picture with colours.
     """
 
     file: Path
     index: int | None
+    uid: str
     order: int
-    acquisition: tuple[str, str]
+    acquisition: tuple[str, ...]
     shape: tuple[int, int]
     is_axial: bool
     position: Float[np.ndarray, "3"]
@@ -94,12 +107,12 @@ class Frame:
 
     @property
     def is_placed(self) -> bool:
-        """Whether the file tells where the image lies, and how large it is."""
+        """True if the file declares the image's place and size."""
         return bool(np.isfinite([*self.position, *self.axes.ravel(), *self.pixel_spacing]).all())
 
 
 def read_header(path: Path) -> tuple[SeriesInfo, pydicom.Dataset]:
-    """Series and the attributes of a file that ``frames_of`` needs; UserError if it is damaged or no image."""
+    """The series of a file, and the attributes that ``frames_of`` needs; UserError if it is damaged or no image."""
     with quiet_pydicom():
         try:
             _refuse_deflated(path)
@@ -110,12 +123,13 @@ def read_header(path: Path) -> tuple[SeriesInfo, pydicom.Dataset]:
             if header.get("SOPClassUID") is None and not modality:
                 raise ValueError("neither SOP class nor modality")
             count = max(int(header.get("NumberOfFrames") or 1), 1) if _is_axial(header.get("ImageType")) else 0
-            text = [plain_text(header.get(key)) for key in ("SeriesInstanceUID", "SeriesDescription")]
+            keys = ("SeriesInstanceUID", "SeriesDescription", "PatientID")
+            uid, description, patient = (plain_text(header.get(key)) for key in keys)
         except UserError:
             raise
         except Exception as error:  # pydicom raises whatever a damaged byte leads to
             raise UserError(f"{path}: damaged, or not DICOM; fetch the file again") from error
-    return SeriesInfo(text[0], modality or "unknown", count, text[1]), header
+    return SeriesInfo(uid, modality or "unknown", count, description, patient), header
 
 
 def frames_of(path: Path, header: pydicom.Dataset) -> list[Frame]:
@@ -185,18 +199,18 @@ def _frame(path: Path, index: int | None, tags: dict[str, Any]) -> Frame:
     spacing = _numbers(tags.get("PixelSpacing"), 2)
     orientation = _numbers(tags.get("ImageOrientationPatient"), 6)
     slope, intercept = tags.get("RescaleSlope"), tags.get("RescaleIntercept")
-    if "ModalityLUTSequence" in tags and slope is None:
+    if "ModalityLUTSequence" in tags:
         raise UserError(f"{path}: HU by a look-up table (ModalityLUTSequence); export it with a rescale slope")
-    time = tags.get("TemporalPositionIndex", tags.get("TemporalPositionIdentifier"))
+    number = tags.get("FrameAcquisitionNumber", tags.get("AcquisitionNumber"))
+    one_value = int(tags.get("SamplesPerPixel") or 1) == 1 and tags.get("PhotometricInterpretation") != "PALETTE COLOR"
     return Frame(
         file=path,
         index=index,
-        order=int(tags.get("InstanceNumber") or 0),
-        acquisition=(plain_text(tags.get("FrameAcquisitionNumber", tags.get("AcquisitionNumber"))), plain_text(time)),
+        uid=str(tags.get("SOPInstanceUID") or ""),
+        order=int(tags.get("InstanceNumber") or 0) * _MAX_FRAMES + (index or 0),
+        acquisition=tuple("" if v is None else plain_text(v) for v in (number, *map(tags.get, _PHASE))),
         shape=(int(tags.get("Rows") or 0), int(tags.get("Columns") or 0)),
-        is_axial=_is_axial(tags.get("ImageType"))
-        and _is_axial(tags.get("FrameType"))
-        and int(tags.get("SamplesPerPixel") or 1) == 1,
+        is_axial=one_value and _is_axial(tags.get("ImageType")) and _is_axial(tags.get("FrameType")),
         position=_numbers(tags.get("ImagePositionPatient"), 3),
         axes=orientation.reshape(2, 3),
         pixel_spacing=(float(spacing[1]), float(spacing[0])),

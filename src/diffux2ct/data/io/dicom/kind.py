@@ -1,4 +1,4 @@
-"""What a file is by its first bytes and its name: the standard library alone, so that any floor of the data may ask."""
+"""DICOM files recognised by first bytes and name, with the standard library alone."""
 
 from pathlib import Path
 
@@ -7,23 +7,23 @@ _PREAMBLE, _MAGIC = 128, b"DICM"
 
 
 def has_dicom_magic(path: str | Path) -> bool:
-    """Whether a file's preamble is followed by DICOM's magic word; False for what is no file or cannot be read."""
+    """True if DICOM's magic word follows a file's preamble; False for what is no file or cannot be read."""
     return _head(Path(path))[_PREAMBLE:] == _MAGIC
 
 
 def named_dicom(path: str | Path) -> bool:
-    """Whether a name ends in ``.dcm`` or ``.ima``; the file is not looked at."""
+    """True if a name ends in ``.dcm`` or ``.ima``; the file is not opened."""
     return Path(path).suffix.lower() in DICOM_SUFFIXES
 
 
 def is_dicom(path: str | Path) -> bool:
-    """Whether a file carries DICOM's magic word or, lacking it, has a DICOM suffix and is not empty."""
+    """True if a file has DICOM's magic word, or a DICOM suffix and is not empty."""
     head = _head(Path(path))
     return head[_PREAMBLE:] == _MAGIC or (named_dicom(path) and len(head) > 0)
 
 
 def _head(path: Path) -> bytes:
-    """The first bytes, as many as tell DICOM. A FIFO or a device is never opened: reading it could wait for ever."""
+    """The bytes up to the magic word. A FIFO or a device is never opened: reading it could wait for ever."""
     try:
         if not path.is_file():
             return b""

@@ -1,4 +1,4 @@
-"""Pixels of DICOM frames in HU: decoding of every transfer syntax that can be had, rescale, padding."""
+"""Pixels of DICOM frames in HU: decoding of every transfer syntax that has a codec, rescale, padding."""
 
 import tempfile
 from collections.abc import Sequence
@@ -28,16 +28,7 @@ _TISSUE = (-1000.0, 3071.0)  # HU: values in here are padding only where they fi
 # Transfer syntaxes that GDCM, inside SimpleITK, decodes: JPEG (8 and 12 bit, lossless), JPEG-LS, JPEG 2000, RLE.
 _GDCM = {f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 57, 70, 80, 81, 90, 91)} | {"1.2.840.10008.1.2.5"}
 _PLAIN = (str(ImplicitVRLittleEndian), str(ExplicitVRLittleEndian), str(ExplicitVRBigEndian))
-_DESCRIPTION = (
-    "Rows",
-    "Columns",
-    "BitsAllocated",
-    "BitsStored",
-    "HighBit",
-    "PixelRepresentation",
-    "PhotometricInterpretation",
-    "SamplesPerPixel",
-)
+_DESCRIPTION = ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "SamplesPerPixel")
 
 
 def read_planes(frames: Sequence[Frame]) -> Num[np.ndarray, "D H W"]:
@@ -74,6 +65,9 @@ def _decode(dataset: pydicom.Dataset, frame: Frame) -> np.ndarray:
     file, syntax = frame.file, UID(str(dataset.file_meta.TransferSyntaxUID))
     if min(frame.shape) < 1 or max(frame.shape) > _MAX_SIDE:
         raise UserError(f"{file}: {frame.shape[0]} x {frame.shape[1]} pixels are no CT slice; fetch the file again")
+    bits, high = (dataset.get(keyword) for keyword in ("BitsStored", "HighBit"))
+    if isinstance(bits, int) and isinstance(high, int) and high != bits - 1:
+        raise UserError(f"{file}: values in bits {high + 1 - bits} to {high} of a pixel; convert it with dcmconv")
     with quiet_pydicom():
         try:
             stored = pixel_array(dataset, index=frame.index or 0, raw=True)
@@ -87,9 +81,10 @@ def _decode(dataset: pydicom.Dataset, frame: Frame) -> np.ndarray:
 
 
 def _decode_with_gdcm(dataset: pydicom.Dataset, frame: Frame, syntax: UID) -> np.ndarray:
-    """One compressed frame through SimpleITK, as a small file of its own: GDCM knows lossless JPEG and JPEG-LS.
+    """One compressed frame through SimpleITK, as a small file of its own: GDCM has lossless JPEG and JPEG-LS.
 
-    On an enhanced file GDCM would take the first frame's rescale for all; the small file has none.
+    On an enhanced file GDCM would take the first frame's rescale for all, and it inverts MONOCHROME1 for display; the
+    small file has neither.
     """
     if str(syntax) not in _GDCM:
         raise UserError(
@@ -103,6 +98,7 @@ def _decode_with_gdcm(dataset: pydicom.Dataset, frame: Frame, syntax: UID) -> np
         small.file_meta.TransferSyntaxUID = syntax
         small.SOPClassUID = small.file_meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
         small.SOPInstanceUID = small.file_meta.MediaStorageSOPInstanceUID = UID("1.2.3")
+        small.PhotometricInterpretation = "MONOCHROME2"
         for keyword in _DESCRIPTION:
             if keyword in dataset:
                 setattr(small, keyword, dataset[keyword].value)
@@ -144,7 +140,7 @@ def _to_hu(stored: np.ndarray, dataset: pydicom.Dataset, frame: Frame) -> np.nda
 
 
 def _padding(stored: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray | None:
-    """Where the pixels are padding by the file's own word (PixelPaddingValue, PixelPaddingRangeLimit)."""
+    """Pixels that the file declares as padding (PixelPaddingValue, PixelPaddingRangeLimit); None: no declaration."""
     if dataset.get("PixelPaddingValue") is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Frames of one series -> the volume that they form: order, repeated and missing slices, gantry tilt, uneven gaps."""
+"""Frames of one series -> the volume that they form: missing slices, gantry tilt, uneven gaps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,11 +9,12 @@ import SimpleITK as sitk
 from jaxtyping import Float, Num
 
 from diffux2ct.data.io.dicom.frames import Frame
+from diffux2ct.data.io.dicom.one_scan import one_scan
 from diffux2ct.data.io.dicom.pixels import read_planes
 from diffux2ct.errors import UserError
 
-_SAME_PLACE = 0.01  # mm: slices that lie closer are one slice twice
 _EVEN = 0.05  # of the gap between slices: positions off an even grid by less are rounding of the header
+_SAME_THICKNESS = 0.1  # of the thickest: slices whose SliceThickness differs by less have the same gaps
 _HOLE = 1.5  # gaps larger than this many usual gaps are missing slices
 _MAX_TILT = 45.0  # degrees; no gantry tilts further
 
@@ -60,7 +61,7 @@ def arrange(frames: Sequence[Frame], path: Path, notes: list[str]) -> Stack:
     """Order frames of one geometry along their normal, drop repeated ones, find tilt; UserError where slices miss."""
     axes = frames[0].axes
     normal = np.cross(axes[0], axes[1])
-    frames = _without_repeats(frames, normal, path, notes)
+    frames = one_scan(frames, normal, path, notes)
     positions = np.array([frame.position for frame in frames])
     along = positions @ normal
     along = along - along[0]
@@ -81,7 +82,7 @@ def arrange(frames: Sequence[Frame], path: Path, notes: list[str]) -> Stack:
         tilt = abs(frames[0].gantry_tilt)
         if tilt > 1.0 and abs(axes[0, 2]) + abs(axes[1, 2]) < 1e-3:
             notes.append(
-                f"{path}: the header tells a gantry tilt of {tilt:.1f} degrees, the positions none; these are used"
+                f"{path}: a gantry tilt of {tilt:.1f} degrees by the header, none by the positions, which are used"
             )
         step = normal
     else:
@@ -147,43 +148,15 @@ def _check_geometry(frames: list[Frame], path: Path) -> None:
         raise UserError(f"{path}: values in {', '.join(sorted(units))} (RescaleType), not HU; give the HU series")
 
 
-def _without_repeats(frames: Sequence[Frame], normal: np.ndarray, path: Path, notes: list[str]) -> list[Frame]:
-    """One frame a place, in the order of the normal. Of several acquisitions (phases), the fullest is taken."""
-
-    def ordered(items: Sequence[Frame]) -> list[Frame]:
-        return sorted(items, key=lambda f: (float(np.dot(f.position, normal)), f.order, str(f.file), f.index or 0))
-
-    def unique(items: Sequence[Frame]) -> list[Frame]:
-        kept: list[Frame] = []
-        for frame in ordered(items):
-            if not kept or np.dot(frame.position, normal) - np.dot(kept[-1].position, normal) > _SAME_PLACE:
-                kept.append(frame)
-        return kept
-
-    kept = unique(frames)
-    if len(kept) == len(frames):
-        return kept
-    phases: dict[tuple[str, str], list[Frame]] = {}
-    for frame in frames:
-        phases.setdefault(frame.acquisition, []).append(frame)
-    complete = {key: own for key, items in phases.items() if len(own := unique(items)) == len(kept)}
-    if len(phases) > 1 and complete:
-        chosen = min(complete)
-        notes.append(
-            f"{path}: {len(phases)} acquisitions at the same places; number {'/'.join(filter(None, chosen))} taken"
-        )
-        return complete[chosen]
-    notes.append(f"{path}: {len(frames) - len(kept)} slices at repeated positions dropped")
-    return kept
-
-
 def _refuse_holes(frames: list[Frame], along: np.ndarray, path: Path) -> None:
     gaps = np.diff(along)
     # Some protocols have two distances (a head's base and vertex), marked by two thicknesses: each has its usual gap.
     thick = np.array([frame.thickness for frame in frames])
+    values, back = np.unique(thick, return_inverse=True)
+    kind = np.cumsum(np.diff(values, prepend=values[0]) > _SAME_THICKNESS * thick.max())[back]
     usual = np.zeros(len(gaps))
-    for value in np.unique(thick):
-        own = (thick[1:] == value) | (thick[:-1] == value)
+    for value in range(kind.max() + 1):
+        own = (kind[1:] == value) | (kind[:-1] == value)
         usual[own] = np.maximum(usual[own], np.median(gaps[own]))
     worst = int(np.argmax(gaps / usual))
     if gaps[worst] > _HOLE * usual[worst]:

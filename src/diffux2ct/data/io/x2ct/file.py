@@ -25,6 +25,7 @@ from jaxtyping import Float, Num, UInt8
 from diffux2ct.atomic import replaced_file
 from diffux2ct.data.io.ct_image import CtImage, Triple
 from diffux2ct.data.io.x2ct.header import XRAY_KEYS, X2ctHeader, dataset, header_of, need_h5py, opened
+from diffux2ct.data.io.xray_file import resampling
 from diffux2ct.errors import UserError
 from diffux2ct.xray.camera import camera_preset
 from diffux2ct.xray.drr import render_pair
@@ -40,8 +41,7 @@ class X2ctScan:
 
     hu: [D, H, W] int16, axes LPS. spacing: (x, y, z) mm. xrays: {"frontal": [rows, cols], "lateral": ...} in [0, 1] of
     each image's maximum, rows to Superior, columns to Left / Posterior; None if the file has none. origin: mm LPS of
-    the first voxel, as written, or with the cube's centre at 0. labels: [D, H, W] or None. header: what else the file
-    tells, ``header.scales`` (the X-rays' maxima as line integrals) among it.
+    the first voxel, as written, or with the cube's centre at 0. labels: [D, H, W] or None.
     """
 
     hu: Num[np.ndarray, "D H W"]
@@ -64,17 +64,10 @@ def read_x2ct(path: str | Path, size: int | None = None) -> X2ctScan:
         ct = dataset(file, "ct", path)[()]
         images = {view: file[name][()] for view, name in XRAY_KEYS.items()} if header.has_xrays else None
         labels = _labels(file, ct.shape, path)
-    hu, step = _checked_hu(ct, path), header.spacing()
+    hu, step = np.ascontiguousarray(_checked_hu(ct, path)[::-1]), header.spacing()
     xrays = None if images is None else {view: _xray(image, view, path) for view, image in images.items()}
     first = -(header.side - step) / 2
-    stored = X2ctScan(
-        np.ascontiguousarray(hu[::-1]),
-        (step, step, step),
-        xrays,
-        header.origin or (first, first, first),
-        labels,
-        header,
-    )
+    stored = X2ctScan(hu, (step, step, step), xrays, header.origin or (first, first, first), labels, header)
     return stored if size is None else averaged(stored, size, path)
 
 
@@ -180,11 +173,7 @@ def average_to(array: Num[np.ndarray, "..."], size: int, path: Path) -> Float[np
     if size > min(array.shape):
         raise UserError(f"{path}: size={size} is more than the {min(array.shape)} stored; give at most that")
     for axis, length in enumerate(array.shape):
-        edges = np.arange(length + 1) * (size / length)
-        cell = np.arange(size)[:, None]
-        overlap = np.minimum(edges[1:], cell + 1) - np.maximum(edges[:-1], cell)
-        weights = np.maximum(overlap, 0.0)
-        array = np.moveaxis(np.tensordot(weights / weights.sum(1, keepdims=True), array, (1, axis)), 0, axis)
+        array = np.moveaxis(np.tensordot(resampling(length, size), array, (1, axis)), 0, axis)
     return array
 
 
@@ -201,7 +190,7 @@ def _checked_hu(ct: np.ndarray, path: Path) -> np.ndarray:
 
 
 def _labels(file: Any, shape: tuple[int, ...], path: Path) -> np.ndarray | None:
-    """Labels as ``write_x2ct`` wrote them; others' datasets of that name are none of ours."""
+    """Labels as ``write_x2ct`` wrote them; other programs' datasets of that name are left out."""
     item = dataset(file, "labels", path)
     if item is None or item.shape != shape or item.dtype != np.uint8:
         return None

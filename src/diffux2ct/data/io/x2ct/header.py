@@ -5,7 +5,7 @@ Only what lies in the file itself is read: an HDF5 link or an external dataset c
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,23 +114,21 @@ def header_of(file: Any, path: Path) -> X2ctHeader:
     has_xrays = _has_xrays(file, path)
     if not has_xrays:
         notes.append(f"{path}: no X-rays in it")
-    attrs = {name: _text(file, name, path) for name in _TEXTS if name in file.attrs}
-    origin = _numbers(file.attrs, "origin", path, 3) if "origin" in file.attrs else None
-    voxel = _numbers(file.attrs, "voxel_mm", path, 1) if "voxel_mm" in file.attrs else None
-    own = "labels_are_own" in file.attrs and bool(_numbers(file.attrs, "labels_are_own", path, 1)[0])
+    counts = {"origin": 3, "voxel_mm": 1, "labels_are_own": 1}
+    numbers = {name: _numbers(file.attrs, name, path, n) for name, n in counts.items() if name in file.attrs}
     return X2ctHeader(
         size=int(shape[0]),
         side=side,
         has_xrays=has_xrays,
         scales=_scales(file, path) if has_xrays else None,
-        attrs=attrs,
-        origin=None if origin is None else triple(origin),
-        camera=_camera(file, path),
-        window=_window(file, path),
-        poses=_poses(file, path),
-        labels_are_own=own,
-        voxel_mm=None if voxel is None else voxel[0],
+        attrs={name: _text(file, name, path) for name in _TEXTS if name in file.attrs},
+        origin=triple(numbers["origin"]) if "origin" in numbers else None,
+        labels_are_own=bool(numbers.get("labels_are_own", [0])[0]),
+        voxel_mm=numbers.get("voxel_mm", [None])[0],
         notes=notes,
+        camera=_declared(file, "camera", path, _camera),
+        window=_declared(file, "window", path, _window),
+        poses=_declared(file, "poses", path, _poses),
     )
 
 
@@ -173,7 +171,7 @@ def _side(file: Any, path: Path) -> tuple[float, list[str]]:
     """Side of the cube in mm."""
     stored = [dataset(file, name, path) for name in ("ori_size", "spacing")]
     if any(item is None for item in stored):
-        return SIDE_MM, [f"{path}: does not tell its size in mm; taken for a cube of {SIDE_MM:g} mm"]
+        return SIDE_MM, [f"{path}: its size in mm is missing; taken for a cube of {SIDE_MM:g} mm"]
     sizes, spacing = (_numbers(file, name, path, 1, 3) for name in ("ori_size", "spacing"))
     sides = np.asarray(sizes) * np.asarray(spacing)
     if sides.min() <= 0 or np.ptp(sides) > 0.02 * sides.mean():
@@ -188,8 +186,8 @@ def _numbers(holder: Any, name: str, path: Path, *counts: int) -> list[float]:
     """The finite numbers that a dataset or an attribute holds, as many as one of ``counts``; else UserError."""
     stored = holder.get_id(name) if hasattr(holder, "get_id") else holder[name]
     few = math.prod(stored.shape or ()) in counts and stored.dtype.kind in "iufb"
-    values = np.ravel(holder[name] if hasattr(holder, "get_id") else stored[()]) if few else np.array([])
-    if values.size not in counts or values.dtype.kind not in "iufb" or not np.isfinite(values).all():
+    values = np.ravel(holder[name][()]) if few else np.array([])
+    if values.size not in counts or not np.isfinite(values).all():
         raise UserError(f"{path}: {name} is not {' or '.join(map(str, counts))} numbers; write the file again")
     return [float(value) for value in values]
 
@@ -201,56 +199,39 @@ def _text(file: Any, name: str, path: Path) -> str:
     return value
 
 
-def _json(file: Any, name: str, path: Path) -> Any:
+def _declared(file: Any, name: str, path: Path, parse: Callable[[Any], Any]) -> Any:
+    """The value of a JSON attribute, None where it is missing. ``parse`` raises UserError for an invalid one."""
     if name not in file.attrs:
         return None
     try:
-        return json.loads(_text(file, name, path))
-    except ValueError as error:
-        raise UserError(f"{path}: attribute {name} is damaged; export it again") from error
-
-
-def _camera(file: Any, path: Path) -> Camera | None:
-    values = _json(file, "camera", path)
-    if values is None:
-        return None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: attribute camera describes none; export it again")
-    try:
-        camera = Camera.from_dict(values)
-        plain = [camera.sad, camera.sid, *camera.pitch]
-        if not (isinstance(camera.name, str) and isinstance(camera.reverse, bool) and np.isfinite(plain).all()):
-            raise TypeError("not a camera's values")
-        return camera
-    except (UserError, TypeError, ValueError, KeyError) as error:
+        return parse(json.loads(_text(file, name, path)))
+    except (UserError, TypeError, ValueError, KeyError, AttributeError) as error:
         fault = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: attribute camera describes none ({fault}); export it again") from error
+        raise UserError(f"{path}: attribute {name} is damaged ({fault}); export it again") from error
 
 
-def _window(file: Any, path: Path) -> tuple[float, float] | None:
-    values = _json(file, "window", path)
-    if values is None:
-        return None
+def _camera(values: Any) -> Camera:
+    camera = Camera.from_dict(dict(values))
+    named = isinstance(camera.name, str) and isinstance(camera.reverse, bool)
+    if not (named and np.isfinite([camera.sad, camera.sid, *camera.pitch]).all()):
+        raise UserError("not a camera's values")
+    return camera
+
+
+def _window(values: Any) -> tuple[float, float]:
     if not _are_numbers(values, 2) or not values[0] < values[1]:
-        raise UserError(f"{path}: attribute window is not [lower, upper] in HU; export it again")
+        raise UserError("not [lower, upper] in HU")
     return float(values[0]), float(values[1])
 
 
-def _poses(file: Any, path: Path) -> dict[str, Any] | None:
-    values = _json(file, "poses", path)
-    if values is None:
-        return None
-    good = isinstance(values, dict) and set(values) == set(VIEWS)
-    keys = {"rotation_deg", "shift_mm"}
-    if not good or not all(
-        isinstance(pose, dict) and set(pose) == keys and all(_are_numbers(pose[key], 3) for key in keys)
-        for pose in values.values()
-    ):
-        raise UserError(f"{path}: attribute poses is damaged; export it again")
+def _poses(values: Any) -> dict[str, Any]:
+    numbers = [pose[key] for pose in values.values() for key in ("rotation_deg", "shift_mm")]
+    sized = set(values) == set(VIEWS) and all(len(pose) == 2 for pose in values.values())
+    if not sized or not all(_are_numbers(three, 3) for three in numbers):
+        raise UserError("not a rotation and a shift for each view")
     return values
 
 
 def _are_numbers(values: Any, count: int) -> bool:
-    if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != count:
-        return False
-    return all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values)
+    whole = isinstance(values, list) and len(values) == count
+    return whole and all(type(value) in (int, float) and math.isfinite(value) for value in values)
