@@ -124,7 +124,7 @@ def test_names_and_faults():
         (lambda: attenuation_model("watr"), "use plastimatch, water, two_material"),
         (lambda: TwoMaterialAttenuation(kvp=90), "use 80, 100, 120"),
         (lambda: WaterAttenuation(511.0), "10 to 150 keV"),
-        (lambda: TwoMaterialAttenuation(spectrum=[(60.0, 0.0)]), "some must be there"),
+        (lambda: TwoMaterialAttenuation(spectrum=[(60.0, 0.0)]), "nor all zero"),
     ):
         with pytest.raises(UserError, match=message):
             make()

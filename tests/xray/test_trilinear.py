@@ -3,9 +3,9 @@ import torch
 
 from diffux2ct.errors import UserError
 from diffux2ct.xray.camera import Camera, camera_preset
-from diffux2ct.xray.joseph import project
+from diffux2ct.xray.joseph import project, project_joseph
 from diffux2ct.xray.pose import Pose
-from diffux2ct.xray.trilinear import project_joseph, project_trilinear
+from diffux2ct.xray.trilinear import project_trilinear
 
 VIEWS = ("frontal", "lateral")
 OBLIQUE = Pose((12.0, -7.0, 35.0), (5.0, -3.0, 8.0))

@@ -1,7 +1,7 @@
-"""Contact sheets of a prepared folder: every case at a glance, to see what is upside down, empty or cut off.
+"""Contact sheets of a prepared folder, on which upside-down, empty and cut-off cases show at a glance.
 
-Each case shows its axial, coronal and sagittal middle slice and both X-rays, turned for the eye as in ``slices``;
-letters at the edges say which side is which.
+Each case shows its axial, coronal and sagittal middle slice and both X-rays, turned for display as in ``slices``, with
+the patient's sides at the edges.
 """
 
 import csv
@@ -12,18 +12,18 @@ from jaxtyping import Num, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from diffux2ct.errors import UserError
-from diffux2ct.viz.slices import EDGES, PLANES, display_plane, display_xray, grey, save_png
+from diffux2ct.types import VIEWS
+from diffux2ct.viz.slices import EDGES, PLANES, coloured, display_plane, display_xray, grey, save_png
 
 _TILE = 128  # pixels of a picture's side
 _CAPTION = 16
 _COLUMNS, _ROWS = 2, 12  # cases on a page
-_WINDOW = (-300.0, 800.0)  # HU shown black and white: fat, muscle and bone can be told apart
-_VIEWS = ("frontal", "lateral")
+_WINDOW = (-300.0, 800.0)  # HU shown black and white: separates fat, muscle and bone
 _MARK = (255, 214, 10)
 
 
 def write_contact_sheets(root: str | Path) -> list[Path]:
-    """Write ``contact_sheet.png`` into a prepared folder, and ``contact_sheet_2.png``, ... where cases are many.
+    """Write ``contact_sheet.png`` into a prepared folder, and ``contact_sheet_2.png``, ... for many cases.
 
     Returns the files. Older sheets are replaced. Raises UserError where the folder is unfinished or a case damaged.
     """
@@ -36,7 +36,7 @@ def write_contact_sheets(root: str | Path) -> list[Path]:
     rows.sort(key=lambda row: row["case_id"])
     per_page = _COLUMNS * _ROWS
     pages = [rows[i : i + per_page] for i in range(0, len(rows), per_page)]
-    paths = [root / ("contact_sheet.png" if i == 0 else f"contact_sheet_{i + 1}.png") for i in range(len(pages))]
+    paths = [root / f"contact_sheet{f'_{i}' if i > 1 else ''}.png" for i in range(1, len(pages) + 1)]
     for path, page in zip(paths, pages, strict=True):
         save_png(path, _page([_case_strip(root, row) for row in page]))
     for old in set(root.glob("contact_sheet*.png")) - set(paths):
@@ -57,17 +57,16 @@ def case_strip(
     """
     pictures = []
     for plane, size in zip(PLANES, volume.shape, strict=True):
-        picture = _coloured(grey(display_plane(volume, plane, size // 2), _WINDOW))
+        picture = coloured(grey(display_plane(volume, plane, size // 2), _WINDOW))
         if labels is not None:
             picture = _tinted(picture, display_plane(labels, plane, size // 2))
         pictures.append((picture, EDGES[plane]))
-    for view, image in zip(_VIEWS, (frontal, lateral), strict=True):
-        black_to_white = (0.0, max(float(image.max()), 1e-6))
-        pictures.append((_coloured(grey(display_xray(image), black_to_white)), EDGES[view]))
+    for view, image in zip(VIEWS, (frontal, lateral), strict=True):
+        window = (0.0, max(float(image.max()), 1e-6))
+        pictures.append((coloured(grey(display_xray(image), window)), EDGES[view]))
     pitch = _TILE + 2
     strip = Image.new("RGB", (pitch * len(pictures) - 2, _TILE + _CAPTION), (60, 60, 60))
-    draw = ImageDraw.Draw(strip)
-    font = ImageFont.load_default(size=11)
+    draw, font = ImageDraw.Draw(strip), ImageFont.load_default(size=11)
     draw.rectangle((0, 0, strip.width, _CAPTION - 1), fill=(0, 0, 0))
     draw.text((2, 1), caption, fill=(255, 255, 255), font=font)
     for i, (picture, (left, right)) in enumerate(pictures):
@@ -79,21 +78,16 @@ def case_strip(
     return np.asarray(strip)
 
 
-def _coloured(picture: np.ndarray) -> np.ndarray:
-    return np.repeat(picture[..., None], 3, axis=-1)
-
-
 def _tinted(picture: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """A picture [r, c, 3] with a colour for every label value; neighbouring values differ in hue."""
     hue = (np.arange(256)[:, None] * 0.382 + np.array([0.0, 1 / 3, 2 / 3])) * 2 * np.pi
     colours = 127.5 + 127.5 * np.cos(hue)
-    mixed = 0.55 * picture + 0.45 * colours[labels]
-    return np.where(labels[..., None] > 0, mixed, picture).astype(np.uint8)
+    return np.where(labels[..., None] > 0, 0.55 * picture + 0.45 * colours[labels], picture).astype(np.uint8)
 
 
 def _case_strip(root: Path, row: dict[str, str]) -> np.ndarray:
     folder = root / "cases" / row["case_id"]
-    names = ["volume", *_VIEWS, *(["labels"] if row["has_labels"] == "True" else [])]
+    names = ["volume", *VIEWS, *(["labels"] if row["has_labels"] == "True" else [])]
     try:
         arrays = [np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names]
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Curves of what training logged (metrics.csv), a panel per objective. Needs matplotlib (extra ``viz``)."""
+"""Curves of a training log (metrics.csv), a panel per objective. Needs matplotlib (extra ``viz``)."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -34,19 +34,19 @@ def read_curves(run: str | Path) -> Curves:
 
 
 def panels(names: Sequence[str]) -> dict[str, list[str]]:
-    """Names by panel: ``<objective>/<loss>`` by objective; gradient norms, and what has no slash, apart."""
-    found: dict[str, list[str]] = {}
+    """Names by panel: ``<objective>/<loss>`` by objective; gradient norms, and names without a slash, apart."""
+    by_panel: dict[str, list[str]] = {}
     for name in names:
         objective, slash, loss = name.partition("/")
         panel = "gradient norm" if loss == "grad_norm" else objective if slash else name
-        found.setdefault(panel, []).append(name)
-    return found
+        by_panel.setdefault(panel, []).append(name)
+    return by_panel
 
 
 def draw_curves(runs: Mapping[str, Curves], out: str | Path, smooth: int = 1) -> None:
     """Write a picture: a panel per objective, a line per loss and run; ``smooth`` averages over so many points.
 
-    UserError without matplotlib, and for a file type that it does not write.
+    UserError without matplotlib, and for an unknown file type.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -57,9 +57,8 @@ def draw_curves(runs: Mapping[str, Curves], out: str | Path, smooth: int = 1) ->
     by_panel = panels(names)
     figure = Figure(figsize=(9, 2.4 * len(by_panel)), layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    for axes, (panel, members) in zip(
-        figure.subplots(len(by_panel), squeeze=False)[:, 0], by_panel.items(), strict=True
-    ):
+    rows = figure.subplots(len(by_panel), squeeze=False)[:, 0]
+    for axes, (panel, members) in zip(rows, by_panel.items(), strict=True):
         for run, curves in runs.items():
             for name in (name for name in members if name in curves):
                 steps, values = curves[name]

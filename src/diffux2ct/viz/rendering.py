@@ -1,7 +1,7 @@
 """Volume rendering as in the paper's figures: bone in ivory, implants in red, seen from the front and from the side.
 
 pyvista (the extra ``viz``) draws the isosurfaces off screen. It runs in a process of its own, because a missing or
-broken OpenGL may end the process that asks for it, and an evaluation must not end with it.
+broken OpenGL may end its process, and an evaluation must not end with it.
 """
 
 import subprocess
@@ -35,7 +35,7 @@ _TIMEOUT = 300  # seconds; a machine that draws in software takes about two
 
 
 class RenderingUnavailable(Exception):
-    """Nothing can be rendered on this machine; the message is one line that says why and, where known, what to do."""
+    """Nothing can be rendered on this machine; the message is one line: the cause and, where known, the remedy."""
 
 
 def render_case(
@@ -44,8 +44,6 @@ def render_case(
     spacing: Sequence[float],
     *,
     size: int = 320,
-    bone_hu: float = BONE_HU,
-    metal_hu: float = METAL_HU,
 ) -> dict[str, dict[str, UInt8[np.ndarray, "size size 3"]]]:
     """Pictures {"truth" | "reconstruction": {"front" | "side": picture}} of a case, by one camera.
 
@@ -57,7 +55,7 @@ def render_case(
     with tempfile.TemporaryDirectory(prefix="diffux2ct-rendering-") as folder:
         source, target = Path(folder) / "volumes.npz", Path(folder) / "pictures.npz"
         given: dict[str, Any] = {"truth": truth, "reconstruction": reconstruction, "spacing": np.asarray(spacing)}
-        np.savez(source, **given, size=size, bone_hu=bone_hu, metal_hu=metal_hu)
+        np.savez(source, **given, size=size)
         command = [sys.executable, "-m", "diffux2ct.viz.rendering", str(source), str(target)]
         try:
             done = subprocess.run(
@@ -74,22 +72,15 @@ def render_case(
             }
 
 
-def render_volume(
-    hu: Num[np.ndarray, "d h w"],
-    spacing: Sequence[float],
-    *,
-    size: int = 320,
-    bone_hu: float = BONE_HU,
-    metal_hu: float = METAL_HU,
-) -> dict[str, UInt8[np.ndarray, "size size 3"]]:
-    """The isosurfaces of one volume from the front and from the patient's left, in this process (see `render_case`).
+def _render_volume(hu: np.ndarray, spacing: Sequence[float], size: int) -> dict[str, np.ndarray]:
+    """The isosurfaces of one volume from the front and from the patient's left, in this process.
 
-    Metal that bone hides shines through, so that a screw is seen as the surgeon placed it.
+    Metal that bone hides shines through, so that the whole screw is visible.
     """
     from PIL import Image
 
     pictures = {}
-    with _scene(_surfaces(hu, spacing, bone_hu, metal_hu), size * _OVERSAMPLING) as (plotter, actors):
+    with _scene(_surfaces(hu, spacing), size * _OVERSAMPLING) as (plotter, actors):
         for view in RENDER_VIEWS:
             _look(plotter, hu.shape, spacing, view)
             picture = _shot(plotter)
@@ -100,13 +91,12 @@ def render_volume(
                 there = (np.abs(metal.astype(np.int16) - _BACKGROUND) > 2).any(axis=-1, keepdims=True)
                 blend = _SEE_THROUGH * metal.astype(np.float32) + (1 - _SEE_THROUGH) * picture
                 picture = np.where(there, np.round(blend), picture).astype(np.uint8)
-            small = Image.fromarray(picture).resize((size, size), Image.Resampling.LANCZOS)
-            pictures[view] = np.asarray(small)
+            pictures[view] = np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.LANCZOS))
     return pictures
 
 
-def _surfaces(hu: np.ndarray, spacing: Sequence[float], bone_hu: float, metal_hu: float) -> dict[str, Any]:
-    """Meshes in mm; what has no voxel above its threshold is left out.
+def _surfaces(hu: np.ndarray, spacing: Sequence[float]) -> dict[str, Any]:
+    """Meshes in mm of the tissues that have a voxel above their threshold.
 
     A border of air closes surfaces that the volume's edge would cut open.
     """
@@ -117,10 +107,9 @@ def _surfaces(hu: np.ndarray, spacing: Sequence[float], bone_hu: float, metal_hu
         dimensions=padded.shape[::-1], spacing=tuple(spacing), origin=tuple(-step for step in spacing)
     )
     grid["hu"] = padded.ravel()  # x runs fastest, as VTK wants it
-    thresholds = {"bone": bone_hu, "metal": metal_hu}
     return {
         name: grid.contour([threshold], scalars="hu", method="flying_edges")
-        for name, threshold in thresholds.items()
+        for name, threshold in (("bone", BONE_HU), ("metal", METAL_HU))
         if hu.max() > threshold
     }
 
@@ -146,7 +135,7 @@ def _scene(surfaces: Mapping[str, Any], size: int) -> Iterator[tuple[Any, dict[s
 def _look(plotter: Any, shape: tuple[int, ...], spacing: Sequence[float], view: str) -> None:
     """Aim a parallel camera at the middle of the volume, which fills the picture whatever is in it."""
     size, step = np.array(shape[::-1]), np.asarray(spacing, float)
-    centre, reach = ((size - 1) * step / 2, float((size * step).max()))  # voxel centres lie at 0, 1, 2 steps ...
+    centre, reach = (size - 1) * step / 2, float((size * step).max())  # voxel centres lie at 0, 1, 2 steps ...
     # From the front the patient's left is on the right of the picture; from their left, anterior is on its left.
     away = {"front": (0.0, -1.0, 0.0), "side": (1.0, 0.0, 0.0)}[view]
     camera = plotter.camera
@@ -171,15 +160,13 @@ def _reason(done: subprocess.CompletedProcess) -> str:
 
 
 def main(source: str, target: str) -> None:
-    """Render the volumes that `render_case` left in ``source``; for its own process."""
+    """Render the volumes that `render_case` wrote to ``source``, in a process of its own."""
     with np.load(source) as given:
-        settings = {key: float(given[key]) for key in ("bone_hu", "metal_hu")}
+        spacing, size = given["spacing"].tolist(), int(given["size"])
         pictures: dict[str, Any] = {
             f"{name}_{view}": picture
             for name in ("truth", "reconstruction")
-            for view, picture in render_volume(
-                given[name], given["spacing"].tolist(), size=int(given["size"]), **settings
-            ).items()
+            for view, picture in _render_volume(given[name], spacing, size).items()
         }
     np.savez(target, **pictures)
 

@@ -35,7 +35,7 @@ ERROR_LIMIT = 500.0
 """Signed errors of this many HU and more get the full colour. Fixed, so that reports can be compared."""
 
 # Blue (too low) - white (right) - red (too high). Lightness falls evenly on both sides, so that equal errors
-# of either sign look equally strong, also to readers who do not tell red from green.
+# of either sign look equally strong, also to red-green blind readers.
 _BLUES = ((5, 48, 97), (67, 147, 195), (209, 229, 240))
 _REDS = ((253, 219, 199), (214, 96, 77), (103, 0, 31))
 ERROR_COLOURS = (*_BLUES, (255, 255, 255), *_REDS)
@@ -90,6 +90,11 @@ def grey(image: Num[np.ndarray, "r c"], window: tuple[float, float]) -> UInt8[np
     return np.round(255 * np.clip(scaled, 0, 1)).astype(np.uint8)
 
 
+def coloured(image: UInt8[np.ndarray, "r c"]) -> UInt8[np.ndarray, "r c 3"]:
+    """A grey picture in three equal channels."""
+    return np.repeat(image[..., None], 3, axis=-1)
+
+
 def error_colours(error: Num[np.ndarray, "r c"], limit: float = ERROR_LIMIT) -> UInt8[np.ndarray, "r c 3"]:
     """Signed error in HU to colours: blue where it is too low, white at 0, red where it is too high."""
     position = np.clip(np.asarray(error, np.float32) / limit, -1, 1)
@@ -111,13 +116,9 @@ def with_sides(image: UInt8[np.ndarray, "r c"], plane: str) -> UInt8[np.ndarray,
     """A picture under a strip that names it and the patient's sides at its edges: R Frontal L."""
     strip = Image.new("L", (image.shape[1], _STRIP), 0)
     draw, font = ImageDraw.Draw(strip), ImageFont.load_default(size=13)
-    middle, (left, right) = _STRIP // 2, EDGES[plane]
-    for x, text, anchor in (
-        (4, left, "lm"),
-        (strip.width // 2, plane.capitalize(), "mm"),
-        (strip.width - 4, right, "rm"),
-    ):
-        draw.text((x, middle), text, fill=255, font=font, anchor=anchor)
+    places = ((4, "lm"), (strip.width // 2, "mm"), (strip.width - 4, "rm"))
+    for text, (x, anchor) in zip((EDGES[plane][0], plane.capitalize(), EDGES[plane][1]), places, strict=True):
+        draw.text((x, _STRIP // 2), text, fill=255, font=font, anchor=anchor)
     return np.concatenate([np.asarray(strip), image])
 
 
@@ -146,13 +147,13 @@ def comparison_grid(
     Slices pass through the middle of the true bone. For training previews and documentation.
     """
     centre = bone_centre(truth)
-    true_planes, made_planes = orthoslices(truth, centre), orthoslices(reconstruction, centre)
+    true_planes, predicted_planes = orthoslices(truth, centre), orthoslices(reconstruction, centre)
     side = max(truth.shape)
     rows = []
     for plane in PLANES:
-        true, made = (np.asarray(planes[plane], np.float32) for planes in (true_planes, made_planes))
-        greys = [np.repeat(grey(image, WINDOWS[window])[..., None], 3, axis=-1) for image in (true, made)]
-        panels = [*greys, error_colours(made - true)]
+        true, predicted = (np.asarray(planes[plane], np.float32) for planes in (true_planes, predicted_planes))
+        panels = [coloured(grey(image, WINDOWS[window])) for image in (true, predicted)]
+        panels.append(error_colours(predicted - true))
         rows.append(np.concatenate([_framed(panel, side) for panel in panels], axis=1))
     return upscale(np.concatenate(rows, axis=0), min_side=3 * 192)
 

@@ -1,7 +1,7 @@
 """A slice viewer inside an HTML page: truth and reconstructions scroll in step, by wheel, drag, slider and keyboard.
 
-Volumes travel in the page itself, so that it opens from disk: HU become 8 bits on a scale that is fine where the eye
-needs it, neighbouring slices are subtracted, and what remains is deflated; browsers undo it (``DecompressionStream``).
+The page holds the volumes, so that it opens from disk: HU become 8 bits on a scale that is fine in soft tissue,
+neighbouring slices are subtracted and the differences deflated; browsers undo it (``DecompressionStream``).
 """
 
 import base64
@@ -32,10 +32,7 @@ _BYTES_PER_VOXEL = 0.65  # of a noisy scan after deflating, a little above the m
 
 @dataclass(frozen=True)
 class Pane:
-    """A picture of the viewer: ``title`` above it, and which of a case's volumes it shows, or that one's error.
-
-    key: its own, of letters and digits. is_error: shows volume - truth.
-    """
+    """A picture of the viewer. key: letters and digits, unique. volume: of the case. is_error: shows volume - truth."""
 
     key: str
     title: str
@@ -53,7 +50,7 @@ REPORT_PANES = (
 
 @dataclass(frozen=True)
 class PackedCase:
-    """A case as the page holds it: its volumes as base64 text by name, and what the script needs to show them.
+    """A case in the page: its volumes as base64 text by name, and their geometry.
 
     shape: [D, H, W] as packed. spacing: (x, y, z) mm of a packed voxel. shrink: how many stored voxels became one
     along each axis. centre: the voxel [z, y, x] to show first.
@@ -69,12 +66,12 @@ class PackedCase:
 
     @property
     def size(self) -> int:
-        """Bytes that it takes in the page."""
+        """Bytes in the page."""
         return sum(map(len, self.volumes.values()))
 
 
 def encode_hu(hu: Num[np.ndarray, "d h w"]) -> UInt8[np.ndarray, "d h w"]:
-    """HU to the nearest 8-bit value of `HU_OF_CODE`; what lies outside -1024 to 1500 becomes its end."""
+    """HU to the nearest 8-bit value of `HU_OF_CODE`, clipped to -1024 to 1500."""
     lowest, highest = int(_KNOTS[0]), int(_KNOTS[-1])
     table = np.round(np.interp(np.arange(lowest, highest + 1), _KNOTS, _CODES)).astype(np.uint8)
     return table[np.clip(np.rint(hu), lowest, highest).astype(np.intp) - lowest]
@@ -104,8 +101,8 @@ def pack_case(
 ) -> PackedCase:
     """Pack the volumes (HU, of one shape) of a case into at most ``allowance`` bytes, shrunken no more than needed.
 
-    volumes: by name, "truth" among them. All are shrunken alike, so that they scroll in step. spacing: (x, y, z) mm.
-    Beyond a shrink of 8 nothing could be seen any more, so there the allowance yields.
+    volumes: by name, "truth" among them. All are shrunken alike, so that they scroll in step, and 8 times at the most,
+    whatever the allowance. spacing: (x, y, z) mm.
     """
     voxels = volumes["truth"].size
     for shrink in range(1, MAX_SHRINK + 1):
@@ -121,7 +118,7 @@ def pack_case(
 
 
 def expected_size(voxels: int, num_volumes: int = 2) -> float:
-    """Bytes of page that a noisy case of ``num_volumes`` volumes of so many voxels each takes."""
+    """Bytes in the page of a noisy case of ``num_volumes`` volumes of so many voxels each."""
     return num_volumes * _BYTES_PER_VOXEL * 4 / 3 * voxels
 
 
@@ -129,9 +126,8 @@ def next_allowance(budget: float | int, used: int, remaining: int, voxels: int, 
     """Bytes for the next case, so that those after it fit too.
 
     budget, used: bytes of page for all cases, and spent. remaining: cases left, this one included. voxels: of each of
-    the ``num_volumes`` volumes that a case has. Each later case is reserved what it takes at the smallest shrink at
-    which all would fit, and the rest is for this one: the first cases, which a report puts first for a reason, are the
-    sharpest. Never less than an equal share.
+    the ``num_volumes`` volumes of a case. Each later case keeps its size at the smallest shrink at which all fit, and
+    this one gets the rest, at least an equal share: the first cases are the sharpest.
     """
     left = budget - used
     sizes = [expected_size(voxels // shrink**3, num_volumes) for shrink in range(1, MAX_SHRINK + 1)]
@@ -160,9 +156,7 @@ def viewer_html(
         "errorColours": ERROR_COLOURS,
         "errorLimit": ERROR_LIMIT,
         "edges": {plane: EDGES[plane] for plane in PLANES},
-        "panes": [
-            {"key": pane.key, "title": pane.title, "volume": pane.volume, "error": pane.is_error} for pane in panes
-        ],
+        "panes": [{"key": p.key, "title": p.title, "volume": p.volume, "error": p.is_error} for p in panes],
         "errorsOnDemand": errors_on_demand,
         "rows": math.ceil(len(panes) / columns),
         "cases": [
@@ -171,12 +165,9 @@ def viewer_html(
             for case in cases
         ],
     }
+    shown = {"cases": cases, "panes": panes, "buttons": buttons, "columns": columns, "meta": meta}
     page = templates("diffux2ct.viz").get_template("viewer.html")
-    return Markup(
-        page.render(
-            cases=cases, panes=panes, buttons=buttons, columns=columns, meta=meta, errors_on_demand=errors_on_demand
-        )
-    )
+    return Markup(page.render(**shown, errors_on_demand=errors_on_demand))
 
 
 def stage_columns(num_panes: int) -> int:

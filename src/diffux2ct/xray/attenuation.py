@@ -1,7 +1,7 @@
-"""From HU to what X-rays see: plastimatch's rule, linear water, and a tube's spectrum through tissue, bone and metal.
+"""From HU to X-ray attenuation: plastimatch's rule, linear water, and a spectrum through tissue, bone and metal.
 
-A model says which maps of the volume to project (``materials``), and what their line integrals amount to on the
-detector (``line_integral``). Linear models have one map and take its integral as it is.
+A model maps HU to the volumes to project (``materials``) and their line integrals to the detector's image
+(``line_integral``). Linear models have one volume, whose line integral is the image.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -46,12 +46,10 @@ METAL_HU = (2000.0, 3000.0)  # above bone, and where a 12-bit scan ends (3071): 
 
 @runtime_checkable
 class AttenuationModel(Protocol):
-    """A rule from HU to line integrals, before and after projection."""
+    """A rule from HU to line integrals, before and after projection. name: its key in ``ATTENUATIONS``, if any."""
 
     @property
-    def name(self) -> str:
-        """Its key in ``ATTENUATIONS``, if any."""
-        ...
+    def name(self) -> str: ...
 
     def materials(self, hu: Volume) -> Float[Tensor, "b m d h w"]:
         """The maps to project, per mm of path: [B, 1, D, H, W] HU to [B, M, D, H, W]."""
@@ -62,8 +60,14 @@ class AttenuationModel(Protocol):
         ...
 
 
+class _LinearAttenuation:
+    def line_integral(self, paths: Float[Tensor, "b m v u"]) -> Xray:
+        """The projection itself."""
+        return paths
+
+
 @dataclass(frozen=True)
-class PlastimatchAttenuation:
+class PlastimatchAttenuation(_LinearAttenuation):
     """0.022 (1 + HU / 1000) per mm, and nothing at HU <= -800: the rule of X2CT-GAN's and the paper's X-rays."""
 
     name: str = "plastimatch"
@@ -72,13 +76,9 @@ class PlastimatchAttenuation:
         """Linear attenuation, mm^-1."""
         return attenuation_from_hu(hu)
 
-    def line_integral(self, paths: Float[Tensor, "b m v u"]) -> Xray:
-        """The projection itself."""
-        return paths
-
 
 @dataclass(frozen=True)
-class WaterAttenuation:
+class WaterAttenuation(_LinearAttenuation):
     """Water's attenuation at one energy times (1 + HU / 1000), from -1000 HU up: lung and fat count in full.
 
     kev: photon energy. 60 gives 0.0206 per mm; plastimatch's 0.022 is water at 52 keV.
@@ -94,10 +94,6 @@ class WaterAttenuation:
         """Linear attenuation, mm^-1."""
         mu = float(mass_attenuation("water", [self.kev])[0]) / 10  # cm^-1 at 1 g/cm^3, in mm^-1
         return mu * _relative_to_water(hu)
-
-    def line_integral(self, paths: Float[Tensor, "b m v u"]) -> Xray:
-        """The projection itself."""
-        return paths
 
 
 @dataclass(frozen=True)
@@ -118,8 +114,7 @@ class TwoMaterialAttenuation:
         ct_kev: effective energy of the CT scan.
         spectrum: (keV, photons) pairs instead of the tube's, in any scale; one pair is a monochromatic beam.
 
-    Raises:
-        UserError: no such voltage, or an energy outside 10-150 keV.
+    UserError for another voltage, and for an energy outside 10-150 keV.
     """
 
     kvp: int = 80
@@ -143,7 +138,7 @@ class TwoMaterialAttenuation:
         mass_attenuation("water", kev)
         weights = photons * kev
         if not (weights >= 0).all() or not weights.sum() > 0:
-            raise UserError("spectrum: photons must not be negative, and some must be there")
+            raise UserError("spectrum: photons must not be negative, nor all zero")
         return kev[weights > 0], weights[weights > 0] / weights.sum()
 
     def materials(self, hu: Volume) -> Float[Tensor, "b m d h w"]:
@@ -178,11 +173,7 @@ ATTENUATIONS: Mapping[str, Callable[..., AttenuationModel]] = {
 
 
 def attenuation_model(model: str | AttenuationModel) -> AttenuationModel:
-    """The model itself, or the one of that name with its defaults.
-
-    Raises:
-        UserError: an unknown name.
-    """
+    """The model itself, or the one of that name with its defaults. UserError for an unknown name."""
     if not isinstance(model, str):
         return model
     if model not in ATTENUATIONS:
@@ -193,8 +184,7 @@ def attenuation_model(model: str | AttenuationModel) -> AttenuationModel:
 def mass_attenuation(material: str, kev: Sequence[Real] | np.ndarray) -> np.ndarray:
     """Mass attenuation coefficients in cm^2/g, interpolated log-log as the table's source advises.
 
-    Raises:
-        UserError: an energy outside 10-150 keV.
+    UserError for an energy outside 10-150 keV.
     """
     energies = np.asarray(kev, dtype=np.float64)
     if not ((energies >= TABLE_KEV[0]) & (energies <= TABLE_KEV[-1])).all():

@@ -1,4 +1,4 @@
-"""An X-ray view of a volume: source, panel, pixels, and where a point of the volume lands on the panel.
+"""An X-ray view of a volume: source, panel, pixels, and the projection of points onto the panel.
 
 Coordinates are LPS millimetres relative to the isocentre, which is the centre of the volume: x to the
 patient's Left, y to Posterior, z to Superior. Both views share one camera. The frontal source stands in front
@@ -35,7 +35,7 @@ class Camera:
         rows, cols: pixels of the panel.
         pitch: mm between pixel centres (along rows' axis z, along columns' axis), on the panel. A slit camera's
             rows are as far apart as the table moves between two of them.
-        name: the preset that this is, if any.
+        name: of the preset, if any.
         reverse: the sources stand behind the patient and at the left (postero-anterior, as X2CT-GAN's), and what
             lies there is drawn larger. Rows and columns stay as they are.
 
@@ -79,14 +79,9 @@ class Camera:
         return self.magnification(depth) if self.kind == "cone" else depth * 0.0 + 1.0
 
     def voxel_to_pixel(self, points_mm: Array, view: str) -> Array:
-        """Where points land on the panel.
+        """Points [..., 3] (x, y, z), mm from the volume's centre, on the panel: [..., 2] fractional (row, column).
 
-        Args:
-            points_mm: [..., 3] (x, y, z) mm relative to the volume's centre; tensor or array.
-            view: "frontal" or "lateral".
-
-        Returns:
-            [..., 2] fractional (row, column); the first pixel's centre is (0, 0). Points may fall outside.
+        The first pixel's centre is (0, 0); points may fall outside the panel. view: "frontal" or "lateral".
         """
         x, y, z = points_mm[..., 0], points_mm[..., 1], points_mm[..., 2]
         across, depth = (x, y) if checked_view(view) == "frontal" else (y, x)
@@ -101,11 +96,7 @@ class Camera:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Camera":
-        """The camera that ``to_dict`` described.
-
-        Raises:
-            UserError: a key is missing or unknown.
-        """
+        """The inverse of ``to_dict``; UserError for a missing or unknown key."""
         known = {field.name for field in fields(cls)}
         unknown, missing = set(values) - known, known - {"name", "reverse"} - set(values)
         if unknown or missing:
@@ -150,11 +141,7 @@ def camera_preset(name: str, size: int | Sequence[int], spacing: Real | Sequence
 
 
 def spacing_xyz(spacing: Real | Sequence[Real]) -> tuple[float, float, float]:
-    """Spacing as three numbers (x, y, z) in mm, from one number or three.
-
-    Raises:
-        UserError: it is neither, or not positive.
-    """
+    """Spacing as three numbers (x, y, z) in mm, from one number or three; UserError unless all are positive."""
     values = np.asarray(spacing, dtype=np.float64).reshape(-1)
     values = np.repeat(values, 3) if values.size == 1 else values
     if values.size != 3 or not values.min() > 0:

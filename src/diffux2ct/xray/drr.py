@@ -1,4 +1,4 @@
-"""Digitally reconstructed radiographs: HU in, what the detector sees out, by any camera, pose, projector and model."""
+"""Digitally reconstructed radiographs: HU to the detector's image, by any camera, pose, projector and model."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,9 +12,10 @@ from diffux2ct.errors import UserError
 from diffux2ct.types import VIEWS, Volume, Xray
 from diffux2ct.xray.attenuation import AttenuationModel, attenuation_model
 from diffux2ct.xray.camera import Array, Camera, Real
+from diffux2ct.xray.joseph import project_joseph
 from diffux2ct.xray.pose import Pose
 from diffux2ct.xray.siddon import project_siddon
-from diffux2ct.xray.trilinear import project_joseph, project_trilinear
+from diffux2ct.xray.trilinear import project_trilinear
 
 PROJECTORS: Mapping[str, Callable[..., Tensor]] = {
     "joseph": project_joseph,
@@ -37,14 +38,11 @@ def render_view(
     """One view of a CT on the camera's own panel.
 
     Args:
-        hu: [B, 1, D, H, W] LPS, HU, as the X-rays shall see them; its centre is the isocentre. Outside is air.
-        spacing: (x, y, z) mm, or one number.
-        camera: the camera.
-        view: "frontal" or "lateral".
+        hu: [B, 1, D, H, W] LPS, HU as the X-rays see them; its centre is the isocentre. Outside is air.
+        spacing, camera, view, pose: as in ``project_rays``.
         projector: "joseph" (one sample a slab; fast), "siddon" (exact for uniform voxels) or "trilinear" (half a
             voxel's steps through the interpolated volume).
         attenuation: "plastimatch", "water" or "two_material", or a model with settings of your own.
-        pose: how the patient lies; None: straight.
 
     Returns:
         [B, 1, rows, cols] (effective) line integrals, dimensionless. Differentiable in ``hu``.
@@ -73,10 +71,10 @@ def render_pair(
     """Frontal and lateral digitally reconstructed radiographs of one CT.
 
     Args:
-        hu: [D, H, W] LPS, HU of any numeric type, as the X-rays shall see them (clip metal before).
+        hu: [D, H, W] LPS, HU of any numeric type, as the X-rays see them (clip metal before).
         spacing, camera, projector, attenuation: as for ``render_view``.
         size: pixels per side of the result; a panel with another pixel count is resampled with anti-aliasing.
-        jitter: how the patient lies, for both views or for each (``random_poses``); None: straight.
+        jitter: the patient's pose, for both views or for each (``random_poses``); None: straight.
 
     Returns:
         {"frontal", "lateral"}: float32 line integrals [size, size], dimensionless; tensors (differentiable) for
@@ -100,14 +98,11 @@ def render_pair(
 
 
 def encode_output(line_integrals: Array, output: str) -> tuple[Array, float]:
-    """Line integrals in the form asked for, and the scale with which ``decode_output`` undoes it.
+    """Line integrals in another form, and the scale with which ``decode_output`` undoes it.
 
     output: "line_integral"; "transmission", exp(-p), the share of the beam that arrives; or "max", divided by the
     image's largest as X2CT-GAN does, whose scale is that largest value (1 for an empty image). The scale of the other
-    two is 1.
-
-    Raises:
-        UserError: another output.
+    two is 1. UserError for another output.
     """
     if output == "line_integral":
         return line_integrals, 1.0
@@ -122,10 +117,9 @@ def encode_output(line_integrals: Array, output: str) -> tuple[Array, float]:
 
 
 def decode_output(image: Array, output: str, scale: Real = 1.0) -> Array:
-    """Line integrals again, from what ``encode_output`` gave. A transmission of 0 counts as the smallest float.
+    """The inverse of ``encode_output``. A transmission of 0 counts as the smallest float.
 
-    Raises:
-        UserError: another output, or a scale that is not positive.
+    UserError for another output, or a scale that is not positive.
     """
     if not scale > 0:
         raise UserError(f"scale={scale}: must be positive")

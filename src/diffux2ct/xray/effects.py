@@ -1,8 +1,8 @@
-"""Effects of a real exposure on ideal line integrals: beam quality, scatter, noise, a detector's limits, processing.
+"""Effects of a real exposure on raw line integrals: beam quality, scatter, noise, a detector's limits, processing.
 
-Works on raw line integrals (dimensionless, before any normalisation), on either device; nothing draws from the global
-generator. ``XrayEffects`` is one exposure, ``XrayRandomization`` the ranges that training draws exposures from.
-Order, as in the machine: beam quality -> exp(-p) -> scatter -> noise and detector floor -> -log -> processing.
+``XrayEffects`` is one exposure, ``XrayRandomization`` the ranges that training draws exposures from. Order, as in the
+machine: beam quality -> exp(-p) -> scatter -> noise and detector floor -> -log -> processing. Nothing draws from the
+global generator.
 """
 
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ class XrayEffects:
     gamma: exponent of the line integral over the image's largest: an unknown grey-level curve.
     saturation: line integral above which the detector sees only darkness; None: no limit.
 
-    Raises UserError for a value that no exposure has.
+    Raises UserError for a value that is not positive.
     """
 
     photons: Real | None = None
@@ -58,8 +58,7 @@ class XrayEffects:
         generator: on the images' device; needed where there is noise. Without noise, differentiable.
         """
         images = line_integrals.float() * self.contrast
-        physical = self.scatter_to_primary > 0 or self.photons is not None or self.saturation is not None
-        if physical:
+        if self.scatter_to_primary > 0 or self.photons is not None or self.saturation is not None:
             intensity = torch.exp(-images)
             if self.scatter_to_primary:
                 intensity = add_scatter(intensity, self.scatter_to_primary, self.scatter_width)
@@ -127,7 +126,7 @@ class XrayRandomization:
     - gamma 0.7 to 1.4: a vendor's grey-level curve, which is not published; our choice.
     - saturation 7 to 9.7: a 14-bit detector ends at ln 2^14 = 9.7, a 12-bit one at 8.3, less offset and reserve.
 
-    Raises UserError for a range that falls or leaves what an exposure can have.
+    Raises UserError for a range that falls, or whose lowest value no exposure can have.
     """
 
     photons: Range | None = (5e4, 5e6)
@@ -151,8 +150,7 @@ class XrayRandomization:
     def from_dict(cls, values: Mapping[str, Any]) -> "XrayRandomization":
         """From plain values, ranges as [lowest, highest] or null; UserError for an unknown key or a bad value."""
         known = [field.name for field in fields(cls)]
-        unknown = sorted(set(values) - set(known))
-        if unknown:
+        if unknown := sorted(set(values) - set(known)):
             raise UserError(f"randomize.{unknown[0]}: no such effect; choose from {', '.join(known)}")
         return cls(**{name: _plain(name, value) for name, value in values.items()})
 

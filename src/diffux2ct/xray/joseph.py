@@ -1,20 +1,23 @@
-"""Differentiable X-ray projection of a volume through a camera: a pure function and a thin module over it.
+"""Differentiable line integrals of a volume through a camera by Joseph's rule (IEEE TMI 1 (1982) 192).
 
-Method: Joseph, IEEE TMI 1982. The volume is cut into slabs of one voxel along the beam axis; a ray's integral is
+The volume is cut into slabs of one voxel along the beam axis; a ray's integral is
 the sum of bilinearly interpolated slab values times the length that the ray spends in a slab. Our cameras look
 along an axis, so a slab's interpolation separates into one banded matrix for the rows and one for the columns,
 and the whole projection is a batched matrix product. Outside the volume there is air.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffux2ct.errors import UserError
 from diffux2ct.types import Volume, Xray
 from diffux2ct.xray.camera import Camera, Real, checked_view, spacing_xyz
+from diffux2ct.xray.pose import Pose
+from diffux2ct.xray.rays import Grid, VoxelSums, check_clearance, project_rays, slab_walks
 
 # Weights are built for blocks of slabs: a block that stays in a CPU's cache is about twice as fast as all slabs
 # at once, and bounds the memory on either device. Elements of one weight block.
@@ -22,20 +25,7 @@ _BLOCK_ELEMENTS = {"cpu": 2**19, "cuda": 2**24}
 
 
 def project(attenuation: Volume, spacing: Real | Sequence[Real], camera: Camera, view: str) -> Xray:
-    """Line integrals of a volume as a camera sees it.
-
-    Args:
-        attenuation: [B, 1, D, H, W] LPS, linear attenuation in mm^-1; its centre is the isocentre.
-        spacing: (x, y, z) mm, or one number.
-        camera: the camera; its panel gives the image's pixels.
-        view: "frontal" (rays along +y) or "lateral" (rays along +x).
-
-    Returns:
-        [B, 1, rows, cols], dimensionless. Computed in float32 (float64 for float64 input) even under autocast.
-
-    Raises:
-        UserError: the volume reaches the source or the panel.
-    """
+    """Line integrals of a volume as a camera sees it. Arguments, result and errors as in ``project_rays``."""
     sx, sy, s_rows = spacing_xyz(spacing)
     # Of [B, D, H, W]: the axis along the columns and the axis along the beam.
     across, depth, s_across, s_depth = (3, 2, sx, sy) if checked_view(view) == "frontal" else (2, 3, sy, sx)
@@ -50,7 +40,7 @@ def project(attenuation: Volume, spacing: Real | Sequence[Real], camera: Camera,
             slabs, depths = slabs.sum(0, keepdim=True), volume.new_zeros(1)
             length = volume.new_full((1, 1), s_depth)
         else:
-            _check_clearance(slabs.shape[0] * s_depth / 2, camera)
+            check_clearance(Grid((volume.shape[3], volume.shape[2], volume.shape[1]), (sx, sy, s_rows)), camera, view)
             depths = _centred(slabs.shape[0], s_depth, volume)
             # A slit camera's source moves with the row, so only a column takes its ray off the beam axis.
             off_axis = rows_mm[:, None] ** 2 * (camera.kind == "cone") + cols_mm**2
@@ -59,6 +49,42 @@ def project(attenuation: Volume, spacing: Real | Sequence[Real], camera: Camera,
         rows_at = row_shrink[:, None] * (rows_mm / s_rows) + (slabs.shape[2] - 1) / 2
         cols_at = col_shrink[:, None] * (cols_mm / s_across) + (slabs.shape[3] - 1) / 2
         return (_sum_resampled_slabs(slabs, rows_at, cols_at) * length)[:, None]
+
+
+def project_joseph(
+    attenuation: Volume, spacing: Real | Sequence[Real], camera: Camera, view: str, *, pose: Pose | None = None
+) -> Xray:
+    """Line integrals by Joseph's rule of a patient in any pose. Arguments as in ``project_rays``.
+
+    Without a pose this is ``project``; with one, rays do not share their rows and columns, and each ray's slabs are
+    sampled one by one.
+    """
+    if pose is None or pose.is_identity:
+        return project(attenuation, spacing, camera, view)
+    return project_rays(attenuation, spacing, camera, view, pose, partial(VoxelSums, _joseph_blocks))
+
+
+def _joseph_blocks(
+    starts: np.ndarray, ends: np.ndarray, grid: Grid, like: Tensor
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    for rays, axis, at, slope, length in slab_walks(starts, ends, grid, like, voxels_per_slab=4):
+        strides = grid.strides
+        slab = torch.arange(grid.shape[axis], dtype=like.dtype, device=like.device)
+        index = ((slab.long() + 1) * strides[axis]).expand(len(rays), -1)
+        corners = [(index, length[:, None].expand_as(index))]
+        for column, other in enumerate(other for other in range(3) if other != axis):
+            # From edges (voxel k spans k to k + 1) to centres that count the margin; beyond it all is air as it is.
+            last = grid.shape[other] + 1
+            point = at[:, column, None] + slope[:, column, None] * (slab + 0.5) + 0.5
+            point = point.clamp_(0, last)
+            low = point.floor().clamp_(max=last - 1)
+            upper, low = point - low, low.long() * strides[other]
+            corners = [
+                (index + low + up * strides[other], weight * (upper if up else 1 - upper))
+                for index, weight in corners
+                for up in (0, 1)
+            ]
+        yield rays, torch.cat([i for i, _ in corners], 1), torch.cat([w for _, w in corners], 1)
 
 
 def _sum_resampled_slabs(slabs: Tensor, rows_at: Tensor, cols_at: Tensor) -> Tensor:
@@ -90,14 +116,6 @@ def _blocks(slabs: Tensor, elements_per_slab: int) -> Iterator[slice]:
 def _centred(count: int, step: Real, like: Tensor) -> Tensor:
     """Positions of ``count`` centres ``step`` apart around 0, mm."""
     return (torch.arange(count, dtype=like.dtype, device=like.device) - (count - 1) / 2) * step
-
-
-def _check_clearance(half_depth: float, camera: Camera) -> None:
-    if half_depth >= camera.sad or half_depth > camera.sid - camera.sad:
-        raise UserError(
-            f"the volume reaches {half_depth:g} mm from its centre, and the camera's source stands at "
-            f"{camera.sad:g} mm and its panel at {camera.sid - camera.sad:g} mm; crop it or move the camera"
-        )
 
 
 def mean_projections(

@@ -1,4 +1,4 @@
-"""How the patient lies in front of the camera: turned about the isocentre, then shifted."""
+"""The patient's pose in front of the camera: turned about the isocentre, then shifted."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,12 +19,7 @@ class Pose:
     fixed axes x, then y, then z through the isocentre, right-handed. So ``rotation_deg=(0, 0, 10)`` turns the
     patient's left side toward the back, and ``shift_mm=(5, 0, 0)`` moves the patient 5 mm to the patient's left.
 
-    Args:
-        rotation_deg: degrees about (x, y, z).
-        shift_mm: mm along (x, y, z).
-
-    Raises:
-        UserError: not three finite numbers each.
+    rotation_deg: degrees about (x, y, z). shift_mm: mm along (x, y, z). UserError unless each is three finite numbers.
     """
 
     rotation_deg: tuple[Real, Real, Real] = (0.0, 0.0, 0.0)
@@ -37,7 +32,7 @@ class Pose:
 
     @property
     def is_identity(self) -> bool:
-        """Whether nothing moves."""
+        """True if all angles and shifts are 0."""
         return not any(self.rotation_deg) and not any(self.shift_mm)
 
     def rotation(self) -> np.ndarray:
@@ -71,11 +66,7 @@ class Pose:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Pose":
-        """The pose that ``to_dict`` described.
-
-        Raises:
-            UserError: a key is missing or unknown.
-        """
+        """The inverse of ``to_dict``; UserError for a missing or unknown key."""
         if set(values) != {"rotation_deg", "shift_mm"}:
             raise UserError(f"pose description has keys {sorted(values)}; it needs rotation_deg, shift_mm")
         return cls(tuple(values["rotation_deg"]), tuple(values["shift_mm"]))
@@ -84,17 +75,12 @@ class Pose:
 def random_pose(generator: np.random.Generator, degrees: Real, mm: Real) -> Pose:
     """A small random pose: each angle uniform in [-degrees, degrees], each shift in [-mm, mm].
 
-    generator: advanced by six numbers, whatever ``degrees`` and ``mm`` are.
-
-    Raises:
-        UserError: a negative or infinite bound.
+    generator: advanced by six numbers, whatever ``degrees`` and ``mm`` are. UserError for a negative or infinite bound.
     """
     if not (0 <= degrees < float("inf") and 0 <= mm < float("inf")):
         raise UserError(f"pose jitter degrees={degrees}, mm={mm}; give two numbers from 0 up")
     draw = generator.uniform(-1.0, 1.0, size=6)
-    x, y, z = (float(value) for value in draw[:3] * degrees)
-    dx, dy, dz = (float(value) for value in draw[3:] * mm)
-    return Pose((x, y, z), (dx, dy, dz))
+    return Pose(tuple((draw[:3] * degrees).tolist()), tuple((draw[3:] * mm).tolist()))
 
 
 def random_poses(generator: np.random.Generator, degrees: Real, mm: Real) -> dict[str, Pose]:

@@ -20,7 +20,7 @@ BLOCK_ELEMENTS = {"cpu": 2**19, "cuda": 2**24}
 
 @dataclass(frozen=True)
 class Grid:
-    """Where a volume's voxels are, for rays: shape in voxels and spacing in mm, both (x, y, z)."""
+    """The voxels of a volume, for rays: shape in voxels and spacing in mm, both (x, y, z)."""
 
     shape: tuple[int, int, int]
     spacing: tuple[float, float, float]
@@ -40,12 +40,12 @@ class Grid:
 def camera_rays(
     camera: Camera, view: str, *, pose: Pose | None = None, reach_mm: Real = 1000.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Where each pixel's ray starts and ends, in the volume's coordinates.
+    """Start and end of each pixel's ray, in the volume's coordinates.
 
     Args:
         camera: cone (rays start in one source), slit (the source moves with the row) or parallel.
         view: "frontal" (toward +y) or "lateral" (toward +x).
-        pose: how the patient lies; None: straight.
+        pose: the patient's position; None: straight.
         reach_mm: parallel rays start and end this far from the isocentre's plane. Others end on the panel.
 
     Returns:
@@ -54,14 +54,14 @@ def camera_rays(
     rows = (np.arange(camera.rows) - (camera.rows - 1) / 2) * camera.pitch[0]
     cols = (np.arange(camera.cols) - (camera.cols - 1) / 2) * camera.pitch[1]
     z, across = np.meshgrid(rows, cols, indexing="ij")
-    nothing = np.zeros_like(z)
-    start_z = nothing if camera.kind == "cone" else z
-    start_across = across if camera.kind == "parallel" else nothing
+    zero = np.zeros_like(z)
+    start_z = zero if camera.kind == "cone" else z
+    start_across = across if camera.kind == "parallel" else zero
     before, behind = (reach_mm, reach_mm) if camera.kind == "parallel" else (camera.sad, camera.sid - camera.sad)
     frontal = checked_view(view) == "frontal"
 
     def in_axes(across: np.ndarray, depth: Real, z: np.ndarray) -> np.ndarray:
-        along = nothing + camera.toward * depth
+        along = zero + camera.toward * depth
         return np.stack((across, along, z) if frontal else (along, across, z), -1)
 
     starts, ends = in_axes(start_across, -before, start_z), in_axes(across, behind, z)
@@ -69,11 +69,7 @@ def camera_rays(
 
 
 def check_clearance(grid: Grid, camera: Camera, view: str, pose: Pose | None = None) -> None:
-    """Refuse a volume that reaches the source's or the panel's plane.
-
-    Raises:
-        UserError: it does.
-    """
+    """UserError for a volume that reaches the source's or the panel's plane."""
     if camera.kind == "parallel":
         return
     corners = np.stack(np.meshgrid(*[(-h, h) for h in grid.half], indexing="ij"), -1).reshape(-1, 3)
@@ -90,8 +86,7 @@ def check_clearance(grid: Grid, camera: Camera, view: str, pose: Pose | None = N
 class Rule(Protocol):
     """A rule of integration for given rays: linear in the volume, with its exact adjoint.
 
-    Neither keeps what it used: both make it again, block by block of rays, since keeping a panel of 320^2 rays would
-    take gigabytes.
+    Both methods compute their weights anew, block by block of rays: those of a panel of 320^2 rays take gigabytes.
     """
 
     def sums(self, volume: Float[Tensor, "b d h w"]) -> Float[Tensor, "b r"]:
@@ -99,7 +94,7 @@ class Rule(Protocol):
         ...
 
     def spread(self, grad: Float[Tensor, "b r"], volume: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
-        """The adjoint of ``sums``: what each ray gives back to the voxels. volume: for its shape."""
+        """The adjoint of ``sums``: gradients of the rays spread over the voxels. volume: for its shape."""
         ...
 
 
@@ -111,9 +106,19 @@ def project_rays(
     pose: Pose | None,
     rule: Callable[[np.ndarray, np.ndarray, Grid], Rule],
 ) -> Float[Tensor, "b 1 v u"]:
-    """Line integrals of a volume by a rule made from (starts [rays, 3], ends [rays, 3] in mm, grid).
+    """Line integrals of a volume along the rays of a camera.
 
-    Differentiable in the volume; float32 inside (float64 for float64 input) even under autocast.
+    Args:
+        attenuation: [B, 1, D, H, W] LPS, linear attenuation in mm^-1; its centre is the isocentre. Outside is air.
+        spacing: (x, y, z) mm, or one number.
+        camera: the camera; its panel gives the image's pixels.
+        view: "frontal" or "lateral".
+        pose: the patient's position; None: straight.
+        rule: (starts [rays, 3], ends [rays, 3] in mm, grid) to the rule of integration.
+
+    Returns:
+        [B, 1, rows, cols], dimensionless. Differentiable in the volume; float32 inside (float64 for float64 input)
+        even under autocast.
 
     Raises:
         UserError: the volume reaches the source or the panel.
@@ -131,8 +136,37 @@ def project_rays(
 
 
 def rays_per_block(samples_per_ray: int, device: torch.device) -> int:
-    """How many rays make a block."""
+    """Number of rays in a block."""
     return max(1, BLOCK_ELEMENTS.get(device.type, 2**20) // samples_per_ray)
+
+
+def slab_walks(
+    starts: np.ndarray, ends: np.ndarray, grid: Grid, like: Tensor, voxels_per_slab: int
+) -> Iterator[tuple[Tensor, int, Tensor, Tensor, Tensor]]:
+    """Rays in blocks of those that cross most voxels along the same axis.
+
+    Yields:
+        rays [p]: which; axis: 0, 1 or 2 for x, y, z; at [p, 2]: where they enter the volume's first slab along
+        that axis, in voxels along the other two axes (voxel k spans k to k + 1); slope [p, 2]: how far they move
+        from slab to slab, in [-1, 1]; length [p]: mm of ray in a slab.
+    """
+    spacing, shape = np.asarray(grid.spacing), np.asarray(grid.shape)
+    voxel = starts / spacing + shape / 2
+    step = (ends - starts) / spacing
+    steepest = np.abs(step).argmax(1)
+    for axis in range(3):
+        which = np.flatnonzero(steepest == axis)
+        others = [other for other in range(3) if other != axis]
+        # Geometry in float64: a source 1000 mm away costs float32 a thousandth of a voxel.
+        slope = step[which][:, others] / step[which][:, axis, None]
+        at = voxel[which][:, others] - voxel[which][:, axis, None] * slope
+        length = np.linalg.norm(ends - starts, axis=1)[which] / np.abs(step[which][:, axis])
+        size = rays_per_block(voxels_per_slab * int(shape[axis]), like.device)
+        for start in range(0, which.size, size):
+            part = slice(start, start + size)
+            rays = torch.from_numpy(which[part]).to(like.device)
+            there, by, mm = (torch.from_numpy(a[part]).to(like.device, like.dtype) for a in (at, slope, length))
+            yield rays, axis, there, by, mm
 
 
 class _RaySums(torch.autograd.Function):
@@ -152,18 +186,21 @@ class _RaySums(torch.autograd.Function):
 class VoxelSums:
     """The rule that ray r sums weight[r, k] * voxel index[r, k] over k.
 
-    blocks: (a tensor whose type and device to use) -> parts of (rays [p], index [p, k], weight [p, k] in mm). index
-    counts the voxels of the volume with a margin of one voxel of air on every side, in array order.
+    blocks: (starts, ends, grid, a tensor whose type and device to use) -> parts of (rays [p], index [p, k], weight
+    [p, k] in mm). index counts the voxels of the volume with a margin of one voxel of air on every side, in array
+    order. starts, ends: of the rays [rays, 3], mm.
     """
 
-    num_rays: int
-    blocks: Callable[[Tensor], Iterator[tuple[Tensor, Tensor, Tensor]]]
+    blocks: Callable[[np.ndarray, np.ndarray, Grid, Tensor], Iterator[tuple[Tensor, Tensor, Tensor]]]
+    starts: np.ndarray
+    ends: np.ndarray
+    grid: Grid
 
     def sums(self, volume: Float[Tensor, "b d h w"]) -> Float[Tensor, "b r"]:
         """The rays' line integrals."""
         table = F.pad(volume, (1, 1, 1, 1, 1, 1)).flatten(1).T.contiguous()
-        sums = table.new_zeros(self.num_rays, table.shape[1])
-        for rays, index, weight in self.blocks(volume):
+        sums = table.new_zeros(len(self.starts), table.shape[1])
+        for rays, index, weight in self.blocks(self.starts, self.ends, self.grid, volume):
             sums[rays] = F.embedding_bag(index, table, mode="sum", per_sample_weights=weight)
         return sums.T
 
@@ -171,7 +208,7 @@ class VoxelSums:
         """The adjoint of ``sums``."""
         batch, depth, height, width = volume.shape
         back = grad.new_zeros((depth + 2) * (height + 2) * (width + 2), batch)
-        for rays, index, weight in self.blocks(volume):
+        for rays, index, weight in self.blocks(self.starts, self.ends, self.grid, volume):
             share = weight[..., None] * grad.T[rays][:, None]  # [ray, k, b]
             back.index_add_(0, index.flatten(), share.flatten(0, 1))
         return back.T.unflatten(1, (depth + 2, height + 2, width + 2))[:, 1:-1, 1:-1, 1:-1]

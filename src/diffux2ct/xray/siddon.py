@@ -6,6 +6,7 @@ has at most three pieces there, in an order that one comparison gives. Same leng
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,43 +15,24 @@ from torch import Tensor
 from diffux2ct.types import Volume, Xray
 from diffux2ct.xray.camera import Camera, Real
 from diffux2ct.xray.pose import Pose
-from diffux2ct.xray.rays import Grid, VoxelSums, project_rays, rays_per_block
+from diffux2ct.xray.rays import Grid, VoxelSums, project_rays, slab_walks
 
 
 def project_siddon(
     attenuation: Volume, spacing: Real | Sequence[Real], camera: Camera, view: str, *, pose: Pose | None = None
 ) -> Xray:
-    """Line integrals as a camera sees them, of voxels that are uniform boxes.
-
-    Args:
-        attenuation: [B, 1, D, H, W] LPS, linear attenuation in mm^-1; its centre is the isocentre. Outside is air.
-        spacing: (x, y, z) mm, or one number.
-        camera: the camera; its panel gives the image's pixels.
-        view: "frontal" or "lateral".
-        pose: how the patient lies; None: straight.
-
-    Returns:
-        [B, 1, rows, cols], dimensionless. Differentiable in ``attenuation``.
-
-    Raises:
-        UserError: the volume reaches the source or the panel.
-    """
-
-    def rule(starts: np.ndarray, ends: np.ndarray, grid: Grid) -> VoxelSums:
-        return VoxelSums(len(starts), lambda like: _siddon_blocks(starts, ends, grid, like))
-
-    return project_rays(attenuation, spacing, camera, view, pose, rule)
+    """Line integrals as a camera sees them, of voxels that are uniform boxes. Arguments as in ``project_rays``."""
+    return project_rays(attenuation, spacing, camera, view, pose, partial(VoxelSums, _siddon_blocks))
 
 
 def _siddon_blocks(
     starts: np.ndarray, ends: np.ndarray, grid: Grid, like: Tensor
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     for rays, axis, at, slope, length in slab_walks(starts, ends, grid, like, voxels_per_slab=3):
-        others = [other for other in range(3) if other != axis]
         strides = grid.strides
         slab = torch.arange(grid.shape[axis], dtype=like.dtype, device=like.device)
         first, crossing, offset = [], [], []
-        for column, other in enumerate(others):
+        for column, other in enumerate(other for other in range(3) if other != axis):
             before = at[:, column, None] + slope[:, column, None] * slab
             after = before + slope[:, column, None]
             low, high = before.floor(), after.floor()
@@ -69,32 +51,3 @@ def _siddon_blocks(
         early, late = torch.minimum(a, b), torch.maximum(a, b)
         weight = torch.stack((early, late - early, 1 - late), -1).flatten(1) * length[:, None]
         yield rays, index, weight
-
-
-def slab_walks(
-    starts: np.ndarray, ends: np.ndarray, grid: Grid, like: Tensor, voxels_per_slab: int
-) -> Iterator[tuple[Tensor, int, Tensor, Tensor, Tensor]]:
-    """Rays in blocks of those that cross most voxels along the same axis.
-
-    Yields:
-        rays [p]: which; axis: 0, 1 or 2 for x, y, z; at [p, 2]: where they enter the volume's first slab along
-        that axis, in voxels along the other two axes (voxel k spans k to k + 1); slope [p, 2]: how far they move
-        from slab to slab, in [-1, 1]; length [p]: mm of ray in a slab.
-    """
-    spacing, shape = np.asarray(grid.spacing), np.asarray(grid.shape)
-    voxel = starts / spacing + shape / 2
-    step = (ends - starts) / spacing
-    steepest = np.abs(step).argmax(1)
-    for axis in range(3):
-        which = np.flatnonzero(steepest == axis)
-        others = [other for other in range(3) if other != axis]
-        # Geometry in float64: a source 1000 mm away costs float32 a thousandth of a voxel.
-        slope = step[which][:, others] / step[which][:, axis, None]
-        at = voxel[which][:, others] - voxel[which][:, axis, None] * slope
-        length = np.linalg.norm(ends - starts, axis=1)[which] / np.abs(step[which][:, axis])
-        size = rays_per_block(voxels_per_slab * int(shape[axis]), like.device)
-        for start in range(0, which.size, size):
-            part = slice(start, start + size)
-            rays = torch.from_numpy(which[part]).to(like.device)
-            there, by, mm = (torch.from_numpy(a[part]).to(like.device, like.dtype) for a in (at, slope, length))
-            yield rays, axis, there, by, mm

@@ -1,6 +1,7 @@
-"""Line integrals of the trilinearly interpolated volume: by small steps along the ray, or one sample per slab."""
+"""Line integrals of the trilinearly interpolated volume, by small steps along the ray."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,10 +12,8 @@ from torch.nn import functional as F
 from diffux2ct.errors import UserError
 from diffux2ct.types import Volume, Xray
 from diffux2ct.xray.camera import Camera, Real, spacing_xyz
-from diffux2ct.xray.joseph import project
 from diffux2ct.xray.pose import Pose
-from diffux2ct.xray.rays import Grid, VoxelSums, project_rays, rays_per_block
-from diffux2ct.xray.siddon import slab_walks
+from diffux2ct.xray.rays import Grid, project_rays, rays_per_block
 
 
 def project_trilinear(
@@ -28,44 +27,13 @@ def project_trilinear(
 ) -> Xray:
     """Line integrals by marching: samples of the interpolated volume, equally spaced along each ray.
 
-    Args:
-        attenuation: [B, 1, D, H, W] LPS, linear attenuation in mm^-1; its centre is the isocentre. Outside is air.
-        spacing: (x, y, z) mm, or one number.
-        camera: the camera; its panel gives the image's pixels.
-        view: "frontal" or "lateral".
-        pose: how the patient lies; None: straight.
-        step_mm: largest distance between samples; None: half the smallest voxel edge.
-
-    Returns:
-        [B, 1, rows, cols], dimensionless. Differentiable in ``attenuation``.
-
-    Raises:
-        UserError: the volume reaches the source or the panel, or the step is not positive.
+    step_mm: largest distance between samples; None: half the smallest voxel edge. UserError where it is not positive.
+    Other arguments as in ``project_rays``.
     """
     step = min(spacing_xyz(spacing)) / 2 if step_mm is None else float(step_mm)
     if not 0 < step < float("inf"):
         raise UserError(f"step={step_mm} mm; give a positive length, for instance half a voxel")
-
-    return project_rays(
-        attenuation, spacing, camera, view, pose, lambda starts, ends, grid: _Marching(starts, ends, grid, step)
-    )
-
-
-def project_joseph(
-    attenuation: Volume, spacing: Real | Sequence[Real], camera: Camera, view: str, *, pose: Pose | None = None
-) -> Xray:
-    """Line integrals by Joseph's rule (IEEE TMI 1 (1982) 192): one interpolated sample per slab of voxels.
-
-    Arguments, result and errors as ``project_trilinear``. Without a pose this is the separable ``project``; with
-    one, rays no longer share their rows and columns, and each ray's slabs are sampled one by one.
-    """
-    if pose is None or pose.is_identity:
-        return project(attenuation, spacing, camera, view)
-
-    def rule(starts: np.ndarray, ends: np.ndarray, grid: Grid) -> VoxelSums:
-        return VoxelSums(len(starts), lambda like: _joseph_blocks(starts, ends, grid, like))
-
-    return project_rays(attenuation, spacing, camera, view, pose, rule)
+    return project_rays(attenuation, spacing, camera, view, pose, partial(_Marching, step_mm=step))
 
 
 class _Marching:
@@ -120,31 +88,8 @@ def _sample(volume: Tensor, points: Tensor) -> Tensor:
     return F.grid_sample(volume[None], points[None, :, :, None], align_corners=False)[0, ..., 0]
 
 
-def _joseph_blocks(
-    starts: np.ndarray, ends: np.ndarray, grid: Grid, like: Tensor
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    for rays, axis, at, slope, length in slab_walks(starts, ends, grid, like, voxels_per_slab=4):
-        strides = grid.strides
-        slab = torch.arange(grid.shape[axis], dtype=like.dtype, device=like.device)
-        index = ((slab.long() + 1) * strides[axis]).expand(len(rays), -1)
-        corners = [(index, length[:, None].expand_as(index))]
-        for column, other in enumerate(other for other in range(3) if other != axis):
-            # From edges (voxel k spans k to k + 1) to centres that count the margin; beyond it all is air as it is.
-            last = grid.shape[other] + 1
-            point = at[:, column, None] + slope[:, column, None] * (slab + 0.5) + 0.5
-            point = point.clamp_(0, last)
-            low = point.floor().clamp_(max=last - 1)
-            upper, low = point - low, low.long() * strides[other]
-            corners = [
-                (index + low + up * strides[other], weight * (upper if up else 1 - upper))
-                for index, weight in corners
-                for up in (0, 1)
-            ]
-        yield rays, torch.cat([i for i, _ in corners], 1), torch.cat([w for _, w in corners], 1)
-
-
 def box_crossings(starts: np.ndarray, ends: np.ndarray, half: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where rays [n, 3] enter and leave the box [-half, half], as shares of start to end; equal where they miss."""
+    """Entry and exit of rays [n, 3] in the box [-half, half], as shares of start to end; equal where they miss."""
     direction = ends - starts
     # A ray along an axis crosses the other planes nowhere: a tiny slope puts that crossing far away.
     direction = np.where(np.abs(direction) < 1e-12, 1e-12, direction)

@@ -6,7 +6,7 @@
   const stage = part("stage"), slider = part("slice"), chooser = part("case");
   const planes = ["axial", "coronal", "sagittal"], windows = Object.keys(meta.windows);
   const { panes } = meta, names = [...new Set(["truth", ...panes.map(pane => pane.volume)])];
-  const state = { case: 0, plane: "axial", window: "bone", shown: "images", slice: {}, volumes: null, asked: 0 };
+  const state = { case: 0, plane: "axial", window: "bone", shown: "images", slice: {}, volumes: null, request: 0 };
 
   const kinds = ["plane", "window", "shown"];
   const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
@@ -14,7 +14,7 @@
   const axis = () => planes.indexOf(state.plane);
   const count = () => shape()[axis()];
 
-  // What a plane shows: rows, columns, mm per row and column, and where pixel (r, c) of slice i lies in the volume.
+  // Geometry of a plane: rows, columns, mm per row and column, and where pixel (r, c) of slice i lies in the volume.
   // Superior is up, so rows of coronal and sagittal slices run against z.
   function layout() {
     const [d, h, w] = shape(), [x, y, z] = meta.cases[state.case].spacing, i = state.slice[state.plane];
@@ -35,12 +35,12 @@
   }
 
   async function open(index) {
-    const asked = ++state.asked;
+    const request = ++state.request;
     state.case = index;
     state.volumes = null;
     root.dataset.ready = "false";
     const volumes = await Promise.all(names.map(name => inflate(`volume-${index}-${name}`)));
-    if (asked !== state.asked) return;  // another case was chosen meanwhile
+    if (request !== state.request) return;  // another case was chosen meanwhile
     state.volumes = Object.fromEntries(names.map((name, k) => [name, volumes[k]]));
     planes.forEach((plane, k) => { state.slice[plane] = meta.cases[index].centre[k]; });
     chooser.value = index;
@@ -96,10 +96,10 @@
       const sides = isError(pane) ? ["", ""] : [left, right];
       frame.querySelectorAll("i").forEach((mark, side) => { mark.textContent = sides[side]; });
     }
-    tell();
+    describe();
   }
 
-  function tell() {
+  function describe() {
     const slice = state.slice[state.plane] + 1, where = `${state.plane} slice ${slice} of ${count()}`;
     slider.max = count();
     slider.value = slice;
