@@ -1,10 +1,10 @@
-"""Where numbers change scale: HU to and from [-1, 1], HU to linear attenuation, line integrals to [-1, 1]."""
+"""Changes of scale: HU to and from [-1, 1], HU to linear attenuation, line integrals to [-1, 1], blocks to means."""
 
 from typing import TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int16
+from jaxtyping import Float, Int16, Shaped
 
 from diffux2ct.errors import UserError
 
@@ -82,3 +82,11 @@ def _checked(window: Window) -> Window:
     if not low < high:
         raise UserError(f"window=[{low}, {high}]: give two HU, the lower one first")
     return low, high
+
+
+def block_mean(
+    array: Shaped[np.ndarray, "*n"], factor: int, dtype: type[np.floating] | None = None
+) -> Float[np.ndarray, "*m"]:
+    """Means over blocks of ``factor`` along every axis, summed in ``dtype`` (None: the array's own)."""
+    blocks = array.reshape([n for side in array.shape for n in (side // factor, factor)])
+    return blocks.mean(tuple(range(1, blocks.ndim, 2)), dtype=dtype)

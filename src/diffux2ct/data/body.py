@@ -150,6 +150,7 @@ def _block_means(hu: np.ndarray, factors: Sequence[int]) -> np.ndarray:
     """float32 means over blocks; the last block of an axis may be cut."""
     for axis, factor in enumerate(factors):
         if factor > 1:
+            # Unlike ``intensity.block_mean``, since a cut block has no reshape; sums are rounded axis by axis.
             starts = np.arange(0, hu.shape[axis], factor)
             counts = np.diff(np.append(starts, hu.shape[axis]))
             sums = np.add.reduceat(hu, starts, axis=axis, dtype=np.float32)

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, Num, UInt8
 from markupsafe import Markup
 
+from diffux2ct.intensity import block_mean
 from diffux2ct.viz.pages import templates
 from diffux2ct.viz.slices import EDGES, ERROR_COLOURS, ERROR_LIMIT, PLANES, WINDOWS, bone_centre
 
@@ -87,9 +88,7 @@ def pack_volume(hu: Num[np.ndarray, "d h w"]) -> str:
 def shrink_volume(hu: Num[np.ndarray, "d h w"], factor: int) -> Float[np.ndarray, "d2 h2 w2"]:
     """Means of blocks of ``factor`` voxels a side; the last block of an axis may reach past it (edge repeated)."""
     pad = [(0, -length % factor) for length in hu.shape]
-    padded = np.pad(hu, pad, mode="edge")
-    d, h, w = (length // factor for length in padded.shape)
-    return padded.reshape(d, factor, h, factor, w, factor).mean(axis=(1, 3, 5), dtype=np.float32)
+    return block_mean(np.pad(hu, pad, mode="edge"), factor, np.float32)
 
 
 def pack_case(

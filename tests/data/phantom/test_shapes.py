@@ -62,14 +62,18 @@ def test_splines_and_tubes_follow_their_knots() -> None:
         assert np.linalg.norm(points - knot, axis=1).min() < 1e-6
     assert 0.5 < np.linalg.norm(np.diff(points, axis=0), axis=1).max() < 6
     canvas = Canvas(64, 128.0)
-    found = tube(canvas, points, np.full(len(points), 5.0))
-    assert found is not None
-    part, distance = found
+    part, distance = tube(canvas, points, np.full(len(points), 5.0))
     inside = canvas.coverage(distance).sum() * canvas.voxel**3
     length = np.linalg.norm(np.diff(points, axis=0), axis=1).sum()
     assert inside == pytest.approx(np.pi * 25 * length + 4 / 3 * np.pi * 125, rel=0.06)
     assert part.shape == distance.shape
-    assert tube(canvas, points + 500, np.full(len(points), 5.0)) is None
+    box, d = tube(canvas, points + 500, 5.0)
+    assert box.empty
+    assert d.size == 0
+    before = canvas.hu.copy()
+    canvas.fill(box, d, 100, 7)
+    assert np.array_equal(canvas.hu, before)
+    assert not canvas.labels.any()
 
 
 def test_smooth_noise_is_the_same_field_at_any_size_and_place() -> None:

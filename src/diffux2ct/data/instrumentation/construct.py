@@ -11,7 +11,7 @@ from diffux2ct.data.instrumentation.frame import Field, Points, unit
 from diffux2ct.data.instrumentation.trajectory import HEAD_RADIUS, HEAD_REACH, Screw
 
 _TRIES = 400  # combinations of good screws that are compared
-_SHORTLIST = 12  # of them, those with the smoothest rods, of which the one that touches least bone is taken
+_SHORTLIST = 12  # of them, those with the smoothest rods; the one that touches least bone is taken
 _OVERHANG = (2.0, 6.0)  # mm that a rod stands out of its last heads
 _ROD_STEP = 0.25  # mm between the points of a rod's axis
 
@@ -41,22 +41,20 @@ def build_side(
 ) -> tuple[list[Screw], Rod]:
     """One screw out of each of ``choices`` (cranial to caudal, two at least), and the rod that joins them.
 
-    Combinations are drawn with ``rng``; the one taken needs little bending and keeps out of the bone between.
+    Of combinations drawn with ``rng``, takes one that needs little bending and keeps out of the bone between.
     labels: uint8 in LPS mm.
     """
     draws = np.stack([rng.integers(len(good), size=_TRIES) for good in choices], -1)
     overhang = rng.uniform(*_OVERHANG, size=2)
     heads = np.stack([np.stack([screw.head for screw in good])[draws[:, i]] for i, good in enumerate(choices)], 1)
     order = np.argsort(_bending(heads), kind="stable")[:_SHORTLIST]
-    best: tuple[float, list[Screw], Rod] | None = None
+    sides = []
     for draw in draws[order]:
         screws = _lined_up([good[i] for good, i in zip(choices, draw, strict=True)])
         rod = _rod(screws, float(diameter), overhang)
-        in_bone = float((labels.at(rod.axis[::8], 0, order=0) > 0).mean())
-        if best is None or in_bone < best[0]:
-            best = in_bone, screws, rod
-    assert best is not None
-    return best[1], best[2]
+        sides.append((float((labels.at(rod.axis[::8], 0, order=0) > 0).mean()), screws, rod))
+    _, screws, rod = min(sides, key=lambda side: side[0])  # the first of those that touch least bone
+    return screws, rod
 
 
 def _bending(heads: Float[np.ndarray, "k n 3"]) -> Float[np.ndarray, "k"]:
@@ -71,8 +69,7 @@ def _lined_up(screws: list[Screw]) -> list[Screw]:
     """Heads that lie deep are raised along their screws to a common bow, as far as polyaxial heads are raised."""
     if len(screws) < 3:
         return screws
-    z = np.array([screw.head[2] for screw in screws])
-    y = np.array([screw.head[1] for screw in screws])
+    _, y, z = np.stack([screw.head for screw in screws]).T
     bow = np.polynomial.Polynomial.fit(z, y, 2 if len(screws) > 3 else 1)(z)
     lined = []
     for screw, wanted in zip(screws, bow, strict=True):
@@ -86,15 +83,12 @@ def _lined_up(screws: list[Screw]) -> list[Screw]:
 def _rod(screws: Sequence[Screw], diameter: float, overhang: Float[np.ndarray, "2"]) -> Rod:
     heads = np.stack([screw.head for screw in screws])
     at = np.concatenate([[0.0], np.cumsum(np.sqrt((np.diff(heads, axis=0) ** 2).sum(-1)))])
+    count = max(2, int(np.ceil(at[-1] / _ROD_STEP)) + 1)
     if len(heads) == 2:
-        inner = heads[0] + np.linspace(0, 1, _count(at[-1]))[:, None] * (heads[1] - heads[0])
+        inner = heads[0] + np.linspace(0, 1, count)[:, None] * (heads[1] - heads[0])
     else:
-        inner = CubicSpline(at, heads, bc_type="natural")(np.linspace(0, at[-1], _count(at[-1])))
+        inner = CubicSpline(at, heads, bc_type="natural")(np.linspace(0, at[-1], count))
     start, end = unit(inner[0] - inner[1]), unit(inner[-1] - inner[-2])
     top, bottom = (np.arange(_ROD_STEP, HEAD_RADIUS + over, _ROD_STEP)[:, None] for over in overhang)
     axis = np.concatenate([(inner[0] + top * start)[::-1], inner, inner[-1] + bottom * end])
     return Rod(screws[0].side, axis, diameter)
-
-
-def _count(length: float) -> int:
-    return max(2, int(np.ceil(length / _ROD_STEP)) + 1)

@@ -1,4 +1,7 @@
-"""Coordinate frames, and volumes looked up by position. Sums are spelled out: no BLAS, so bytes know no threads."""
+"""Coordinate frames, and volumes sampled by position.
+
+Sums are spelled out instead of left to BLAS, so that the bytes do not depend on the number of threads.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -70,23 +73,20 @@ class Field:
 
 
 def unit(vector: Float[np.ndarray, "*n 3"]) -> Float[np.ndarray, "*n 3"]:
-    """Vectors made one long."""
+    """Unit vectors."""
     return vector / np.sqrt((vector * vector).sum(-1, keepdims=True))
 
 
 # Components and distances of boolean masks of any dimension: SciPy's, with one return type.
-
-
 def components(mask: Bool[np.ndarray, "*n"]) -> Int[np.ndarray, "*n"]:
     """Face-connected pieces numbered from 1; 0 outside."""
-    found: Any = ndimage.label(mask)
-    return found[0]
+    numbered: Any = ndimage.label(mask)
+    return numbered[0]
 
 
 def holes(mask: Bool[np.ndarray, "ny nx"]) -> Int[np.ndarray, "ny nx"]:
-    """What a section encloses without being it, numbered from 1."""
-    filled = np.asarray(ndimage.binary_fill_holes(mask))
-    return components(filled & ~mask)
+    """Holes of a section, numbered from 1; 0 elsewhere."""
+    return components(np.asarray(ndimage.binary_fill_holes(mask)) & ~mask)
 
 
 def distance_inside(

@@ -1,4 +1,4 @@
-"""Labels and scan brought together: one grid, and a check that the labels lie on the scan's bones."""
+"""Labels on the scan's grid, a check that they lie on its bones, and depths under the patient's skin."""
 
 from collections.abc import Sequence
 
@@ -10,8 +10,10 @@ from diffux2ct.data.io.ct_image import LabelImage
 from diffux2ct.errors import UserError
 
 _SHIFT = 10.0  # mm
-_BETTER = 5.0  # HU by which a shift must be better to count
-_RANGE = (-200.0, 600.0)  # HU; bowel gas and metal shall not decide
+_BETTER = 5.0  # HU by which a shift must be brighter to count
+_RANGE = (-200.0, 600.0)  # HU, clipped so that bowel gas and metal do not decide
+_AIR_HU = -300  # below this is air, not skin
+_STEP = 3.0  # mm, of the grid on which the skin is sought
 
 
 def labels_on_grid(labels: LabelImage, grid: Field) -> UInt8[np.ndarray, "D H W"]:
@@ -28,9 +30,9 @@ def labels_on_grid(labels: LabelImage, grid: Field) -> UInt8[np.ndarray, "D H W"
 
 
 def check_match(scan: Field, labels: UInt8[np.ndarray, "D H W"], values: Sequence[int]) -> None:
-    """UserError where the labels lie brighter once they are shifted by 10 mm: then they are not of this scan.
+    """UserError where the scan is brighter 10 mm beside the labels: then they are not of this scan.
 
-    It compares the scan with itself, so that it holds for soft bones as well.
+    The comparison is within the scan, so that it holds for soft bones as well.
     """
     index = np.argwhere(np.isin(labels, values))
     if len(index) == 0:
@@ -41,23 +43,12 @@ def check_match(scan: Field, labels: UInt8[np.ndarray, "D H W"], values: Sequenc
         z, y, x = ((index + shift).clip(0, np.array(labels.shape) - 1)).T
         return float(scan.values[z, y, x].clip(*_RANGE).mean(dtype=np.float64))
 
-    here = mean(np.zeros(3, int))
-    for axis in range(3):
-        step = max(1, round(_SHIFT / float(scan.step[::-1][axis])))
-        for sign in (-1, 1):
-            shift = np.zeros(3, int)
-            shift[axis] = sign * step
-            if mean(shift) > here + _BETTER:
-                raise UserError(
-                    f"the labels do not lie on the scan's bones (brighter {_SHIFT:g} mm aside); "
-                    "check that they belong to this scan"
-                )
-
-
-# Depth of a point under the patient's skin.
-
-_AIR_HU = -300  # below this is air, not skin
-_STEP = 3.0  # mm, of the grid on which the skin is sought
+    shifts = np.diag(np.maximum(1, np.rint(_SHIFT / scan.step[::-1])).astype(int))
+    if max(mean(shift) for shift in (*shifts, *-shifts)) > mean(np.zeros(3, int)) + _BETTER:
+        raise UserError(
+            f"the labels do not lie on the scan's bones (brighter {_SHIFT:g} mm aside); "
+            "check that they belong to this scan"
+        )
 
 
 def skin_depth(hu: Num[np.ndarray, "D H W"], grid: Field) -> Field:

@@ -1,7 +1,7 @@
-"""Pedicle screws and rods put into a labelled CT: which levels and sides, then plan, build, check and paint."""
+"""Pedicle screws and rods put into a labelled CT: draw levels and sides, then plan, build, check and paint."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,14 +25,7 @@ _SIDES = {1: "left", -1: "right"}
 _LUMBAR_VALUES = tuple(LABELS[name] for name in LUMBAR)
 
 Plans = dict[tuple[int, int], list[Screw]]  # (vertebra, side) -> good screws
-
-
-@dataclass(frozen=True)
-class _Choice:
-    """What is instrumented: lumbar values cranial to caudal, and sides."""
-
-    vertebrae: tuple[int, ...]
-    sides: tuple[int, ...]
+Choice = tuple[Sequence[int], tuple[int, ...]]  # lumbar values to instrument, cranial to caudal, and sides
 
 
 def instrument(
@@ -43,8 +36,8 @@ def instrument(
     Args:
         ct: the scan, HU, any spacing; it is not changed.
         labels: vertebrae in the values of ``data/labels``; on any grid, brought onto the scan's by nearest label.
-        seed: decides everything random; the same seed gives the same bytes.
-        vertebrae: which to use, for example ("L3", "L4"); None = drawn.
+        seed: of all draws; the same seed gives the same bytes.
+        vertebrae: for example ("L3", "L4"); None = drawn.
         settings: keys of ``InstrumentSettings``.
 
     Returns:
@@ -55,7 +48,7 @@ def instrument(
 
     Raises:
         UserError: no two vertebrae one above the other can take screws, labels that do not lie on the scan's bones,
-            or settings that cannot be.
+            or invalid settings.
     """
     checked = InstrumentSettings.from_dict(settings)
     try:
@@ -76,15 +69,22 @@ def _instrument(
     check_match(grid, own.values, _LUMBAR_VALUES)
     skin = skin_depth(ct.hu, grid)
     plans = _plan(own, settings, skin, vertebrae)
-    choice = _choose(plans, settings, vertebrae, rng)
-    sides = [_build(plans, choice, side, own, skin, settings, rng) for side in choice.sides]
+    values, sides = _choose(plans, settings, vertebrae, rng)
+    built: list[tuple[list[Screw], Rod]] = []
+    for side in sides:
+        good = [plans[value, side] for value in values if (value, side) in plans]
+        screws, rod = build_side(good, own, settings.rod_diameter, rng)
+        metal = np.concatenate([rod.axis, np.stack([tulip_top(screw, rod) for screw in screws])])
+        if float(skin.at(metal, 1e3).min()) < SKIN_MARGIN:
+            raise UserError("the rod would pierce the skin; leave this scan without implants")
+        built.append((screws, rod))
     solids = []
-    for screws, rod in sides:
+    for screws, rod in built:
         for screw in screws:
             label = screw_label(len(record["screws"]))
             record["screws"].append({"label": label} | _describe(screw, own))
             solids.append((label, screw_solid(screw, rod)))
-    for _, rod in sides:
+    for _, rod in built:
         label = rod_label(len(record["rods"]))
         record["rods"].append({"label": label} | _describe_rod(rod))
         solids.append((label, rod_solid(rod)))
@@ -102,64 +102,43 @@ def _plan(labels: Field, settings: InstrumentSettings, skin: Field, vertebrae: S
         if vertebra is None:
             continue
         for pedicle in vertebra.pedicles:
-            good = [
-                screw
-                for screw in plan_screws(vertebra, pedicle, settings)
-                if _inside(screw, labels) >= INSIDE and skin.at(screw.head + 8 * screw.axis, 0.0) > SKIN_MARGIN
-            ]
-            if good:
+            screws = [s for s in plan_screws(vertebra, pedicle, settings) if _inside(s, labels) >= INSIDE]
+            if good := [s for s in screws if skin.at(s.head + 8 * s.axis, 0.0) > SKIN_MARGIN]:
                 plans[value, pedicle.side] = good
     return plans
 
 
 def _choose(
     plans: Plans, settings: InstrumentSettings, vertebrae: Sequence[str] | None, rng: np.random.Generator
-) -> _Choice:
-    """Draw the vertebrae and the sides among what is possible; the ends of a rod need a screw each."""
-    options: list[_Choice] = []
+) -> Choice:
+    """Draw the vertebrae and the sides among the possible ones; the ends of a rod need a screw each."""
+    options: list[Choice] = []
     for first in _LUMBAR_VALUES:
         for last in _LUMBAR_VALUES:
             sides = tuple(s for s in _SIDES if (first, s) in plans and (last, s) in plans)
             if last > first and sides:
-                options.append(_Choice(tuple(range(first, last + 1)), sides))
+                options.append((range(first, last + 1), sides))
     if vertebrae is not None:
         named = sorted(_lumbar_value(name) for name in vertebrae)
-        options = [o for o in options if named and (o.vertebrae[0], o.vertebrae[-1]) == (named[0], named[-1])]
+        options = [(v, sides) for v, sides in options if named and (v[0], v[-1]) == (named[0], named[-1])]
     if not options:
         taking = sorted({label_name(value) for value, _ in plans})
         raise UserError(
             "no two lumbar vertebrae one above the other can take pedicle screws "
             f"({', '.join(taking) if taking else 'none'} can); leave this scan without implants"
         )
-    both = [o for o in options if len(o.sides) == 2]
+    both = [(values, sides) for values, sides in options if len(sides) == 2]
     bilateral = bool(rng.random() < settings.bilateral and both)
     options = both if bilateral else options
     if vertebrae is None:
         low, high = settings.levels
-        counts = sorted({len(o.vertebrae) - 1 for o in options})
-        # Where the wanted number is not to be had, the nearest that is.
+        counts = sorted({len(values) - 1 for values, _ in options})
+        # Where no wanted number is possible, the nearest possible one.
         allowed = [n for n in counts if low <= n <= high] or [min(counts, key=lambda n: (abs(n - low), n))]
         count = allowed[rng.integers(len(allowed))]
-        options = [o for o in options if len(o.vertebrae) - 1 == count]
-    option = options[rng.integers(len(options))]
-    return option if bilateral else replace(option, sides=(option.sides[rng.integers(len(option.sides))],))
-
-
-def _build(
-    plans: Plans,
-    choice: _Choice,
-    side: int,
-    labels: Field,
-    skin: Field,
-    settings: InstrumentSettings,
-    rng: np.random.Generator,
-) -> tuple[list[Screw], Rod]:
-    good = [plans[value, side] for value in choice.vertebrae if (value, side) in plans]
-    screws, rod = build_side(good, labels, settings.rod_diameter, rng)
-    metal = np.concatenate([rod.axis, np.stack([tulip_top(screw, rod) for screw in screws])])
-    if float(skin.at(metal, 1e3).min()) < SKIN_MARGIN:
-        raise UserError("the rod would pierce the skin; leave this scan without implants")
-    return screws, rod
+        options = [(values, sides) for values, sides in options if len(values) - 1 == count]
+    values, sides = options[rng.integers(len(options))]
+    return values, sides if bilateral else (sides[rng.integers(len(sides))],)
 
 
 def _inside(screw: Screw, labels: Field) -> float:
@@ -189,14 +168,10 @@ def _describe(screw: Screw, labels: Field) -> dict[str, Any]:
 
 
 def _describe_rod(rod: Rod) -> dict[str, Any]:
-    step = 20  # every 5 mm is enough to draw it again
-    points = rod.axis[::step] if (len(rod.axis) - 1) % step == 0 else np.vstack([rod.axis[::step], rod.axis[-1:]])
-    return {
-        "side": _SIDES[rod.side],
-        "diameter": rod.diameter,
-        "length": round(rod.length, 2),
-        "axis": [_rounded(point) for point in points],
-    }
+    last = len(rod.axis) - 1
+    points = rod.axis[[*range(0, last, 20), last]]  # every 5 mm is enough to draw it again
+    described = {"side": _SIDES[rod.side], "diameter": rod.diameter, "length": round(rod.length, 2)}
+    return described | {"axis": [_rounded(point) for point in points]}
 
 
 def _rounded(point: np.ndarray) -> list[float]:

@@ -1,4 +1,4 @@
-"""Metal into the voxels: HU by partial volume, labels by majority, and the artefact if wanted."""
+"""Metal in the voxels: HU by partial volume, labels by majority, and, as an option, its artefact."""
 
 from collections.abc import Sequence
 
@@ -25,9 +25,10 @@ def implant(
     labels: uint8 on the scan's voxels, LPS mm. solids: with the label of each. A voxel takes the label of the solid
     that fills most of it, once half of it is metal.
     """
-    shares = [(value, found) for value, solid in solids if (found := coverage(solid, labels)) is not None]
+    new_hu, new_labels = hu.copy(), labels.values.copy()
+    shares = [(value, share) for value, solid in solids if (share := coverage(solid, labels)) is not None]
     if not shares:
-        return hu.copy(), labels.values.copy()
+        return new_hu, new_labels
     # Only the slices with metal are worked on: a scan may be ten times as long.
     first = min(box[0].start for _, (box, _) in shares)
     last = max(box[0].stop for _, (box, _) in shares)
@@ -39,7 +40,6 @@ def implant(
         owner[box][share > most[box]] = value
         most[box] = np.maximum(most[box], share)
     metal = metal.clip(0, 1)
-    new_hu, new_labels = hu.copy(), labels.values.copy()
     new_hu[first:last] = _mixed(hu[first:last], metal, settings, labels.step, rng)
     half = metal >= 0.5
     new_labels[first:last][half] = owner[half]
@@ -55,26 +55,23 @@ def _mixed(
 ) -> np.ndarray:
     """Partial volume on the scanner's unclipped scale, then its clipping: edges saturate as in real scans."""
     new = hu.copy()
-    touched = metal > 0
+    error = np.zeros(hu.shape, np.float32)
     if settings.artefact:
         error = metal_artefact(hu.astype(np.float32), metal, spacing, rng)
-        touched |= error != 0
-    else:
-        error = np.zeros(1, np.float32)
-    error = np.broadcast_to(error, hu.shape)[touched]
-    mixed = (1 - metal[touched]) * (hu[touched] + error) + metal[touched] * float(settings.metal_hu)
+    touched = (metal > 0) | (error != 0)
+    mixed = (1 - metal[touched]) * (hu[touched] + error[touched]) + metal[touched] * float(settings.metal_hu)
     mixed = mixed.clip(_LOWEST_HU, max(float(settings.clip_hu), float(hu.max())))
     new[touched] = np.rint(mixed).astype(hu.dtype) if np.issubdtype(hu.dtype, np.integer) else mixed
     return new
 
 
-# Artefacts of metal in the slices that it lies in: dark bands by beam hardening, streaks by photon starvation.
+# Artefacts of metal in its slices: dark bands by beam hardening, streaks by photon starvation.
 
 _TITANIUM = np.array([0.339, 0.180, 0.121])  # mm^-1 at 60, 80 and 100 keV
 _BEAM = np.array([0.35, 0.40, 0.25])  # shares of a 120 kVp beam behind a patient
-_WATER = 0.0195  # mm^-1, as the scanner's scale has it
+_WATER = 0.0195  # mm^-1, on the scanner's scale
 _PHOTONS = 1e5  # a ray without a patient
-_SCATTER = 2e-4  # of the unattenuated beam, reaching every pixel: it hides what is behind much metal
+_SCATTER = 2e-4  # of the unattenuated beam, reaching every pixel: the signal behind much metal drowns in it
 _PIXEL = 1.5  # mm, at least: streaks are broad
 _ANGLES = 180
 
@@ -113,12 +110,12 @@ def _slice_error(hu: np.ndarray, metal: np.ndarray, spacing: np.ndarray, rng: np
     through = sum(w * np.exp(-mu * length) for w, mu in zip(_BEAM, _TITANIUM, strict=True))
     seen = np.exp(-tissue) * through + _SCATTER
     photons = rng.normal(_PHOTONS * seen, np.sqrt(_PHOTONS * seen)).clip(1.0)
-    # The scanner knows the scatter of a patient, not that it is all that is left behind metal.
+    # The scanner corrects the scatter of a patient without metal.
     expected = np.exp(-tissue) + _SCATTER
     measured = -np.log(photons / _PHOTONS) + np.log(expected)
-    # Metal is shown by what 10 mm of it attenuate; only what departs from that is an error.
+    # Metal is shown at the attenuation of 10 mm of it; the error is the deviation from that.
     linear = length * float(-np.log((_BEAM * np.exp(-10.0 * _TITANIUM)).sum()) / 10.0)
-    # Rays that miss the metal carry only the noise that the scan has already.
+    # Rays that miss the metal carry only the noise that is in the scan already.
     wrong = np.where(length > 0.05 * pixel, measured - linear, 0.0)
     image = iradon(wrong, angles, filter_name="hann", circle=False, output_size=side) / pixel
     image = image[before[0] : before[0] + size[0], before[1] : before[1] + size[1]]

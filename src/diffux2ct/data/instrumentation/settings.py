@@ -12,14 +12,14 @@ _PAIRS = ("levels", "diameter", "length")
 
 @dataclass(frozen=True)
 class InstrumentSettings:
-    """What is implanted. Ranges are (lowest, highest).
+    """Settings of the implants. Ranges are (lowest, highest).
 
     probability: share of the scans that get implants. levels: motion segments as surgeons count them, so that 1 level
     is two vertebrae and 4 levels are L1 to L5. bilateral: share with both sides instrumented.
     diameter, length: of the screws, mm, in steps of 0.5 and 5; each is as large as its pedicle and body allow.
     rod_diameter: mm. metal_hu: titanium alloy on an unclipped scale. clip_hu: where the scanner's scale ends.
     artefact: streaks and dark bands in the slices with metal; slow.
-    Raises UserError for values that cannot be.
+    UserError for values out of range.
     """
 
     probability: float | int = 1.0
@@ -46,16 +46,14 @@ class InstrumentSettings:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "InstrumentSettings":
-        """Settings from a config's mapping; what it leaves out keeps its default. UserError for an unknown key."""
+        """Settings from a config's mapping; a missing key keeps its default. UserError for an unknown key."""
         known = [field.name for field in fields(cls)]
-        unknown = sorted(set(values) - set(known))
-        if unknown:
+        if unknown := sorted(set(values) - set(known)):
             raise UserError(f"dataset.prepare.instrument: unknown {', '.join(unknown)}; it has {', '.join(known)}")
-        checked = {name: _plain(name, value) for name, value in values.items()}
-        return cls(**checked)
+        return cls(**{name: _plain(name, value) for name, value in values.items()})
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as case.json keeps them."""
+        """Plain values for case.json."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
@@ -64,9 +62,8 @@ def _plain(name: str, value: Any) -> Any:
         _check(name, value, isinstance(value, bool), "true or false")
         return value
     numbers = list(value) if name in _PAIRS and isinstance(value, list | tuple) else [value]
-    right = all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers)
-    if name == "levels":
-        right = right and all(isinstance(n, int) for n in numbers)
+    kind = int if name == "levels" else int | float
+    right = all(isinstance(n, kind) and not isinstance(n, bool) for n in numbers)
     if name in _PAIRS:
         _check(name, value, right and len(numbers) == 2, "[lowest, highest]")
         return tuple(numbers)

@@ -1,6 +1,6 @@
 """Screws and rods as signed distances, and the share of each voxel that they fill."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,8 +26,9 @@ class Solid:
 
 
 def screw_solid(screw: Screw, rod: Rod) -> Solid:
-    """A pedicle screw with its polyaxial tulip turned to the rod, slot and set screw included. Threads are left out:
-    below the resolution of CT, they would only lower its HU, which metal exceeds anyway.
+    """A pedicle screw with its polyaxial tulip turned to the rod, slot and set screw included.
+
+    Threads are left out: below the resolution of CT, they would only lower HU that metal exceeds anyway.
     """
     shaft, tulip = screw_frame(screw.tip, screw.axis), _tulip_frame(screw, rod)
     end = screw.length + float(np.sqrt(((screw.head - screw.entry) ** 2).sum()))
@@ -85,12 +86,14 @@ def coverage(solid: Solid, grid: Field) -> tuple[tuple[slice, slice, slice], Flo
     # Only voxels that the surface may cross are sampled finely.
     half = 0.5 * float(np.sqrt((grid.step**2).sum())) * 1.1
     edge = np.flatnonzero(np.abs(distance) < half)
-    offsets = _subsamples(grid.step)
+    counts = np.maximum(3, np.ceil(grid.step / _FINE).astype(int))
+    steps = [((np.arange(n) + 0.5) / n - 0.5) * step for n, step in zip(counts, grid.step, strict=True)]
+    offsets = np.stack(np.meshgrid(*steps, indexing="ij"), -1).reshape(-1, 3)
     for part in np.array_split(edge, max(1, len(edge) * len(offsets) // 2_000_000)):
         points = (centres[part][:, None] + offsets).reshape(-1, 3)
         share[part] = (solid.distance(points) < 0).reshape(len(part), -1).mean(1)
-    box = tuple(slice(int(first[i]), int(last[i])) for i in (2, 1, 0))
-    return (box[0], box[1], box[2]), share.reshape(z.shape)
+    box = slice(first[2], last[2]), slice(first[1], last[1]), slice(first[0], last[0])
+    return box, share.reshape(z.shape)
 
 
 def _tulip_frame(screw: Screw, rod: Rod) -> Frame:
@@ -98,10 +101,3 @@ def _tulip_frame(screw: Screw, rod: Rod) -> Frame:
     along = rod.tangent_at(screw.head)
     out = unit(screw.axis - (screw.axis * along).sum() * along)
     return Frame(screw.head, np.stack([along, np.cross(out, along), out]))
-
-
-def _subsamples(step: Sequence[float] | np.ndarray) -> Float[np.ndarray, "k 3"]:
-    counts = np.maximum(3, np.ceil(np.asarray(step) / _FINE).astype(int))
-    axes = [(np.arange(n) + 0.5) / n - 0.5 for n in counts]
-    x, y, z = np.meshgrid(*(axis * s for axis, s in zip(axes, step, strict=True)), indexing="ij")
-    return np.stack((x, y, z), -1).reshape(-1, 3)

@@ -1,7 +1,7 @@
-"""Where a pedicle screw can go: straight lines through the isthmus, rated by the bone around them.
+"""Trajectories of pedicle screws: straight lines through the isthmus, rated by the bone around them.
 
 As in computer-assisted planning of pedicle screws: sample lines through the pedicle, keep those whose screw stays in
-bone, prefer a wide margin and the usual angles. Several good lines are kept, so that a seed and the rods can choose.
+bone, prefer a wide margin and the usual angles. Several good lines are kept for the seed and the rods to choose from.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ TULIP_TOP = 8.0  # mm from the rod's axis away from it
 _STEP = 0.5  # mm, along a line
 _PEDICLE_SHARE = 0.85  # of the isthmus that a screw may fill
 _CANAL_MARGIN = 1.0  # mm between screw and canal
-_MIDLINE_MARGIN = 1.5  # mm between a tip and the midline, where the other side's screw may come
+_MIDLINE_MARGIN = 1.5  # mm between a tip and the midline, beyond which lies the other side's screw
 _NEAR_ENTRY = 6.0  # mm below the entry within which the cortex, cut obliquely, need not surround the screw
 # Convergence towards the midline, degrees, that surgeons use (Zindrick 1987: 11 at L1 to 30 at L5), cranial to caudal.
 _CONVERGENCE = {20: 10.0, 21: 11.0, 22: 13.0, 23: 16.0, 24: 21.0}
@@ -65,20 +65,17 @@ def plan_screws(vertebra: Vertebra, pedicle: Pedicle, settings: InstrumentSettin
     out = depth <= 0
     entry = t[np.where(out[:, :zero].any(1), zero - 1 - out[:, zero - 1 :: -1].argmax(1), 0)]
     leave = t[np.where(out[:, zero:].any(1), zero + out[:, zero:].argmax(1), zero)]
-    length = np.floor((leave - FRONT_MARGIN - entry) / 5.0) * 5.0
-    length = np.minimum(length, settings.length[1])
+    length = np.minimum(np.floor((leave - FRONT_MARGIN - entry) / 5.0) * 5.0, settings.length[1])
     within = (t >= entry[:, None] + _NEAR_ENTRY) & (t <= (entry + length)[:, None])
     margin = np.where(within, depth, np.inf).min(1)
-    # Bins of half a millimetre, as screws are made.
-    diameter = np.floor(_PEDICLE_SHARE * 2 * margin * 2) / 2
-    diameter = np.clip(diameter, settings.diameter[0], settings.diameter[1])
+    # In steps of half a millimetre, as screws are manufactured.
+    diameter = np.clip(np.floor(_PEDICLE_SHARE * 2 * margin * 2) / 2, *settings.diameter)
     possible = (length >= settings.length[0]) & (2 * margin >= settings.diameter[0] + 0.5)
-    if not possible.any():
-        return []
     rating = np.minimum(margin, 4.5) + 0.02 * length - penalty
-    screws = []
+    screws, best = [], 0.0
     for i in sorted(np.flatnonzero(possible), key=lambda i: (-rating[i], i))[:400]:
-        screw = _screw(vertebra, pedicle, starts[i], directions[i], entry[i], length[i], diameter[i], margin[i])
+        line = starts[i], directions[i], entry[i]
+        screw = _screw(vertebra, pedicle.side, line, length[i], float(diameter[i]), float(margin[i]))
         if screw is None:
             continue
         best = rating[i] if not screws else best
@@ -89,12 +86,11 @@ def plan_screws(vertebra: Vertebra, pedicle: Pedicle, settings: InstrumentSettin
 
 
 def shaft_points(screw: Screw) -> Points:
-    """Points (x, y, z) LPS mm that fill the shaft evenly enough to count how much of it lies where."""
+    """Points (x, y, z) LPS mm that fill the shaft about evenly, to measure its share in a label."""
     frame = screw_frame(screw.tip, screw.axis)
     t = np.arange(0.25, screw.length, 0.5)
-    points = [np.zeros((len(t), 3)) + np.array([0.0, 0.0, 1.0]) * t[:, None]]
-    radius = screw.diameter / 2
-    # Rings of equal area, eight points each per ring's share.
+    points, radius = [np.array([0.0, 0.0, 1.0]) * t[:, None]], screw.diameter / 2
+    # Rings of twelve points each.
     for share in (0.35, 0.6, 0.8, 0.97):
         for angle in np.arange(12) * (2 * np.pi / 12):
             ring = np.array([np.cos(angle), np.sin(angle), 0.0]) * radius * share
@@ -111,8 +107,7 @@ def screw_frame(origin: Float[np.ndarray, "3"], axis: Float[np.ndarray, "3"]) ->
 
 
 def _lines(vertebra: Vertebra, pedicle: Pedicle) -> tuple[Points, Points, Float[np.ndarray, "n"]]:
-    """Starts and directions [n, 3] of the lines in the vertebra's frame, and what unusual angles cost, mm."""
-    nominal = _CONVERGENCE.get(vertebra.value, 15.0)
+    """Starts and directions [n, 3] of the lines in the vertebra's frame, and the cost of unusual angles, mm."""
     shifts = np.arange(-4.0, 4.1, 1.0), np.arange(-6.0, 6.1, 1.5)
     angles = np.arange(0.0, 37.0, 3.0), np.arange(-16.0, 16.1, 4.0)
     grids = np.meshgrid(*shifts, *angles, indexing="ij")
@@ -120,39 +115,32 @@ def _lines(vertebra: Vertebra, pedicle: Pedicle) -> tuple[Points, Points, Float[
     start = pedicle.centre + np.stack([dx, np.zeros_like(dx), dz], -1)
     a, b = np.radians(inward), np.radians(upward)
     direction = np.stack([-pedicle.side * np.sin(a) * np.cos(b), -np.cos(a) * np.cos(b), np.sin(b)], -1)
-    penalty = ((inward - nominal) / _SPREAD) ** 2 + (upward / _SPREAD) ** 2
+    penalty = ((inward - _CONVERGENCE.get(vertebra.value, 15.0)) / _SPREAD) ** 2 + (upward / _SPREAD) ** 2
     inside = vertebra.depth.at(start, -20.0) >= 1.5
     return start[inside], direction[inside], penalty[inside]
 
 
-def _screw(
-    vertebra: Vertebra,
-    pedicle: Pedicle,
-    start: np.ndarray,
-    direction: np.ndarray,
-    entry_at: float,
-    length: float,
-    diameter: float,
-    margin: float,
-) -> Screw | None:
-    """The screw on a line, or None if it nears the canal or the midline or if its head would sit in bone."""
+def _screw(vertebra: Vertebra, side: int, line: tuple, length: float, diameter: float, margin: float) -> Screw | None:
+    """The screw on a line, or None if it nears the canal or the midline or if its head would sit in bone.
+
+    line: start and direction [3] in the vertebra's frame, and mm from the start to the entry.
+    """
+    start, direction, entry_at = line
     entry, tip = start + entry_at * direction, start + (entry_at + length) * direction
     shaft = entry + np.arange(-10.0, length, 1.0)[:, None] * direction
     canal_gap = float(vertebra.canal_gap.at(shaft, 20.0).min() - diameter / 2)
-    if canal_gap < _CANAL_MARGIN or tip[0] * pedicle.side < diameter / 2 + _MIDLINE_MARGIN:
+    if canal_gap < _CANAL_MARGIN or tip[0] * side < diameter / 2 + _MIDLINE_MARGIN:
         return None
     reach = _head_reach(vertebra, entry, -direction)
     if reach is None:
         return None
     to_world = vertebra.frame.to_world
-    head = to_world(entry - reach * direction)
-    return Screw(
-        vertebra.value, pedicle.side, to_world(entry), to_world(tip), head, float(diameter), float(margin), canal_gap
-    )
+    entry, tip, head = to_world(entry), to_world(tip), to_world(entry - reach * direction)
+    return Screw(vertebra.value, side, entry, tip, head, diameter, margin, canal_gap)
 
 
 def _head_reach(vertebra: Vertebra, entry: np.ndarray, outward: np.ndarray) -> float | None:
-    """How far outside the entry the rod's axis must lie for the tulip to clear the bone; None if too far."""
+    """mm from the entry outwards to the rod's axis, so that the tulip clears the bone; None beyond its reach."""
     frame = screw_frame(entry, outward)
     angles = np.arange(8) * (np.pi / 4)
     ring = np.stack([np.cos(angles), np.sin(angles), np.zeros(8)], -1) * (HEAD_RADIUS - 1.0)

@@ -1,6 +1,6 @@
 """A labelled vertebra in its own frame: depth below the bone's surface, the spinal canal, the pedicles.
 
-Everything is found from the label's voxels alone. The canal is the hole in the shadow that the vertebra throws along
+All of it is computed from the label's voxels alone. The canal is the hole in the shadow that the vertebra throws along
 its own axis; the axis is the tilt for which that hole is largest. A pedicle is the bottleneck of the bone beside it.
 """
 
@@ -19,7 +19,7 @@ _LEANS = range(-8, 9, 4)  # degrees about the front-back axis: scoliosis
 _MIN_CANAL = 60.0  # mm^2; a lumbar canal has 150 to 400, less where the shadow is oblique
 _MIN_VOLUME = 4000.0  # mm^3; less is a speck or a fragment (an infant's lumbar vertebra has more)
 _AROUND = 12.0  # mm of the planning grid outside the bone: heads and neighbours
-_REACH = 65.0  # mm from a vertebra's centre that hold it all
+_REACH = 65.0  # mm from a vertebra's centre: contains all of it
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Vertebra:
 
 def centroids(labels: Field, values: range) -> dict[int, Float[np.ndarray, "3"]]:
     """Centre (x, y, z) mm of each vertebra that lies whole within the volume."""
-    found = {}
+    centres = {}
     for value, box in enumerate(ndimage.find_objects(labels.values, max_label=max(values)), start=1):
         if box is None or value not in values:
             continue
@@ -61,8 +61,8 @@ def centroids(labels: Field, values: range) -> dict[int, Float[np.ndarray, "3"]]
         if mask.sum() * np.prod(labels.step) < _MIN_VOLUME:
             continue
         index = np.array([part.start for part in box]) + ndimage.center_of_mass(mask)
-        found[value] = labels.start + index[::-1] * labels.step
-    return found
+        centres[value] = labels.start + index[::-1] * labels.step
+    return centres
 
 
 def measure_vertebra(labels: Field, value: int, centres: dict[int, Float[np.ndarray, "3"]]) -> Vertebra | None:
@@ -89,13 +89,12 @@ def measure_vertebra(labels: Field, value: int, centres: dict[int, Float[np.ndar
     def field(values: np.ndarray) -> Field:
         return Field(values.astype(np.float32), bone.start, bone.step)
 
-    pedicles = (_pedicle(field(depth), hole, side) for side in (1, -1))
-    found = tuple(pedicle for pedicle in pedicles if pedicle is not None)
-    return Vertebra(value, frame, field(depth), field(canal), field(gap), near, found)
+    pedicles = tuple(p for side in (1, -1) if (p := _pedicle(field(depth), hole, side)) is not None)
+    return Vertebra(value, frame, field(depth), field(canal), field(gap), near, pedicles)
 
 
 def _crop(labels: Field, centre: np.ndarray) -> Field:
-    """The labels around a vertebra, with one voxel of nothing at the sides of the scan."""
+    """The labels around a vertebra, with one empty voxel at the sides of the scan."""
     low = np.floor((centre - _REACH - labels.start) / labels.step).astype(int).clip(0)
     high = np.ceil((centre + _REACH - labels.start) / labels.step).astype(int).clip(0) + 1
     box = tuple(slice(low[i], high[i]) for i in (2, 1, 0))
@@ -129,22 +128,18 @@ def _sample(mask: Field, frame: Frame, step: float, around: float) -> Field:
 
 
 def _canal_frame(mask: Field, guess: Frame) -> Frame | None:
-    """Turn the frame until the canal is widest in the shadow; then its back is away from the body's centre."""
-    frame, best = guess, 0.0
+    """The frame turned to the widest canal in the shadow, its back away from the body's centre."""
+    frame, area, bone, hole = guess, 0, None, None
     for axis, angles in ((0, _TILTS), (1, _LEANS)):
         start = frame
         for angle in sorted(angles, key=abs):
             turned = start.turned(axis, angle)
-            bone = _sample(mask, turned, _SEARCH_STEP, 4.0)
-            hole = _canal_hole(np.any(bone.values, axis=0), _SEARCH_STEP)
-            area = 0.0 if hole is None else float(hole.sum()) * _SEARCH_STEP**2
-            if area > best * 1.02:  # of equals, the one nearest to the guess
-                frame, best = turned, area
-    if best == 0.0:
+            section = _sample(mask, turned, _SEARCH_STEP, 4.0)
+            gap = _canal_hole(np.any(section.values, axis=0), _SEARCH_STEP)
+            if gap is not None and gap.sum() > area * 1.02:  # of equals, the one nearest to the guess
+                frame, area, bone, hole = turned, gap.sum(), section, gap
+    if bone is None or hole is None:
         return None
-    bone = _sample(mask, frame, _SEARCH_STEP, 4.0)
-    hole = _canal_hole(np.any(bone.values, axis=0), _SEARCH_STEP)
-    assert hole is not None
     row, col = np.argwhere(hole).mean(0)
     canal = bone.start[:2] + np.array([col, row]) * _SEARCH_STEP
     body = np.argwhere(bone.values[:, : np.argwhere(hole)[:, 0].min()])
@@ -157,16 +152,14 @@ def _canal_frame(mask: Field, guess: Frame) -> Frame | None:
 
 def _canal_hole(shadow: Bool[np.ndarray, "ny nx"], step: float) -> Bool[np.ndarray, "ny nx"] | None:
     """The largest hole of a section or shadow, if it is large enough for a canal."""
-    found = holes(shadow)
-    sizes = np.bincount(found.ravel(), minlength=2)[1:]
-    return found == sizes.argmax() + 1 if sizes.max() * step**2 >= _MIN_CANAL else None
+    numbered = holes(shadow)
+    sizes = np.bincount(numbered.ravel(), minlength=2)[1:]
+    return numbered == sizes.argmax() + 1 if sizes.max() * step**2 >= _MIN_CANAL else None
 
 
 def _depth(bone: Bool[np.ndarray, "nz ny nx"]) -> np.ndarray:
     """Signed distance to the bone's surface, mm: positive inside. The surface lies half way between voxels."""
-    inside = distance_inside(bone, STEP)
-    outside = distance_inside(~bone, STEP)
-    return np.where(bone, inside - STEP / 2, STEP / 2 - outside)
+    return np.where(bone, distance_inside(bone, STEP) - STEP / 2, STEP / 2 - distance_inside(~bone, STEP))
 
 
 def _canal(bone: Bool[np.ndarray, "nz ny nx"], hole: Bool[np.ndarray, "ny nx"]) -> Bool[np.ndarray, "nz ny nx"]:
@@ -179,11 +172,11 @@ def _canal(bone: Bool[np.ndarray, "nz ny nx"], hole: Bool[np.ndarray, "ny nx"]) 
     enough = 0.6 * hole.sum()
     for k in range(levels[0], levels[-1] + 1):
         for half in range(0, levels[-1] - levels[0] + 1, 2):
-            found = holes(np.any(bone[max(k - half, 0) : k + half + 1], axis=0))
-            common = np.bincount(found[hole], minlength=2)
+            numbered = holes(np.any(bone[max(k - half, 0) : k + half + 1], axis=0))
+            common = np.bincount(numbered[hole], minlength=2)
             common[0] = 0
             if common.max() >= enough:
-                canal[k] = found == common.argmax()
+                canal[k] = numbered == common.argmax()
                 break
     return canal
 

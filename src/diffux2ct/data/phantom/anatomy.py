@@ -1,4 +1,4 @@
-"""One random patient: the numbers from which the phantom is painted, and the curves that they give.
+"""One random patient: the numbers from which the phantom is painted, and the curves computed from them.
 
 Points are (x, y, z) in mm: x to the Left, y to Posterior, z to Superior. The origin is the centre of the lumbar
 volume; the pelvis and the thorax of a patient lie in the same frame.
@@ -11,14 +11,14 @@ import numpy as np
 from diffux2ct.data.phantom.canvas import Real
 from diffux2ct.data.phantom.ranges import PROBABILITIES, RANGES, SCOLIOSIS_DEG
 from diffux2ct.data.phantom.spine import LUMBAR, VERTEBRAE, Vertebra, grow_spine, sacral_tilt
-from diffux2ct.data.phantom.torso import HIP, torso_curves
+from diffux2ct.data.phantom.torso import HIP, fat_layers, torso_curves
 
 REGIONS = ("lumbar", "pelvis", "thorax")
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """All that is random about one patient, except noise and the paths of bowel and lung vessels."""
+    """The random values of one patient, except noise and the paths of bowel and lung vessels."""
 
     values: dict[str, float]
     is_: dict[str, bool]  # female, contrast, scoliosis, screws, couch, arms_up, hip_implant
@@ -37,8 +37,7 @@ class Anatomy:
 
     def along(self, name: str, z) -> np.ndarray:
         """A smooth curve over the height, see ``torso_curves``."""
-        heights, values = self.knots["z"], self.knots[name]
-        return np.asarray(np.interp(z, heights, values), np.float32)
+        return np.asarray(np.interp(z, self.knots["z"], self.knots[name]), np.float32)
 
     def at(self, name: str, z: Real) -> float:
         """The same at one height."""
@@ -66,12 +65,8 @@ class Anatomy:
         """Height of the right dome of the diaphragm."""
         return float(self.l3[2]) + self["diaphragm"]
 
-    def fat_layers(self) -> tuple[float, float, float]:
-        """Thickness of the subcutaneous fat in mm: front, side, back."""
-        return fat_layers(self["adiposity"])
-
     def region_centre(self, region: str) -> np.ndarray:
-        """Where the volume of a region is centred."""
+        """Centre of the volume of a region."""
         jitter = self["region_jitter"]
         if region == "lumbar":
             return np.zeros(3)
@@ -79,14 +74,9 @@ class Anatomy:
             z = float(self.socket(1)[2]) + 28 + jitter
         else:
             z = float(self.spine["T7"].centre[2]) - 14 + jitter
-        # The table is set so that the trunk stands in the middle of the scan.
+        # The table's height puts the trunk in the middle of the scan.
         y = (self.at("front", z) + self.at("back", z)) / 2 + self["centre_y"] / 2
         return np.array([self["centre_x"] / 2, y, z])
-
-
-def fat_layers(adiposity: float) -> tuple[float, float, float]:
-    """Thickness of the subcutaneous fat in mm: front, side, back."""
-    return 6 + 20 * adiposity, 6 + 16 * adiposity, 7 + 16 * adiposity
 
 
 def draw_anatomy(rng: np.random.Generator) -> Anatomy:
@@ -110,12 +100,8 @@ def draw_anatomy(rng: np.random.Generator) -> Anatomy:
     middle = (values["front_depth"] - values["half_back"]) / 2
     l3 = np.array([values["centre_x"], values["centre_y"] + middle, values["centre_z"]])
     spine, sacral_top = grow_spine(values, scoliosis, discs, l3)
-    levels: tuple[str, ...] = ()
-    sides: tuple[int, ...] = ()
-    if is_["screws"]:
-        first = min(first, 5 - count)
-        levels = LUMBAR[first : first + count]
-        sides = (side,) if unilateral and count > 1 else (-1, 1)
+    first = min(first, 5 - count)
+    sides = (side,) if unilateral and count > 1 else (-1, 1)
     return Anatomy(
         values=values,
         is_=is_,
@@ -123,8 +109,8 @@ def draw_anatomy(rng: np.random.Generator) -> Anatomy:
         spine=spine,
         sacral_top=sacral_top,
         sacral_tilt=sacral_tilt(values["lordosis"]),
-        screw_levels=levels,
-        screw_sides=sides,
+        screw_levels=LUMBAR[first : first + count] if is_["screws"] else (),
+        screw_sides=sides if is_["screws"] else (),
         hip_implant=("plate" if plate else "prosthesis") if is_["hip_implant"] else "",
         hip_side=hip_side,
         knots=torso_curves(values, is_["female"], spine, sacral_top),

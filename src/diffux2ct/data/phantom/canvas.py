@@ -1,7 +1,7 @@
 """A voxel canvas for implicit shapes: boxes, and painting signed distances with partial volume.
 
-Everything here is numpy, in mm, with points in the order (x, y, z) = (Left, Posterior, Superior). Arrays are
-[D, H, W], so coordinates broadcast as z[D,1,1], y[1,H,1], x[1,1,W].
+Points are (x, y, z) = (Left, Posterior, Superior) in mm. Arrays are [D, H, W], so coordinates broadcast as z[D,1,1],
+y[1,H,1], x[1,1,W]. A box that misses the canvas is empty, and painting it changes nothing.
 """
 
 import math
@@ -29,6 +29,11 @@ class Box:
     def shape(self) -> tuple[int, int, int]:
         return self.z.shape[0], self.y.shape[1], self.x.shape[2]
 
+    @property
+    def empty(self) -> bool:
+        """True if no voxel of the canvas lies in it."""
+        return 0 in self.shape
+
     def within(self, outer: "Box") -> tuple[slice, slice, slice]:
         """Slices of this box in an array that covers `outer`."""
         a, b, c = (slice(s.start - o.start, s.stop - o.start) for s, o in zip(self.slices, outer.slices, strict=True))
@@ -51,50 +56,30 @@ class Canvas:
         self.hu = np.full((size, size, size), -1000.0, np.float32)
         self.labels = np.zeros((size, size, size), np.uint8)
 
-    def box(self, low: Point, high: Point) -> Box | None:
-        """The part between two corners (x, y, z), one voxel wider; None where it misses the canvas."""
-        bounds = self.bounds(low, high)
-        return None if bounds is None else self.cut(*bounds)
-
-    def bounds(self, low: Point, high: Point, within: Box | None = None) -> tuple[slice, slice, slice] | None:
-        """The slices of ``box(low, high)``, or of the part of it in `within`; None where there is none."""
+    def box(self, low: Point, high: Point, within: Box | None = None) -> Box:
+        """The part between two corners (x, y, z), one voxel wider, or its part in `within`."""
         slices = []
         for axis in (2, 1, 0):
             first = self.first[axis]
             start = math.floor((float(low[axis]) - first) / self.voxel)
             stop = math.ceil((float(high[axis]) - first) / self.voxel) + 1
             limit = within.slices[2 - axis] if within is not None else slice(0, self.size)
-            start, stop = max(start, limit.start), min(stop, limit.stop)
-            if stop <= start:
-                return None
-            slices.append(slice(start, stop))
-        return slices[0], slices[1], slices[2]
+            start = min(max(start, limit.start), limit.stop)
+            slices.append(slice(start, max(start, min(stop, limit.stop))))
+        return self._cut(*slices)
 
-    def cut(self, sz: slice, sy: slice, sx: slice) -> Box:
-        """The part with these slices."""
-        x, y, z = self.coords
-        return Box((sz, sy, sx), x[sx][None, None, :], y[sy][None, :, None], z[sz][:, None, None])
-
-    def around(self, centre: Point, reach: Real | Point) -> Box | None:
-        """The part within `reach` mm of a point along each axis."""
+    def around(self, centre: Point, reach: Real | Point, within: Box | None = None) -> Box:
+        """The part within `reach` mm of a point along each axis, or its part in `within`."""
         at = np.asarray(centre, float)
-        return self.box(at - reach, at + reach)
-
-    def common(self, a: Box | None, b: Box | None) -> Box | None:
-        """The part that two boxes share, if any."""
-        if a is None or b is None:
-            return None
-        sz, sy, sx = (
-            slice(max(p.start, q.start), min(p.stop, q.stop)) for p, q in zip(a.slices, b.slices, strict=True)
-        )
-        if sz.start >= sz.stop or sy.start >= sy.stop or sx.start >= sx.stop:
-            return None
-        return self.cut(sz, sy, sx)
+        return self.box(at - reach, at + reach, within)
 
     def whole(self) -> Box:
         """All of the canvas as a box."""
-        every = slice(0, self.size)
-        return self.cut(every, every, every)
+        return self._cut(*[slice(0, self.size)] * 3)
+
+    def _cut(self, sz: slice, sy: slice, sx: slice) -> Box:
+        x, y, z = self.coords
+        return Box((sz, sy, sx), x[sx][None, None, :], y[sy][None, :, None], z[sz][:, None, None])
 
     def coverage(self, distance: np.ndarray) -> np.ndarray:
         """Fraction of each voxel inside the surface at `distance` = 0; a new array."""
@@ -119,8 +104,7 @@ class Canvas:
 
         Both coverages come from one distance, so a shell thinner than a voxel keeps its right share.
         """
-        outer = self.coverage(distance)
-        inner = self.coverage(distance + thickness)
+        outer, inner = self.coverage(distance), self.coverage(distance + thickness)
         self.labels[box.slices][outer >= 0.5] = label
         view = self.hu[box.slices]
         view *= 1 - outer
@@ -131,8 +115,8 @@ class Canvas:
         view += inner
 
     def smooth(self, box: Box, function: Callable[..., Sequence[np.ndarray]]) -> list[np.ndarray]:
-        """Fields that a function of (x, y, z) gives, computed on a mesh of SOFT_PITCH and interpolated linearly."""
-        if self.voxel > 0.75 * SOFT_PITCH:
+        """Fields by a function of (x, y, z), computed on a mesh of SOFT_PITCH and interpolated linearly."""
+        if self.voxel > 0.75 * SOFT_PITCH or box.empty:
             return [np.broadcast_to(np.asarray(f, np.float32), box.shape) for f in function(box.x, box.y, box.z)]
         meshes, weights = [], []
         for coords in (box.z, box.y, box.x):

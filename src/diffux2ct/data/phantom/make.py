@@ -1,11 +1,11 @@
-"""Paint one patient: which parts there are, and in which order they lie over each other."""
+"""Paint one patient: its parts, in the order in which they lie over each other."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Int16, UInt8
 
-from diffux2ct.data.labels import FIRST_ROD, FIRST_SCREW
+from diffux2ct.data.labels import FIRST_ROD, FIRST_SCREW, reduce_classes
 from diffux2ct.data.phantom.anatomy import REGIONS, Anatomy, draw_anatomy
 from diffux2ct.data.phantom.canvas import Canvas
 from diffux2ct.data.phantom.organs.abdomen import paint_abdomen, paint_bowel
@@ -18,6 +18,7 @@ from diffux2ct.data.phantom.organs.trunk import Body, make_body, paint_couch, pa
 from diffux2ct.data.phantom.organs.vertebrae import paint_vertebra
 from diffux2ct.data.phantom.textures import add_scan_noise, lattice_noise
 from diffux2ct.errors import UserError
+from diffux2ct.intensity import block_mean
 
 MIN_PAINTED_SIZE = 64  # smaller volumes are painted at least this fine and block-averaged
 
@@ -36,13 +37,12 @@ class Phantom:
 def make_phantom(
     seed: int, index: int, size: int = 128, extent_mm: float | int = 256.0, region: str = "lumbar"
 ) -> Phantom:
-    """One patient, a function of (seed, index) only; the region says which part of the patient is in view.
+    """One patient, a function of (seed, index) only, in one region.
 
-    seed, index: name the patient. size: voxels per side. extent_mm: side of the cube. region: lumbar (L3 near the
-    centre; 256 mm reach from T10 to the sacrum), pelvis (iliac crests to below the hips) or thorax (C7 to the domes of
-    the diaphragm). Sizes below 64 are painted finer and block-averaged, so the same patient at 32 looks like the block
-    average of itself at 128. Labels are those of ``data/labels``. Raises UserError on a size that is not positive
-    and on another region.
+    size: voxels per side. extent_mm: side of the cube. region: lumbar (L3 near the centre; 256 mm reach from T10 to
+    the sacrum), pelvis (iliac crests to below the hips) or thorax (C7 to the domes of the diaphragm). Sizes below 64
+    are painted finer and block-averaged, so the same patient at 32 looks like the block average of itself at 128.
+    Labels are those of ``data/labels``. UserError on a size that is not positive and on another region.
     """
     if size < 1 or extent_mm <= 0:
         raise UserError(
@@ -52,7 +52,7 @@ def make_phantom(
         raise UserError(f"phantom: there is no region {region!r}; choose one of {', '.join(REGIONS)}")
     factor = max(1, -(-MIN_PAINTED_SIZE // size))
     seeds = np.random.SeedSequence([seed, index])
-    # Streams of their own keep the anatomy independent of the size and of what is in view.
+    # Streams of their own keep the anatomy independent of the size and of the view.
     anatomy_seed, *streams = (np.random.default_rng(s) for s in seeds.spawn(6))
     anatomy = draw_anatomy(anatomy_seed)
     centre = anatomy.region_centre(region)
@@ -60,7 +60,7 @@ def make_phantom(
     _paint(canvas, anatomy, streams)
     hu, labels = canvas.hu, canvas.labels
     if factor > 1:
-        hu, labels = _block_mean(hu, factor), _block_labels(labels, factor)
+        hu, labels = block_mean(hu, factor), reduce_classes(labels, factor)
     voxel = float(extent_mm / size)
     x, y, z = (float(c + voxel / 2 - extent_mm / 2) for c in centre)
     np.rint(hu, out=hu)
@@ -103,44 +103,22 @@ def _paint(canvas: Canvas, anatomy: Anatomy, streams: list[np.random.Generator])
 
 
 def _beam_hardness(body: Body) -> np.ndarray:
-    """How much stronger than in the belly the noise is, per slice: fewer photons pass a thicker body."""
+    """Noise relative to that of the belly, per slice: fewer photons pass a thicker body."""
     a, z = body.anatomy, body.canvas.coords[2]
     across = 2 * np.sqrt(a.along("half_width", z) * (a.along("back", z) - a.along("front", z)) / 2)
-    lungs = np.interp(
-        z, [a.dome() - 40, a.dome() + 20, a.spine["T4"].centre[2], a.spine["T2"].centre[2]], [1, 0.75, 0.8, 1.2]
-    )
+    heights = [a.dome() - 40, a.dome() + 20, a.spine["T4"].centre[2], a.spine["T2"].centre[2]]
+    lungs = np.interp(z, heights, [1, 0.75, 0.8, 1.2])
     return np.clip(np.exp(0.005 * (across - 270)) * lungs, 0.5, 1.6).astype(np.float32)
 
 
 def _describe(anatomy: Anatomy, labels: np.ndarray) -> dict:
     """Entries of case.json about a patient."""
-    found = np.bincount(labels.ravel(), minlength=256)
+    in_view = np.bincount(labels.ravel(), minlength=256) > 0
     return {
-        "num_screws": int((found[FIRST_SCREW:FIRST_ROD] > 0).sum()),  # in view
+        "num_screws": int(in_view[FIRST_SCREW:FIRST_ROD].sum()),
         "implant_levels": list(anatomy.screw_levels),
         "hip_implant": anatomy.hip_implant,
         "scoliosis_deg": anatomy.scoliosis,
         **{name: anatomy.is_[name] for name in ("female", "contrast", "arms_up", "couch")},
         "anatomy": {name: round(value, 4) for name, value in anatomy.values.items()},
     }
-
-
-def _block_mean(volume: np.ndarray, factor: int) -> np.ndarray:
-    n = volume.shape[0] // factor
-    return volume.reshape(n, factor, n, factor, n, factor).mean((1, 3, 5))
-
-
-def _block_labels(labels: np.ndarray, factor: int) -> np.ndarray:
-    """The most frequent label of each block in which at least half of the voxels carry one."""
-    n = labels.shape[0] // factor
-    blocks = labels.reshape(n, factor, n, factor, n, factor).transpose(0, 2, 4, 1, 3, 5).reshape(n**3, -1)
-    filled = np.flatnonzero((blocks > 0).mean(1) >= 0.5)
-    blocks = blocks[filled]
-    best, most = np.zeros(len(filled), np.uint8), np.zeros(len(filled), np.intp)
-    for value in np.flatnonzero(np.bincount(blocks.ravel(), minlength=1)[1:]) + 1:
-        count = (blocks == value).sum(1)
-        best[count > most] = value
-        most = np.maximum(most, count)
-    coarse = np.zeros(n**3, np.uint8)
-    coarse[filled] = best
-    return coarse.reshape(n, n, n)

@@ -1,4 +1,4 @@
-"""What varies from patient to patient, and how far: the table that docs/data.md shows.
+"""Ranges of the values that vary from patient to patient: the table that docs/data.md shows.
 
 Every patient draws each value uniformly and independently, in the order of the table. Lengths are in mm and for a
 patient on the table (supine); the ranges are those of adults, a little narrower than textbooks give.

@@ -81,16 +81,16 @@ def smooth_union(a: np.ndarray, b: np.ndarray, blend: Real) -> np.ndarray:
 
 
 def segments(
-    canvas: Canvas, box: Box, points: np.ndarray, radii: np.ndarray, blend: Real = 0.0, margin: Real = 0.0
+    canvas: Canvas, box: Box, points: np.ndarray, radii: Real | np.ndarray, margin: Real = 0.0, squash: Real = 1.0
 ) -> np.ndarray:
-    """Distance in `box` to a polyline [N, 3] with a radius per point [N]; FAR beyond `margin` of it.
+    """Distance in `box` to a polyline [N, 3] with one radius or one per point [N]; FAR beyond `margin` of it.
 
-    One joint distance for all segments, so that a shell has no walls at the joints.
+    One joint distance for all segments, so that a shell has no walls at the joints. squash: as in ``join``.
     """
     distance = np.full(box.shape, FAR, np.float32)
-    p, r = points.tolist(), np.asarray(radii).tolist()
+    p, r = points.tolist(), np.broadcast_to(radii, len(points)).tolist()
     for i in range(len(p) - 1):
-        join(canvas, box, distance, p[i], p[i + 1], r[i], r[i + 1], blend, margin)
+        join(canvas, box, distance, p[i], p[i + 1], r[i], r[i + 1], margin=margin, squash=squash)
     return distance
 
 
@@ -113,10 +113,9 @@ def join(
     reach = max(float(radius), float(end_radius or radius)) * squash + max(2 * canvas.voxel, margin) + blend
     low = [min(a, b) - reach for a, b in zip(start, end, strict=True)]
     high = [max(a, b) + reach for a, b in zip(start, end, strict=True)]
-    bounds = canvas.bounds(low, high, box)
-    if bounds is None:
+    part = canvas.box(low, high, box)
+    if part.empty:
         return
-    part = canvas.cut(*bounds)
     view = distance[part.within(box)]
     if squash != 1:
         start, end = (start[0], start[1], start[2] / squash), (end[0], end[1], end[2] / squash)
@@ -124,11 +123,11 @@ def join(
     view[...] = smooth_union(view, d, blend) if blend else np.minimum(view, d)
 
 
-def tube(canvas: Canvas, points: np.ndarray, radii: np.ndarray, margin: Real = 0.0) -> tuple[Box, np.ndarray] | None:
-    """Distance to a polyline [N, 3] with a radius per point [N], in its bounding box; None if out of view."""
+def tube(canvas: Canvas, points: np.ndarray, radii: Real | np.ndarray, margin: Real = 0.0) -> tuple[Box, np.ndarray]:
+    """The bounding box of a polyline [N, 3] with one radius or one per point [N], and the distance to it there."""
     reach = float(np.max(radii)) + max(2 * canvas.voxel, margin)
     box = canvas.box((points.min(0) - reach).tolist(), (points.max(0) + reach).tolist())
-    return None if box is None else (box, segments(canvas, box, points, radii, margin=margin))
+    return box, segments(canvas, box, points, radii, margin)
 
 
 def spline(knots, step: Real = 6.0) -> np.ndarray:

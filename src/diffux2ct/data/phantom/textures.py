@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from diffux2ct.data.phantom.canvas import Box, Canvas, Real, interpolate
+from diffux2ct.data.phantom.canvas import Canvas, Real, interpolate
 
 
 def lattice_noise(
@@ -20,11 +20,7 @@ def lattice_noise(
         low = np.floor(at)
         share = at - low
         weights.append((low.astype(np.intp), share * share * (3 - 2 * share)))
-    return periodic(field, weights, count)
-
-
-def periodic(field: np.ndarray, weights, count: int) -> np.ndarray:
-    """Interpolate a field that repeats: cut out the nodes in view, then interpolate."""
+    # Cut out the nodes in view, then interpolate.
     for axis, (low, _) in enumerate(weights):
         first, last = int(low.min()), int(low.max()) + 1
         field = field.take(np.arange(first, last + 1) % count, axis)
@@ -59,6 +55,3 @@ def _shifted(axis: int, lag: int) -> tuple[tuple, tuple]:
     head, tail = [slice(None)] * 3, [slice(None)] * 3
     head[axis], tail[axis] = slice(lag, None), slice(None, -lag)
     return tuple(head), tuple(tail)
-
-
-__all__ = ["Box", "add_scan_noise", "lattice_noise"]

@@ -36,6 +36,11 @@ LEVELS: dict[str, tuple[float, float, float, float, float]] = {
 HIP = (87.0, -38.0, -94.0)  # mm from the middle of the upper face of the sacrum to the left hip, at scale 1
 
 
+def fat_layers(adiposity: float) -> tuple[float, float, float]:
+    """Thickness of the subcutaneous fat in mm: front, side, back."""
+    return 6 + 20 * adiposity, 6 + 16 * adiposity, 7 + 16 * adiposity
+
+
 def smooth(heights: np.ndarray, knots_z, knots_v, width: int = 41) -> np.ndarray:
     """Linear interpolation through knots, rounded by a running mean of `width` mm."""
     order = np.argsort(knots_z)
@@ -62,16 +67,14 @@ def torso_curves(
     table = np.array(list(LEVELS.values()))
     widest = 0.6 * values["cavity_half_width"] + 66 + values["chest_excess"] - 6 * female
     depth = values["chest_depth"] * (0.8 + 0.2 * values["cavity_front"] / 80)
-    cage_half = smooth(z, level_z, widest * table[:, 0], 25)
     cage_front = course - smooth(z, level_z, depth * table[:, 1], 25)
-    cage_back = course + smooth(z, level_z, table[:, 2] * (0.9 + 0.1 * depth), 25)
     return {
         "z": z,
         "spine_x": smooth(z, spine_z, spine_x, 31),
         "spine_y": course,
-        "cage_half": cage_half,
+        "cage_half": smooth(z, level_z, widest * table[:, 0], 25),
         "cage_front": cage_front,
-        "cage_back": cage_back,
+        "cage_back": course + smooth(z, level_z, table[:, 2] * (0.9 + 0.1 * depth), 25),
         "half_width": _skin_width(z, values, spine, s, level_z, table, widest),
         "back": _skin_back(z, values, spine, s, level_z, table, course),
         "front": _skin_front(z, values, spine, s, course, cage_front),
@@ -80,7 +83,7 @@ def torso_curves(
 
 def _skin_width(z, values, spine, s, level_z, table: np.ndarray, widest: Real) -> np.ndarray:
     adiposity, scale = values["adiposity"], values["pelvis_half_width"] / 116
-    side = 6 + 16 * adiposity
+    _, side, _ = fat_layers(adiposity)
     waist = values["half_width"]
     hips = 87 * scale + 72 + 20 * adiposity
     crest = max(values["pelvis_half_width"] + 12 + side, waist)
@@ -89,19 +92,15 @@ def _skin_width(z, values, spine, s, level_z, table: np.ndarray, widest: Real) -
         (s[2] - 300, hips * 0.93), (s[2] - 170, hips * 0.99), (s[2] - 105, hips), (s[2] - 40, 0.5 * (hips + crest)),
         (s[2] + 20, crest), (l3 - 8, waist * 1.01), (l3 + 20, waist),
     ]  # fmt: skip
-    chest = ("T3", "T4", "T5", "T6", "T7", "T8", "T9", "T10", "T11", "T12", "L1")
     rows = {"C4": 56, "C5": 57, "C6": 60, "C7": 70, "T1": 92, "T2": 116}
     knots += [(spine[n].centre[2], w + 0.5 * side) for n, w in rows.items()]
-    for name, at, row in zip(LEVELS, level_z, table, strict=True):
-        if name in chest:
-            knots.append((at, widest * row[0] + row[3] + 0.9 * side))
-    knots_z, knots_v = zip(*knots, strict=True)
-    return smooth(z, knots_z, knots_v, 45)
+    chest = slice(len(rows), len(rows) + 11)  # T3 to L1
+    knots += [(at, widest * row[0] + row[3] + 0.9 * side) for at, row in zip(level_z[chest], table[chest], strict=True)]
+    return smooth(z, *zip(*knots, strict=True), 45)
 
 
 def _skin_back(z, values, spine, s, level_z, table, course) -> np.ndarray:
-    adiposity, scale = values["adiposity"], values["pelvis_half_width"] / 116
-    fat = 7 + 16 * adiposity
+    scale, (_, _, fat) = values["pelvis_half_width"] / 116, fat_layers(values["adiposity"])
     l3 = spine["L3"].centre
     # The back follows the hollow of the loins by half, and never lies in front of the spinous processes.
     loins = l3[1] + values["half_back"] + 0.5 * (smooth(z, z, course, 81) - l3[1])
@@ -111,12 +110,8 @@ def _skin_back(z, values, spine, s, level_z, table, course) -> np.ndarray:
     up = np.clip((z - low_chest) / (high_chest - low_chest), 0, 1)
     chest = chest * (1 - up) + (course + tips + 5) * up
     hip_y = s[1] + HIP[1] * scale
-    seat = smooth(
-        z,
-        [s[2] - 300, s[2] - 190, s[2] - 120, s[2] - 60, s[2] - 10],
-        [hip_y + 84, hip_y + 92, hip_y + 100, s[1] + 70, s[1] + 60],
-        41,
-    )
+    seat_z = [s[2] - 300, s[2] - 190, s[2] - 120, s[2] - 60, s[2] - 10]
+    seat = smooth(z, seat_z, [hip_y + 84, hip_y + 92, hip_y + 100, s[1] + 70, s[1] + 60])
     low = np.clip((l3[2] - 25 - z) / 60, 0, 1)
     return smooth(z, z, chest * (1 - low) + (seat + (fat - 7) * 0.9 + 2 * scale) * low, 31)
 
@@ -134,9 +129,8 @@ def _skin_front(z, values, spine, s, course, cage_front) -> np.ndarray:
     ]  # fmt: skip
     for name in ("T11", "T10", "T9", "T8", "T7", "T6", "T5", "T4", "T3", "T2"):
         at = spine[name].centre[2]
-        knots.append((at, np.interp(at, z, cage_front) - 14 - 0.6 * (6 + 20 * adiposity)))
+        knots.append((at, np.interp(at, z, cage_front) - 14 - 0.6 * fat_layers(adiposity)[0]))
     for name, forward in (("T1", 70), ("C7", 66), ("C6", 62), ("C5", 60), ("C4", 60)):
         at = spine[name].centre[2]
         knots.append((at, np.interp(at, z, course) - forward - 4 * adiposity))
-    knots_z, knots_v = zip(*knots, strict=True)
-    return smooth(z, knots_z, knots_v, 51)
+    return smooth(z, *zip(*knots, strict=True), 51)

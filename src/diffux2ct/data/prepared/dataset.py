@@ -237,6 +237,7 @@ def read_description(root: str | Path) -> dict:
 
 def _block_mean(array: np.ndarray, factor: int) -> np.ndarray:
     """float32 means over blocks of ``factor`` along every axis."""
+    # Axis by axis, which rounds unlike ``intensity.block_mean`` and is faster: training reads every case so.
     values = np.array(array, dtype=np.float32)  # a copy: torch may not share a read-only map
     for axis in range(values.ndim) if factor > 1 else ():
         shape = values.shape

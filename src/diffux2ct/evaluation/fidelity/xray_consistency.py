@@ -16,6 +16,7 @@ from jaxtyping import Float, Num
 from diffux2ct.data.prepared.writer import read_case
 from diffux2ct.errors import UserError
 from diffux2ct.evaluation.metric import Metric, computes
+from diffux2ct.intensity import block_mean
 from diffux2ct.types import VIEWS
 from diffux2ct.xray.camera import Camera
 from diffux2ct.xray.drr import render_pair
@@ -77,7 +78,7 @@ class CaseXrays:
         self._projector, self._attenuation = record["projector"], record["attenuation"]
         poses = record.get("poses")
         self._poses = None if poses is None else {view: Pose.from_dict(pose) for view, pose in poses.items()}
-        self.stored = {view: block_mean(_load(path / f"{view}.npy"), self._factor) for view in VIEWS}
+        self.stored = {view: _mean(_load(path / f"{view}.npy"), self._factor) for view in VIEWS}
 
     def residuals(self, hu: Num[np.ndarray, "d h w"]) -> dict[str, ViewResidual]:
         """Project a volume as this case's was, and compare: {"frontal", "lateral"}.
@@ -96,7 +97,7 @@ class CaseXrays:
             attenuation=self._attenuation,
             jitter=self._poses,
         )
-        return {view: ViewResidual(block_mean(images[view], self._factor), self.stored[view]) for view in VIEWS}
+        return {view: ViewResidual(_mean(images[view], self._factor), self.stored[view]) for view in VIEWS}
 
 
 def unavailable(record: Mapping[str, Any]) -> str | None:
@@ -140,10 +141,8 @@ def residual_scores(residuals: Mapping[str, ViewResidual]) -> dict[str, float]:
     }
 
 
-def block_mean(image: Float[np.ndarray, "v u"], factor: int) -> Float[np.ndarray, "_ _"]:
-    """float32 means over blocks of ``factor`` by ``factor`` pixels."""
-    rows, cols = (side // factor for side in image.shape)
-    return image.reshape(rows, factor, cols, factor).mean((1, 3), dtype=np.float64).astype(np.float32)
+def _mean(image: np.ndarray, factor: int) -> np.ndarray:
+    return block_mean(image, factor, np.float64).astype(np.float32)
 
 
 def _load(path: Path) -> np.ndarray:

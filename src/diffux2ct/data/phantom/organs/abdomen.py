@@ -1,6 +1,6 @@
-"""Organs and vessels of the belly and the true pelvis."""
+"""Organs, vessels and bowel of the belly and the true pelvis."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -9,11 +9,11 @@ from diffux2ct.data.phantom.canvas import Real
 from diffux2ct.data.phantom.organs.chest import aorta_line, diaphragm, landmarks
 from diffux2ct.data.phantom.organs.trunk import Body
 from diffux2ct.data.phantom.shapes import ball, ellipsoid, shift, smooth_union, spline, tube
+from diffux2ct.data.phantom.torso import fat_layers
 
 
-@dataclass(frozen=True)
-class Place:
-    """What the organs hang on: middle, half width, front and spine of the cavity at L1."""
+class Place(NamedTuple):
+    """The cavity of the belly at L1: its middle, half width, front and spine, mm."""
 
     x: float
     width: float
@@ -21,11 +21,10 @@ class Place:
     spine: float
 
 
-def place(anatomy: Anatomy) -> Place:
-    """The cavity of this patient at L1."""
-    a = anatomy
+def place(a: Anatomy) -> Place:
+    """The cavity of a patient at L1."""
     z = float(a.spine["L1"].centre[2])
-    fat_front, fat_side, _ = a.fat_layers()
+    fat_front, fat_side, _ = fat_layers(a["adiposity"])
     width = min(a.at("half_width", z) - fat_side - 17, a.at("cage_half", z + 30) - 9)
     return Place(a["centre_x"], width, a.at("front", z) + fat_front + 11, a.at("spine_y", z))
 
@@ -43,8 +42,6 @@ def _paint_upper(body: Body) -> None:
     canvas, a, p = body.canvas, body.anatomy, place(body.anatomy)
     edge = float(a.l3[2]) + a["liver_low"]
     box = canvas.box((-300, -300, edge - 70), (300, 300, a.dome() + 20))
-    if box is None:
-        return
     mid = (p.front + p.spine) / 2
 
     def organs(x, y, z):
@@ -59,9 +56,8 @@ def _paint_upper(body: Body) -> None:
         stomach = ellipsoid(x, y, z, (p.x + 0.48 * p.width, mid - 6, a.dome() - 52), (40, 36, 48))
         antrum = ellipsoid(x, y, z, (p.x + 0.12 * p.width, p.front + 42, a.dome() - 92), (52, 22, 20))
         stomach = smooth_union(stomach, antrum, 16)
-        tail = ellipsoid(
-            x, y - 0.2 * np.abs(x - p.x), z - 0.35 * (x - p.x), (p.x + 14, p.spine - 48, edge + 34), (58, 12, 13)
-        )
+        tail_y, tail_z = y - 0.2 * np.abs(x - p.x), z - 0.35 * (x - p.x)
+        tail = ellipsoid(x, tail_y, tail_z, (p.x + 14, p.spine - 48, edge + 34), (58, 12, 13))
         gall = ellipsoid(x, y, z, (p.x - 0.5 * p.width, p.front + 40, edge + 26), (15, 18, 24))
         return [np.maximum(d, roof) for d in (liver, spleen, stomach, tail, gall)]
 
@@ -86,9 +82,7 @@ def _paint_kidney(body: Body, side: int) -> None:
     z = float(a.l3[2]) + a["kidney_z"] - (12 if side < 0 else 0)  # the right one lies lower, under the liver
     y = a.at("spine_y", z) + 6
     x = a.at("spine_x", z) + side * 60
-    part = canvas.box((x - 48, y - 46, z - 70), (x + 48, y + 46, z + 70))
-    if part is None:
-        return
+    part = canvas.around((x, y, z), (48, 46, 70))
     warp = body.warp[part.slices]
     px = part.x - np.float32(x) + np.float32(side * 0.22) * (part.z - np.float32(z))  # lower poles further apart
     py, pz = part.y - np.float32(y), part.z - np.float32(z)
@@ -109,24 +103,16 @@ def _paint_vessels(body: Body) -> None:
     cava = np.array([shift(a.spine[n].centre, -17, -a.spine[n].half[1] - 9, 0) for n in names])
     cava[-2:] += ((-4, -12, 0), (-6, -26, 4))
     radius = a["aorta_radius"]
-    runs = [(aorta[:, :3], aorta[:, 3], 230, True), (spline(cava, 8), None, 150, False)]
+    runs = [(aorta[:, :3], aorta[:, 3], 230, True), (spline(cava, 8), 1.15 * radius, 150, False)]
     for start, offset, r, hu in ((aorta[-1, :3], 5, 0.62 * radius, 220), (cava[0], -6, 0.72 * radius, 140)):
         fork = start + np.array([-0.2 * offset, 0, -12])
         for side in (-1, 1):
             groin = a.socket(side) + np.array([-side * 12 + offset, -36, -8])
             middle = 0.5 * (fork + groin) + np.array([side * 14, 26 + offset, 0])
             run = spline([start, fork, middle, groin, shift(groin, 0, -4, -60)], 10)
-            runs.append((run, np.full(len(run), r), hu, hu > 200))
-    for points, radii, hu, chalk in runs:
-        radii = np.full(len(points), 1.15 * radius) if radii is None else radii
-        found = tube(body.canvas, points, radii)
-        if found is None:
-            continue
-        part, d = found
-        body.canvas.fill(part, d, hu if contrast else 42)
-        if chalk:  # patches of it in the wall
-            patches = np.maximum(np.abs(d) - 0.8, 6 * (1.15 - body.texture[part.slices]))
-            body.canvas.fill(part, patches, 550)
+            runs.append((run, r, hu, hu > 200))
+    for points, radii, hu, artery in runs:
+        body.paint_tube(points, radii, hu if contrast else 42, (1.15, 550) if artery else None)
 
 
 def _paint_pelvic_organs(body: Body) -> None:
@@ -137,8 +123,6 @@ def _paint_pelvic_organs(body: Body) -> None:
     centre = np.array([x0, sym[1] + 16 + 26 * full, sym[2] + 14 + 22 * full])
     radii = np.array([48, 34, 34]) * full
     part = canvas.box(centre - radii - (30, 70, 50), centre + radii + np.array([30, 70, 40]))
-    if part is None:
-        return
     x, y, z = part.x, part.y, part.z
     warp, texture = 2.5 * body.warp[part.slices], body.texture[part.slices]
     behind = shift(centre, 0, radii[1], 0)
@@ -151,24 +135,20 @@ def _paint_pelvic_organs(body: Body) -> None:
         for side in (-1, 1):
             vesicle = ellipsoid(x, y, z, shift(behind, side * 20, 4, -6), (18, 7, 7))
             canvas.fill(part, vesicle + warp, 30)
-    d = ellipsoid(x, y, z, centre, radii) + 0.8 * warp
-    d = np.maximum(d, body.cavity[part.slices] + 1)
+    d = np.maximum(ellipsoid(x, y, z, centre, radii) + 0.8 * warp, body.cavity[part.slices] + 1)
     canvas.fill(part, d - 3, 42)
     canvas.fill(part, d, 5)
 
 
-# Colon as a frame with stool and gas, the rectum, small bowel as loops inside the frame.
+# Bowel: the colon as a frame with stool and gas, the rectum, the small bowel as loops inside the frame.
 
 NUM_LOOPS = 18
 
 
 def paint_bowel(body: Body, rng: np.random.Generator) -> None:
-    """Small bowel first, the colon over it."""
-    # All draws come first: what is in view must not change what follows.
-    p, l3 = place(body.anatomy), body.anatomy.l3
-    right, left, belly, deep = p.x - 0.84 * p.width, p.x + 0.88 * p.width, p.front + 20, p.spine - 12
-    low = body.anatomy.sacral_top[2]
-    top = body.anatomy.sacral_top
+    """Paint the small bowel, then the colon over it. All draws come first, so that they do not depend on the view."""
+    p, l3, top = place(body.anatomy), body.anatomy.l3, body.anatomy.sacral_top
+    right, left, belly, deep, low = p.x - 0.84 * p.width, p.x + 0.88 * p.width, p.front + 20, p.spine - 12, top[2]
     frame = np.array(
         [
             (right + 16, deep - 30, low - 8), (right, deep - 6, l3[2] - 45), (right - 2, deep - 8, l3[2] - 5),
@@ -191,28 +171,19 @@ def paint_bowel(body: Body, rng: np.random.Generator) -> None:
 
 
 def _draw_loop(body: Body, rng: np.random.Generator) -> tuple[np.ndarray, float, float, np.ndarray]:
-    """A winding piece of small bowel: points, radius, HU of what it holds, gas along it."""
+    """A winding piece of small bowel: points, radius, HU of its content, gas along it."""
     a, p = body.anatomy, place(body.anatomy)
     low = float(a.sacral_top[2]) - 50
-    start = np.array(
-        [
-            p.x + rng.uniform(-0.6, 0.6) * p.width,
-            rng.uniform(p.front + 30, max(p.spine - 36, p.front + 32)),
-            rng.uniform(low, float(a.l3[2]) + 18),
-        ]
-    )
-    steps = rng.normal(0, 1, (5, 3)) * (26, 13, 20)
-    knots = start + np.cumsum(steps, 0) * 0.8
+    x = p.x + rng.uniform(-0.6, 0.6) * p.width
+    y = rng.uniform(p.front + 30, max(p.spine - 36, p.front + 32))
+    z = rng.uniform(low, float(a.l3[2]) + 18)
+    knots = np.array([x, y, z]) + np.cumsum(rng.normal(0, 1, (5, 3)) * (26, 13, 20), 0) * 0.8
     return spline(knots, 12), float(rng.uniform(9, 14)), float(rng.uniform(10, 55)), rng.uniform(-3, 1, 5)
 
 
 def _paint_loop(body: Body, points: np.ndarray, radius: Real, hu: Real, pockets: np.ndarray) -> None:
-    found = tube(body.canvas, points, np.full(len(points), radius))
-    if found is None:
-        return
-    part, d = found
-    folds = 1.1 * body.texture[part.slices]
-    d = np.maximum(d + folds, body.cavity[part.slices] + 2)
+    part, d = tube(body.canvas, points, radius)
+    d = np.maximum(d + 1.1 * body.texture[part.slices], body.cavity[part.slices] + 2)
     body.canvas.fill(part, d, 75 if body.anatomy.is_["contrast"] else 42)
     body.canvas.fill(part, d + 2.8, hu)
     for point, gas in zip(points[:: max(1, len(points) // 5)], pockets, strict=False):
@@ -220,25 +191,16 @@ def _paint_loop(body: Body, points: np.ndarray, radius: Real, hu: Real, pockets:
 
 
 def _paint_colon(body: Body, frame: np.ndarray, gas: np.ndarray, width: Real) -> None:
-    knots = np.concatenate([frame, gas[:, None]], 1)
-    line = spline(knots, 7)
-    share = np.linspace(0, 1, len(line))
-    radii = (
-        width
-        * (1 + 0.16 * np.sin(np.arange(len(line)) * 1.9))
-        * np.interp(share, [0, 0.3, 0.7, 1], [1.2, 1, 0.78, 0.95])
-    )
+    line = spline(np.concatenate([frame, gas[:, None]], 1), 7)
+    taper = np.interp(np.linspace(0, 1, len(line)), [0, 0.3, 0.7, 1], [1.2, 1, 0.78, 0.95])
+    radii = width * (1 + 0.16 * np.sin(np.arange(len(line)) * 1.9)) * taper
     half = len(line) // 2
     # In two pieces: their bounding boxes are smaller than that of the whole frame.
     for piece in (slice(0, half + 1), slice(half, None)):
-        found = tube(body.canvas, line[piece, :3], radii[piece])
-        if found is None:
-            continue
-        part, d = found
-        texture = body.texture[part.slices]
+        part, d = tube(body.canvas, line[piece, :3], radii[piece])
         d = np.maximum(d, body.cavity[part.slices] + 1)
         body.canvas.fill(part, d, 44)
-        stool = 25 - 420 * np.clip(texture - 0.35, 0, 1.6)  # crumbs with gas between
+        stool = 25 - 420 * np.clip(body.texture[part.slices] - 0.35, 0, 1.6)  # crumbs with gas between
         body.canvas.fill(part, d + 2.6, stool)
     for point, radius, level in zip(line[:, :3], radii, line[:, 3], strict=True):
         _pocket(body, point, float(radius) - 2.6, float(np.clip(level, 0, 1)))
@@ -246,8 +208,9 @@ def _paint_colon(body: Body, frame: np.ndarray, gas: np.ndarray, width: Real) ->
 
 def _pocket(body: Body, centre: np.ndarray, radius: Real, gas: Real) -> None:
     """Gas in the front share `gas` (0..1) of a round lumen."""
-    if gas <= 0 or (part := body.canvas.around(centre, radius)) is None:
+    if gas <= 0:
         return
+    part = body.canvas.around(centre, radius)
     d = ball(part.x, part.y, part.z, centre, radius)
     surface = part.y - np.float32(centre[1] - radius + 2 * radius * gas)
     body.canvas.fill(part, np.maximum(np.maximum(d, surface), body.cavity[part.slices] + 3), -930)

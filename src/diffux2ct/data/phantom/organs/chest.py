@@ -1,6 +1,6 @@
 """Lungs with fissures, heart, great vessels, airways. The diaphragm bounds both chest and belly."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,8 +13,7 @@ from diffux2ct.data.phantom.shapes import ellipsoid, shift, smooth_union, spline
 AORTA = 225  # HU of its blood with contrast agent
 
 
-@dataclass(frozen=True)
-class Chest:
+class Chest(NamedTuple):
     """Landmarks inside the chest: middle of the heart, the fork of the trachea, the hila, the top of the arch."""
 
     heart: np.ndarray
@@ -24,29 +23,26 @@ class Chest:
 
 
 def landmarks(anatomy: Anatomy) -> Chest:
-    """Where the organs of this patient's chest hang."""
-    a, v = anatomy, anatomy.spine
-    t5 = v["T5"]
+    """Landmarks of a patient's chest."""
+    a, t4, t5 = anatomy, anatomy.spine["T4"].centre, anatomy.spine["T5"]
     carina = t5.world((0, -t5.half[1] - 17, 4))
     z = a.dome() + 0.33 * (float(carina[2]) - a.dome())
     y = 0.52 * a.at("cage_front", z) + 0.48 * (a.at("spine_y", z) - 16)
     heart = np.array([a["centre_x"] + 15, y, z], np.float32)
     hila = {s: carina + np.array([s * 38, 6, -22.0 + (5 if s > 0 else 0)], np.float32) for s in (-1, 1)}
-    t4 = v["T4"].centre
-    arch = np.array([a["centre_x"] + 10, carina[1] - 10, t4[2] + 6], np.float32)
-    return Chest(heart, carina, hila, arch)
+    return Chest(heart, carina, hila, np.array([a["centre_x"] + 10, carina[1] - 10, t4[2] + 6], np.float32))
 
 
 def diaphragm(anatomy: Anatomy, x, y) -> np.ndarray:
     """Height of the diaphragm: two domes, the right one higher, falling to the rim."""
-    a = anatomy
-    z = a.dome()
+    a, z = anatomy, anatomy.dome()
     front, back, half = (a.at(f"cage_{k}", z - 20) for k in ("front", "back", "half"))
     px = (x - np.float32(a["centre_x"])) / half
     py = (y - ((front + back) / 2 - 10)) / ((back - front) / 2)
     # Towards the middle, where the heart stands, the domes hardly fall.
-    right = (np.where(px > -0.47, np.float32(0.5), np.float32(2.0)) * (px + 0.47)) ** 2 + py * py
-    left = (np.where(px < 0.5, np.float32(0.5), np.float32(2.0)) * (px - 0.5)) ** 2 + py * py
+    flat, steep = np.float32(0.5), np.float32(2.0)
+    right = (np.where(px > -0.47, flat, steep) * (px + 0.47)) ** 2 + py * py
+    left = (np.where(px < 0.5, flat, steep) * (px - 0.5)) ** 2 + py * py
     # Behind it falls further than in front.
     drop = 56 + 22 * np.clip(py, -0.6, 1)
     domes = [z - low - drop * np.clip(away, 0, 1.7) ** 1.15 for away, low in ((right, 0.0), (left, 11.0))]
@@ -57,13 +53,12 @@ def _lung_fields(anatomy: Anatomy, x, y, z) -> list[np.ndarray]:
     """Distance to the pleura of both lungs together, and the signed distance to the oblique fissures."""
     a, v = anatomy, anatomy.spine
     spine_x, spine_y, front = column(a, z, "spine_x", "spine_y", "cage_front")
-    side = x - spine_x
-    xa = np.abs(side)
+    xa = np.abs(x - spine_x)
     inside = chest_wall(a, x, y, z) + 8.5
     gutter = (y - spine_y) - (4 + 52 * fraction(xa, 20, 46))
     apex = (z - v["T1"].centre[2] - 4) * 0.8
     floor = (diaphragm(a, x, y) - z) * 0.8
-    # What stands between the lungs: spine behind, vessels and airways, a thin septum behind the sternum.
+    # The space between the lungs: spine behind, vessels and airways, a thin septum behind the sternum.
     ahead = np.clip((spine_y - y) / np.maximum(spine_y - front, 1), 0, 1)
     heights = [float(v[name].centre[2]) for name in ("T11", "T9", "T7", "T5", "T4", "T2", "T1")]
     middle = levels(z, heights, [13, 14, 23, 30, 27, 33, 36])
@@ -79,10 +74,10 @@ def _lung_fields(anatomy: Anatomy, x, y, z) -> list[np.ndarray]:
 
 
 def paint_chest(body: Body, rng: np.random.Generator) -> None:
-    """Everything between the neck and the diaphragm, except bones."""
+    """The organs between the neck and the diaphragm, without bones."""
     canvas, a = body.canvas, body.anatomy
     box = canvas.box((-400, -400, a.dome() - 105), (400, 400, a.spine["T1"].centre[2] + 20))
-    if box is None:
+    if box.empty:
         return
     chest = landmarks(a)
     lungs, oblique = canvas.smooth(box, lambda x, y, z: _lung_fields(a, x, y, z))
@@ -90,11 +85,13 @@ def paint_chest(body: Body, rng: np.random.Generator) -> None:
     _paint_lungs(body, box, lungs, oblique, chest)
     paint_lung_vessels(body, box, lungs, chest.hila, rng)
     vessels = _great_vessels(a, chest)
-    for points, radii, _ in vessels:
-        _sleeve(body, points, radii + 2, a["fat"] + 20)
+    for points, radii, _ in vessels:  # the fat round them
+        part, d = tube(canvas, points, radii + 2)
+        below = (diaphragm(a, part.x, part.y) - part.z).astype(np.float32)
+        canvas.fill(part, np.maximum(np.maximum(d, body.cavity[part.slices]), below), a["fat"] + 20)
     _paint_heart(body, chest)
     for points, radii, hu in vessels:
-        _vessel(body, points, radii, hu if a.is_["contrast"] else 42, chalk=hu == AORTA)
+        body.paint_tube(points, radii, hu if a.is_["contrast"] else 42, (1.25, 500) if hu == AORTA else None)
     _paint_airways(body, chest)
 
 
@@ -104,7 +101,7 @@ def _paint_lungs(body: Body, box: Box, lungs: np.ndarray, oblique: np.ndarray, c
     # Blood sinks to the back: the lung is denser there.
     middle = np.float32(chest.carina[1])
     hu = a["lung"] + 0.35 * np.clip(box.y - middle, -70, 70) + (16 + 0.4 * a["emphysema"]) * texture
-    hu += 330 * np.clip(texture - 1.2, 0, 1.2)  # vessels too small to be drawn one by one
+    hu += 330 * np.clip(texture - 1.2, 0, 1.2)  # vessels too small to draw one by one
     voxel = canvas.voxel
     for field, where in ((oblique, None), (box.z - np.float32(chest.hila[-1][2]) + 0 * box.x, "right")):
         fissure = 1 - np.abs(field + body.warp[box.slices]) * np.float32(1 / voxel)
@@ -120,8 +117,6 @@ def _paint_heart(body: Body, chest: Chest) -> None:
     s = a["heart_scale"] * (0.94 if a.is_["female"] else 1.0)
     tall = np.clip((chest.carina[2] - a.dome()) / 115, 0.95, 1.25)
     box = canvas.box(c - 105, c + 105)
-    if box is None:
-        return
     long = np.array([0.68, -0.52, -0.52])
     long = long / np.linalg.norm(long)
     across = np.cross(long, [0, 0, 1.0])
@@ -131,35 +126,28 @@ def _paint_heart(body: Body, chest: Chest) -> None:
     def chambers(x, y, z):
         px, py, pz = x - np.float32(c[0]), y - np.float32(c[1]), (z - np.float32(c[2])) / np.float32(tall)
         p, q, r = (px * np.float32(k[0]) + py * np.float32(k[1]) + pz * np.float32(k[2]) for k in (long, across, up))
-        shapes = {
-            "left": ellipsoid(p, q, r, np.array([16, -2, 4]) * s, np.array([50, 38, 36]) * s),
-            "right": ellipsoid(px, py, pz, np.array([2, -20, -10]) * s, np.array([46, 30, 36]) * s),
-            "right_atrium": ellipsoid(px, py, pz, np.array([-34, 4, 2]) * s, np.array([24, 30, 34]) * s),
-            "left_atrium": ellipsoid(px, py, pz, np.array([-2, 34, 18]) * s, np.array([36, 21, 26]) * s),
-        }
-        whole = smooth_union(shapes["left"], shapes["right"], 14)
-        whole = smooth_union(smooth_union(whole, shapes["right_atrium"], 10), shapes["left_atrium"], 10)
-        blood = np.minimum(shapes["left"] + 11 * s, shapes["right"] + 6)
-        blood = np.minimum(np.minimum(blood, shapes["right_atrium"] + 3), shapes["left_atrium"] + 3)
+        left = ellipsoid(p, q, r, np.array([16, -2, 4]) * s, np.array([50, 38, 36]) * s)
+        right = ellipsoid(px, py, pz, np.array([2, -20, -10]) * s, np.array([46, 30, 36]) * s)
+        right_atrium = ellipsoid(px, py, pz, np.array([-34, 4, 2]) * s, np.array([24, 30, 34]) * s)
+        left_atrium = ellipsoid(px, py, pz, np.array([-2, 34, 18]) * s, np.array([36, 21, 26]) * s)
+        whole = smooth_union(smooth_union(smooth_union(left, right, 14), right_atrium, 10), left_atrium, 10)
+        blood = np.minimum(left + 11 * s, right + 6)
+        blood = np.minimum(np.minimum(blood, right_atrium + 3), left_atrium + 3)
         return [whole, blood, (z - diaphragm(a, x, y)) * -0.8]
 
     whole, blood, below = canvas.smooth(box, chambers)
     warp = body.warp[box.slices]
     limit = np.maximum(below, body.cavity[box.slices] + 2)
     canvas.fill(box, np.maximum(whole - 4 - 2 * a["adiposity"] + warp, limit), a["fat"] + 8)
-    contrast = a.is_["contrast"]
-    canvas.fill(
-        box, np.maximum(whole + 0.6 * warp, limit + 2), (105 if contrast else 47) + 4 * body.texture[box.slices]
-    )
-    canvas.fill(box, np.maximum(blood, limit + 4), 235 if contrast else 42)
+    muscle, blood_hu = (105, 235) if a.is_["contrast"] else (47, 42)
+    canvas.fill(box, np.maximum(whole + 0.6 * warp, limit + 2), muscle + 4 * body.texture[box.slices])
+    canvas.fill(box, np.maximum(blood, limit + 4), blood_hu)
 
 
 def aorta_line(anatomy: Anatomy, chest: Chest) -> np.ndarray:
     """Knots (x, y, z, radius) from the heart over the arch down to L4."""
-    a, v, r = anatomy, anatomy.spine, anatomy["aorta_radius"]
-    top, c = chest.arch, chest.heart
-    x0 = a["centre_x"]
-    t5 = v["T5"]
+    v, r, x0 = anatomy.spine, anatomy["aorta_radius"], anatomy["centre_x"]
+    top, c, t5 = chest.arch, chest.heart, v["T5"]
     back = t5.centre + np.array([t5.half[0] + 6, -0.35 * t5.half[1] - 4, 0])
     knots = [
         (*(c + np.array([-4, -2, 28])), 1.5 * r), (x0 - 15, top[1] - 14, top[2] - 32, 1.5 * r),
@@ -177,12 +165,10 @@ def aorta_line(anatomy: Anatomy, chest: Chest) -> np.ndarray:
 
 def _great_vessels(anatomy: Anatomy, chest: Chest) -> list[tuple[np.ndarray, np.ndarray, Real]]:
     """Points, radii and HU with contrast agent of the veins and arteries of the mediastinum."""
-    a, c, top = anatomy, chest.heart, chest.arch
-    x0 = a["centre_x"]
+    a, c, top, x0 = anatomy, chest.heart, chest.arch, anatomy["centre_x"]
     t2, t1 = a.spine["T2"].centre, a.spine["T1"].centre
-    hila = chest.hila
     cava_x, cava_y = x0 - 34, top[1] - 6
-    right, left = hila[-1], hila[1]
+    right, left = chest.hila[-1], chest.hila[1]
     lines = [
         # Upper vena cava, and the veins of both arms that meet in it
         ([(cava_x, cava_y, t2[2] - 6), (cava_x, cava_y + 4, top[2] - 20), shift(c, -34, 2, 26)], 9, 9, 260),
@@ -218,35 +204,12 @@ def _great_vessels(anatomy: Anatomy, chest: Chest) -> list[tuple[np.ndarray, np.
     return vessels
 
 
-def _sleeve(body: Body, points: np.ndarray, radii: np.ndarray, hu: Real) -> None:
-    """The fat round a tube."""
-    found = tube(body.canvas, points, radii)
-    if found is not None:
-        part, d = found
-        below = (diaphragm(body.anatomy, part.x, part.y) - part.z).astype(np.float32)
-        body.canvas.fill(part, np.maximum(np.maximum(d, body.cavity[part.slices]), below), hu)
-
-
-def _vessel(body: Body, points: np.ndarray, radii: np.ndarray, hu: Real, chalk: bool = False) -> None:
-    found = tube(body.canvas, points, radii)
-    if found is None:
-        return
-    part, d = found
-    body.canvas.fill(part, d, hu)
-    if chalk:  # patches of it in the wall
-        patches = np.maximum(np.abs(d) - 0.8, 6 * (1.25 - body.texture[part.slices]))
-        body.canvas.fill(part, patches, 500)
-
-
 def _paint_airways(body: Body, chest: Chest) -> None:
     """Oesophagus, trachea, main and lobar bronchi."""
-    a, fork, canvas = body.anatomy, chest.carina, body.canvas
-    v = a.spine
-    names = ("C5", "C7", "T2", "T4", "T6", "T8", "T10")
-    gullet = np.array([v[n].world((4, -v[n].half[1] - 7, 0)) for n in names])
+    v, fork, canvas = body.anatomy.spine, chest.carina, body.canvas
+    gullet = np.array([v[n].world((4, -v[n].half[1] - 7, 0)) for n in ("C5", "C7", "T2", "T4", "T6", "T8", "T10")])
     gullet[-1] += (8, -6, 0)
-    points = spline(gullet, 10)
-    _vessel(body, points, np.full(len(points), 6.5), 38)
+    body.paint_tube(spline(gullet, 10), 6.5, 38)
     neck = [v[n].world((0, -v[n].half[1] - 21, 0)) for n in ("C4", "C6", "T1", "T3")]
     paths = [([*neck, fork], 8.6, 8.0)]
     for side in (-1, 1):
@@ -261,8 +224,6 @@ def _paint_airways(body: Body, chest: Chest) -> None:
     for wall in (True, False):  # the walls of all before the air of any
         for knots, r0, r1 in paths:
             points = spline(knots, 8)
-            found = tube(canvas, points, np.linspace(r0, r1, len(points)), margin=4)
-            if found is not None:
-                part, d = found
-                thickness = (1.6 if r0 > 6 else 0.9) if wall else 0.0
-                canvas.fill(part, d - thickness, 20 if wall else -985)
+            part, d = tube(canvas, points, np.linspace(r0, r1, len(points)), margin=4)
+            thickness = (1.6 if r0 > 6 else 0.9) if wall else 0.0
+            canvas.fill(part, d - thickness, 20 if wall else -985)

@@ -17,14 +17,8 @@ def grow_tree(rng: np.random.Generator, hilum: np.ndarray, side: int) -> tuple[n
     """Segments [N, 2, 3] and radii [N] of one lung's vessels."""
     turn = (np.arange(STEMS) + rng.uniform(0, 0.5)) / STEMS * 2 * np.pi
     spread = rng.uniform(0.55, 1.25, STEMS)
-    way = np.stack(
-        [
-            side * np.cos(spread),
-            0.85 * np.sin(spread) * np.cos(turn) + 0.12,
-            1.15 * np.sin(spread) * np.sin(turn) - 0.1,
-        ],
-        1,
-    )
+    across, up = 0.85 * np.sin(spread) * np.cos(turn) + 0.12, 1.15 * np.sin(spread) * np.sin(turn) - 0.1
+    way = np.stack([side * np.cos(spread), across, up], 1)
     at = np.repeat(hilum[None], STEMS, 0) + rng.normal(0, 5, (STEMS, 3))
     radius = rng.uniform(2.2, 4.4, STEMS)
     segments, radii = [], []
@@ -49,15 +43,14 @@ def paint_lung_vessels(
     cover = np.zeros(box.shape, np.float32)
     for side in (-1, 1):
         segments, radii = grow_tree(rng, hila[side], side)
-        # Thinner than this, a vessel is painted this thick and by so much fainter.
+        # A vessel thinner than this is painted this thick and fainter in proportion.
         thick = np.maximum(radii, 0.5 * canvas.voxel)
         margin = (thick + canvas.voxel)[:, None]
         low, high = segments.min(1) - margin, segments.max(1) + margin
         for i in np.flatnonzero(radii > 0.25 * canvas.voxel):
-            bounds = canvas.bounds(low[i].tolist(), high[i].tolist(), box)
-            if bounds is None:
+            part = canvas.box(low[i].tolist(), high[i].tolist(), box)
+            if part.empty:
                 continue
-            part = canvas.cut(*bounds)
             start, end = segments[i].tolist()
             faint = canvas.coverage(capsule(part.x, part.y, part.z, start, end, float(thick[i])))
             faint *= np.float32((radii[i] / thick[i]) ** 2)

@@ -19,19 +19,16 @@ def _paint_back(body: Body) -> None:
     canvas, a = body.canvas, body.anatomy
     l5, l4, l1, t12 = (a.spine[n].centre for n in ("L5", "L4", "L1", "T12"))
     box = canvas.box((-130, -400, l5[2] - 75), (130, 400, 2000))
-    if box is None:
-        return
 
     def fields(x, y, z):
         spine_x, spine_y = column(a, z, "spine_x", "spine_y")
         xa, behind = np.abs(x - spine_x), y - spine_y
         low = np.clip((l4[2] - z) / 60, 0, 1.5)
         high = np.clip((z - l1[2]) / 130, 0, 1)
-        erector = super_ellipse(
-            xa - 31 + 8 * low + 6 * high, behind - 45 + 4 * high, 31 - 7 * low - 6 * high, 25 - 7 * high, 2.4
-        )
+        half_x, half_y = 31 - 7 * low - 6 * high, 25 - 7 * high
+        erector = super_ellipse(xa - 31 + 8 * low + 6 * high, behind - 45 + 4 * high, half_x, half_y, 2.4)
         erector = np.maximum(np.maximum(erector, 3 - xa), 18 - behind)
-        # Behind the chest they fill what the lungs leave beside the spinous processes.
+        # Behind the chest they fill the space between the lungs and the spinous processes.
         chest = np.maximum(6 + 52 * fraction(xa, 20, 46) - behind, xa - 50)
         erector = np.where(z > t12[2], np.minimum(erector + 3 * high, chest), erector)
         quadratus = super_ellipse(xa - 58, behind - 22, 19.0, 10.0, 2)
@@ -51,26 +48,20 @@ def _paint_psoas(body: Body, side: int) -> None:
     for name, share in (("L1", 0.4), ("L2", 0.65), ("L3", 0.9), ("L4", 1.0), ("L5", 1.0)):
         v = a.spine[name]
         r = radius * share
-        forward = -0.25 * v.half[1] if name == "L5" else 0.1 * v.half[1]
+        forward = (-0.25 if name == "L5" else 0.1) * v.half[1]
         points.append(v.world((side * (v.half[0] + r * 0.8), forward, 0)))
         radii.append(r)
-    socket = a.socket(side)
-    last = points[-1]
-    goal = socket + np.array([side * 2, -30, 0])
+    last, goal = points[-1], a.socket(side) + np.array([side * 2, -30, 0])
     points += [last + 0.5 * (goal - last) + (side * 4, -8, 8), goal, goal + np.array([side * 14, 30, -60])]
     radii += [radius * 0.95, 15, 11]
-    found = tube(body.canvas, np.array(points), np.array(radii))
-    if found is not None:
-        part, d = found
-        body.canvas.fill(part, d + 0.9 * body.warp[part.slices], body.muscle(part.slices))
+    part, d = tube(body.canvas, np.array(points), np.array(radii))
+    body.canvas.fill(part, d + 0.9 * body.warp[part.slices], body.muscle(part.slices))
 
 
 def _paint_wing(body: Body, side: int) -> None:
     """Iliacus inside the wing, the gluteal muscles outside it, with fat between and inside them."""
     canvas, a = body.canvas, body.anatomy
     part = hip_box(body, side)
-    if part is None:
-        return
     sheet, rim, _, u = canvas.smooth(part, lambda x, y, z: wing_frame(a, x, y, z, side))
     inside = body.fascia[part.slices]
     floor = np.float32(a.socket(side)[2] + 20) - part.z

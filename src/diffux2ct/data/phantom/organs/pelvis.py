@@ -4,17 +4,17 @@ import numpy as np
 
 from diffux2ct.data.labels import LABELS
 from diffux2ct.data.phantom.anatomy import Anatomy
-from diffux2ct.data.phantom.canvas import FAR, Box, Real
+from diffux2ct.data.phantom.canvas import Box, Real
 from diffux2ct.data.phantom.organs.trunk import Body, fraction
-from diffux2ct.data.phantom.shapes import ball, join, shift, smooth_union
+from diffux2ct.data.phantom.shapes import ball, join, segments, shift, smooth_union
 
 SIDE = {1: "left", -1: "right"}
 
 
 def wing_frame(anatomy: Anatomy, x, y, z, side: int) -> tuple[np.ndarray, ...]:
-    """The iliac wing of one side: its sheet (mm outside the mid surface), the distance to its rim, and the place on it.
+    """Coordinates of the iliac wing of one side: mm outside its mid surface, the distance to its rim, the place on it.
 
-    Last come how low a point is (0 at the crest, 1 above the socket) and how far in front (0 behind, 1 in front).
+    The place: from 0 at the crest to 1 above the socket, and from 0 behind to 1 in front.
     """
     scale, top = anatomy.pelvic_scale, anatomy.sacral_top
     crest_z = float(top[2]) + 38 * scale
@@ -37,8 +37,8 @@ def wing_frame(anatomy: Anatomy, x, y, z, side: int) -> tuple[np.ndarray, ...]:
     return tuple(f.astype(np.float32) + 0 * x + 0 * z for f in (sheet, rim, low + 0 * y, u))
 
 
-def hip_box(body: Body, side: int) -> Box | None:
-    """Where one hip bone and its muscles can be."""
+def hip_box(body: Body, side: int) -> Box:
+    """The box of one hip bone and its muscles."""
     top, s = body.anatomy.sacral_top, body.anatomy.pelvic_scale
     x = np.array([0, 175]) if side > 0 else np.array([-175, 0])
     low, high = np.array([x[0], -112 * s, -195 * s]), np.array([x[1], 95, 60])
@@ -46,7 +46,7 @@ def hip_box(body: Body, side: int) -> Box | None:
 
 
 def ischium(anatomy: Anatomy, side: int) -> np.ndarray:
-    """The tuberosity that one sits on."""
+    """The ischial tuberosity."""
     wide = 58 if anatomy.is_["female"] else 52
     s = anatomy.pelvic_scale
     return anatomy.socket(side) * (0, 1, 1) + np.array([anatomy.sacral_top[0] + side * wide * s, 30, -72 * s])
@@ -56,13 +56,10 @@ def paint_hip(body: Body, side: int) -> None:
     """Iliac wing, socket, and the ring of pubis and ischium."""
     canvas, a = body.canvas, body.anatomy
     box = hip_box(body, side)
-    if box is None:
-        return
     s, top = a.pelvic_scale, a.sacral_top
     sheet, rim, low, u = canvas.smooth(box, lambda x, y, z: wing_frame(a, x, y, z, side))
-    thick = (
-        2.4 + 3.4 * np.exp(-(((rim + 4) / 7) ** 2)) + 5.5 * np.clip(1 - u / 0.35, 0, 1) + 10 * np.clip(low - 0.6, 0, 1)
-    )
+    thick = 2.4 + 3.4 * np.exp(-(((rim + 4) / 7) ** 2)) + 5.5 * np.clip(1 - u / 0.35, 0, 1)
+    thick = thick + 10 * np.clip(low - 0.6, 0, 1)
     notch = np.float32(top[2] - 76 * s) + 44 * fraction(0.62 - u, 0, 0.5) - box.z  # the greater sciatic notch
     d = np.maximum(np.maximum(np.abs(sheet) - thick, rim), notch)
     socket, tuber, sym = a.socket(side), ischium(a, side), a.symphysis()
@@ -79,16 +76,14 @@ def paint_hip(body: Body, side: int) -> None:
         (shift(socket, -side * 8, 24, -14), shift(socket, -side * 10, 20, 20), 15, 12),
     ):
         join(canvas, box, d, p, q, r, t, blend=6)
-    cup = canvas.common(canvas.around(socket, 48), box)
-    if cup is not None:
-        at = cup.within(box)
-        centre = shift(socket, side * 3.5, -2, -2)  # the socket opens outwards
-        bowl = ball(cup.x, cup.y, cup.z, socket, head + 8.5)
-        open_side = (cup.x - np.float32(centre[0])) * side * 0.8 - (cup.z - np.float32(centre[2])) * 0.5
-        bowl = np.maximum(bowl, open_side - 8)
-        d[at] = np.maximum(smooth_union(d[at], bowl, 6), (head + 2.5) - (bowl + head + 8.5))
-        hollow = (head + 2.5) - ball(cup.x, cup.y, cup.z, socket, 0)
-        d[at] = np.maximum(d[at], hollow)
+    cup = canvas.around(socket, 48, box)
+    at = cup.within(box)
+    centre = shift(socket, side * 3.5, -2, -2)  # the socket opens outwards
+    bowl = ball(cup.x, cup.y, cup.z, socket, head + 8.5)
+    open_side = (cup.x - np.float32(centre[0])) * side * 0.8 - (cup.z - np.float32(centre[2])) * 0.5
+    bowl = np.maximum(bowl, open_side - 8)
+    d[at] = np.maximum(smooth_union(d[at], bowl, 6), (head + 2.5) - (bowl + head + 8.5))
+    d[at] = np.maximum(d[at], (head + 2.5) - ball(cup.x, cup.y, cup.z, socket, 0))
     d = np.maximum(d, 2.4 - np.abs(box.x - np.float32(sym[0])))
     core = a["cancellous"] * 0.85 + 24 * body.texture[box.slices]
     shell = (1.3 + 0.8 * np.clip(low, 0, 1)).astype(np.float32)
@@ -117,20 +112,17 @@ def paint_femur(body: Body, side: int) -> None:
     canvas, a = body.canvas, body.anatomy
     p, radius = femur_points(a, side), a["femoral_head"]
     low = np.minimum(p["head"], p["greater"]) - (35, 40, 260)
-    high = shift(np.maximum(p["head"], p["greater"]), 35, 40, 35)
-    box = canvas.box(low, high)
-    if box is None:
-        return
+    box = canvas.box(low, shift(np.maximum(p["head"], p["greater"]), 35, 40, 35))
     d = ball(box.x, box.y, box.z, p["head"], radius)
-    gap = canvas.common(canvas.around(p["head"], radius + 8), box)
-    if gap is not None:
-        canvas.fill(gap, d[gap.within(box)] - 2.5, 65)
-    join(canvas, box, d, p["head"], p["base"], 0.66 * radius, 0.72 * radius, blend=8)
-    join(canvas, box, d, shift(p["base"], 0, 0, -4), shift(p["base"], -side * 5, 0, -42), 18, 15, blend=8)
-    join(canvas, box, d, shift(p["base"], side * 3, 3, -6), p["greater"], 15, 11, blend=8)
-    join(canvas, box, d, shift(p["base"], -side * 5, 3, -30), p["lesser"], 9, 6, blend=6)
-    join(canvas, box, d, shift(p["base"], -side * 5, 0, -42), p["shaft"], 15, 14, blend=6)
-    down = fraction(p["base"][2] - box.z, 5, 70)
+    gap = canvas.around(p["head"], radius + 8, box)
+    canvas.fill(gap, d[gap.within(box)] - 2.5, 65)
+    base = p["base"]
+    join(canvas, box, d, p["head"], base, 0.66 * radius, 0.72 * radius, blend=8)
+    join(canvas, box, d, shift(base, 0, 0, -4), shift(base, -side * 5, 0, -42), 18, 15, blend=8)
+    join(canvas, box, d, shift(base, side * 3, 3, -6), p["greater"], 15, 11, blend=8)
+    join(canvas, box, d, shift(base, -side * 5, 3, -30), p["lesser"], 9, 6, blend=6)
+    join(canvas, box, d, shift(base, -side * 5, 0, -42), p["shaft"], 15, 14, blend=6)
+    down = fraction(base[2] - box.z, 5, 70)
     shell = (1.2 + 4.6 * down).astype(np.float32)
     core = (a["cancellous"] + 80 * np.exp(-np.maximum(d + radius, 0) / 30)) * (1 - down) - 40 * down
     core = core + 26 * body.texture[box.slices]
@@ -142,8 +134,6 @@ def paint_sacrum(body: Body) -> None:
     canvas, a = body.canvas, body.anatomy
     top, tilt, scale = a.sacral_top, a.sacral_tilt, a["spine_scale"]
     box = canvas.box(top - (64, 30, 125), shift(top, 64, 85, 18))
-    if box is None:
-        return
     bend = 122.0 * scale  # radius of the arc
     down = np.array([-np.sin(tilt), -np.cos(tilt)])  # (y, z) along the bone, away from L5
     front = np.array([-np.cos(tilt), np.sin(tilt)])  # (y, z) towards the belly
@@ -159,9 +149,7 @@ def paint_sacrum(body: Body) -> None:
 
     angles = np.array([104.0, 116, 127, 137]) * scale / bend
     points = np.array([(top[0], *(centre + bend * (np.sin(t) * down - np.cos(t) * front))) for t in angles])
-    tail = np.full(box.shape, FAR, np.float32)
-    for i, radius in enumerate((6.0, 5.0, 4.0)):
-        join(canvas, box, tail, points[i], points[i + 1], radius, radius - 1)
+    tail = segments(canvas, box, points, np.array([6.0, 5.0, 4.0, 3.0]))
     canvas.fill_bone(box, tail, 1.1, a["cortical"], core, LABELS["coccyx"])
 
 

@@ -19,8 +19,7 @@ SQUASH = 1.55  # a rib is that much taller than thick
 
 def rib_path(anatomy: Anatomy, v: Vertebra, side: int) -> np.ndarray:
     """Points [N, 3] of the rib of `v`, from the joint at its body round the chest."""
-    a = anatomy
-    reach, fall = RIBS[v.name]
+    a, (reach, fall) = anatomy, RIBS[v.name]
     fall *= a["rib_slope"]
     head = v.world((side * (v.half[0] + 1), v.half[1] * 0.8, v.half[2] * 0.7))
     neck = v.world((side * (v.span + 1), v.half[1] + 13, v.half[2] * 0.4))
@@ -50,8 +49,6 @@ def paint_ribs(body: Body) -> None:
     paths = {(name, side): rib_path(a, a.spine[name], side) for name in RIBS for side in (-1, 1)}
     low = min(float(p[:, 2].min()) for p in paths.values()) - 60
     box = canvas.box((-400, -400, low), (400, 400, a.spine["T1"].centre[2] + 30))
-    if box is None:
-        return
     gristle = np.full(box.shape, FAR, np.float32)
     line = sternum_line(a)
     for (name, side), path in paths.items():
@@ -71,9 +68,7 @@ def paint_ribs(body: Body) -> None:
     bone = np.full(box.shape, FAR, np.float32)
     for (name, _), path in paths.items():
         radii = np.interp(np.arange(len(path)), [0, 2, len(path) - 1], [3.4, 3.7, 4.0])
-        if name == "T1":
-            radii = radii * 1.15
-        p, r = path.tolist(), radii.tolist()
+        p, r = path.tolist(), (radii * (1.15 if name == "T1" else 1.0)).tolist()
         for i in range(len(p) - 1):
             join(canvas, box, bone, p[i], p[i + 1], r[i], r[i + 1], squash=SQUASH)
     core = a["cancellous"] * 0.7 + 20 * body.texture[box.slices]
@@ -82,25 +77,17 @@ def paint_ribs(body: Body) -> None:
 
 def paint_sternum(body: Body) -> None:
     """Manubrium and body of the sternum, with the joint between them."""
-    canvas, a = body.canvas, body.anatomy
-    line = sternum_line(a)
+    canvas, a, line = body.canvas, body.anatomy, sternum_line(body.anatomy)
     box = canvas.box(line.min(0) - (34, 16, 8), line.max(0) + np.array([34, 16, 8]))
-    if box is None:
-        return
-    z = box.z.ravel()
-    heights = line[::-1, 2]
+    z, heights = box.z.ravel(), line[::-1, 2]
     middle = np.interp(z, heights, line[::-1, 1])[:, None, None].astype(np.float32)
     down = np.interp(z, heights, np.linspace(1, 0, len(line)))
-    wide, thick = (
-        np.interp(down, *table).astype(np.float32)[:, None, None]
-        for table in (
-            ([0, 0.12, 0.24, 0.28, 0.7, 0.88, 1], [25, 25, 15, 15, 18, 13, 6]),
-            ([0, 0.2, 0.9, 1], [6.2, 5.2, 5.0, 3.5]),
-        )
-    )
+    wide = np.interp(down, [0, 0.12, 0.24, 0.28, 0.7, 0.88, 1], [25, 25, 15, 15, 18, 13, 6])
+    thick = np.interp(down, [0, 0.2, 0.9, 1], [6.2, 5.2, 5.0, 3.5])
+    wide, thick = (values.astype(np.float32)[:, None, None] for values in (wide, thick))
     d = super_ellipse(box.x - np.float32(a["centre_x"]), box.y - middle, wide, thick, 2.6)
-    d = np.maximum(d, np.maximum(box.z - heights[-1], heights[0] - box.z))
     joint = heights[-1] - 0.26 * (heights[-1] - heights[0])
+    d = np.maximum(d, np.maximum(box.z - heights[-1], heights[0] - box.z))
     d = np.maximum(d, 1.5 - np.abs(box.z - joint))
     core = a["cancellous"] * 0.75 + 20 * body.texture[box.slices]
     canvas.fill_bone(box, d.astype(np.float32), 0.9, a["cortical"] * 0.9, core, LABELS["sternum"])
@@ -126,8 +113,6 @@ def _paint_humerus(body: Body, side: int) -> np.ndarray:
     way = np.array([side * 28, -30, 260.0]) if a.is_["arms_up"] else np.array([side * 42, 10, -280.0])
     glenoid = joint + np.array([-side * 25, 9, 3])
     box = canvas.box(np.minimum(joint, joint + way) - 40, np.maximum(joint, joint + way) + 40)
-    if box is None:
-        return glenoid
     head = ball(box.x, box.y, box.z, joint, 23)
     shaft = capsule(box.x, box.y, box.z, joint + 0.06 * way, joint + way, 14, 10.5)
     d = smooth_union(head, shaft, 8)
@@ -150,25 +135,20 @@ def _paint_scapula(body: Body, side: int, glenoid: np.ndarray) -> np.ndarray:
         return np.array([a["centre_x"] + side * out, y + off, z])
 
     top = on_ribs(70 if raised else 58, float(t2[2]) + 4, 20)
-    tip = on_ribs(
-        a.at("cage_half", float(t7[2])) * (0.93 if raised else 0.72), float(t7[2]) + (26 if raised else 8), 13
-    )
+    out, above = (0.93, 26) if raised else (0.72, 8)
+    tip = on_ribs(a.at("cage_half", float(t7[2])) * out, float(t7[2]) + above, 13)
     acromion = glenoid + np.array([side * 22, 18, 26])
     corners = np.array([top, tip, glenoid])
     box = canvas.box(np.minimum(corners.min(0), acromion) - 16, np.maximum(corners.max(0), acromion) + 16)
-    if box is None:
-        return acromion
     normal = np.cross(tip - top, glenoid - top)
     normal = normal / np.linalg.norm(normal) * -side
     n = plane(box.x, box.y, box.z, top, normal)
     centroid, rim = corners.mean(0), np.full(box.shape, -FAR, np.float32)
-    for i in range(3):
-        p, q = corners[i], corners[(i + 1) % 3]
+    for p, q in zip(corners, np.roll(corners, -1, 0), strict=True):
         edge = np.cross(q - p, normal)
         edge = edge / np.linalg.norm(edge)
         edge = edge if np.dot(centroid - p, edge) < 0 else -edge
-        out = plane(box.x, box.y, box.z, p, edge)
-        np.maximum(rim, out, out=rim)
+        np.maximum(rim, plane(box.x, box.y, box.z, p, edge), out=rim)
     bulge = 7 * np.clip(-rim / 28, 0, 1)  # the blade follows the ribs
     d = np.maximum(np.abs(n - bulge) - (1.4 + 2.2 * np.exp(-(((rim + 2) / 5) ** 2))), rim)
     medial = top + 0.22 * (tip - top)
@@ -191,8 +171,6 @@ def _paint_clavicle(body: Body, side: int, acromion: np.ndarray) -> None:
     points = spline([inner, inner + 0.35 * way + (0, -9, 4), inner + 0.75 * way + (0, 9, 2), outer], 10)
     radii = np.interp(np.arange(len(points)), [0, 3, len(points) - 1], [9.5, 5.8, 6.4])
     box = canvas.box(points.min(0) - 16, points.max(0) + 16)
-    if box is None:
-        return
     d = np.full(box.shape, FAR, np.float32)
     for i in range(len(points) - 1):
         join(canvas, box, d, points[i], points[i + 1], radii[i], radii[i + 1])

@@ -7,12 +7,13 @@ import numpy as np
 
 from diffux2ct.data.phantom.anatomy import Anatomy
 from diffux2ct.data.phantom.canvas import Canvas, Real
-from diffux2ct.data.phantom.shapes import capsule, ellipsoid, shift, smooth_union, super_ellipse
+from diffux2ct.data.phantom.shapes import capsule, ellipsoid, shift, smooth_union, super_ellipse, tube
+from diffux2ct.data.phantom.torso import fat_layers
 
 
 @dataclass(frozen=True)
 class Body:
-    """What every painter needs: the canvas, the patient, and fields over the whole canvas [D, H, W].
+    """The canvas, the patient, and fields over the whole canvas [D, H, W], for all painters.
 
     skin, fascia, cavity: distances in mm to the skin, to the muscles' surface below the subcutaneous fat and to the
     wall of the cavity of belly and chest (negative inside). warp, planes, texture: smooth noise, about unit normal.
@@ -36,6 +37,16 @@ class Body:
         marbling += 5 * t
         marbling += a["muscle"]
         return marbling
+
+    def paint_tube(
+        self, points: np.ndarray, radii: Real | np.ndarray, hu: Real, chalk: tuple[float, Real] | None = None
+    ) -> None:
+        """Paint a tube, see ``tube``. chalk: patches in its wall where the texture exceeds a value, and their HU."""
+        part, d = tube(self.canvas, points, radii)
+        self.canvas.fill(part, d, hu)
+        if chalk is not None:
+            patches = np.maximum(np.abs(d) - 0.8, 6 * (chalk[0] - self.texture[part.slices]))
+            self.canvas.fill(part, patches, chalk[1])
 
 
 def column(anatomy: Anatomy, z: np.ndarray, *names: str) -> list[np.ndarray]:
@@ -72,21 +83,17 @@ def _limbs(anatomy: Anatomy, x, y, z) -> np.ndarray:
         arm = capsule(xa, y, z, joint, elbow, 54, 42)
     else:
         elbow = joint + np.array([48, 14, -290])
-        arm = smooth_union(
-            capsule(xa, y, z, joint + np.array([4, 0, -10]), elbow, 47, 40),
-            ellipsoid(xa, y, z, joint, (54, 50, 56)),
-            20,
-        )
+        arm = capsule(xa, y, z, joint + np.array([4, 0, -10]), elbow, 47, 40)
+        arm = smooth_union(arm, ellipsoid(xa, y, z, joint, (54, 50, 56)), 20)
     top = capsule(xa, y, z, (38, c7[1] + 18, c7[2] - 16), joint + np.array([-22, 8, -2]), 34, 44)
     return smooth_union(arm, top, 22)
 
 
 def _outline(anatomy: Anatomy, x, y, z) -> tuple[np.ndarray, np.ndarray]:
-    """Distance to the skin without the breasts, and how far behind the middle a point is (-1 front, 1 back)."""
+    """Distance to the skin without the breasts, and the depth behind the middle (-1 front, 1 back)."""
     a = anatomy
     front, back, half = column(a, z, "front", "back", "half_width")
-    spine_x, _ = column(a, z, "spine_x", "spine_y")
-    top = a.sacral_top
+    (spine_x,), top = column(a, z, "spine_x"), a.sacral_top
     depth = (back - front) / 2
     px, py = x - np.float32(a["centre_x"]), y - (front + back) / 2
     lean = np.clip(py / depth, -1, 1)
@@ -94,13 +101,8 @@ def _outline(anatomy: Anatomy, x, y, z) -> tuple[np.ndarray, np.ndarray]:
     furrow = 5 * np.exp(-(((x - spine_x) / 16) ** 2))
     cleft = fraction(-z, 35 - top[2], 95 - top[2]) * 22 * np.exp(-((px / 8) ** 2))
     back = np.clip(lean, 0, 1)  # the back lies flat on the couch
-    d = super_ellipse(
-        px,
-        py + (furrow + cleft) * back,
-        half,
-        depth,
-        np.where(lean > 0, np.float32(a["outline_power"] + 0.7), np.float32(a["outline_power"])),
-    )
+    power = np.where(lean > 0, np.float32(a["outline_power"] + 0.7), np.float32(a["outline_power"]))
+    d = super_ellipse(px, py + (furrow + cleft) * back, half, depth, power)
     if float(z.max()) > a.spine["T6"].centre[2] - 60:
         d = smooth_union(d, _limbs(a, x, y, z), 24)
     return d, lean
@@ -114,7 +116,7 @@ def _fields(anatomy: Anatomy, x, y, z) -> list[np.ndarray]:
     heights = [top[2] - 110, top[2] - 20, v["L3"].centre[2], v["T10"].centre[2], v["T6"].centre[2]]
     heights += [v["T2"].centre[2], v["C6"].centre[2]]
     share = levels(z, heights, [1.1, 1.1, 1.0, 0.7, 0.55, 0.6, 0.5])
-    front, side, back = a.fat_layers()
+    front, side, back = fat_layers(a["adiposity"])
     seat = 1 + 0.5 * fraction(-z, -top[2], 60 - top[2]) * np.clip(lean, 0, 1)
     fat = (side + np.where(lean < 0, np.float32(front - side), np.float32(back - side)) * lean**2) * share * seat
     # The gap between the thighs, which touch.
@@ -213,9 +215,8 @@ def _paint_fossae(body: Body) -> None:
     for side in (-1, 1):
         at = shift(sym, side * 27, 84, -22)
         part = body.canvas.around(at, 45)
-        if part is not None:
-            d = ellipsoid(part.x, part.y, part.z, at, (17, 30, 34)) + 4 * body.warp[part.slices]
-            body.canvas.fill(part, d, body.anatomy["fat"] + 8)
+        d = ellipsoid(part.x, part.y, part.z, at, (17, 30, 34)) + 4 * body.warp[part.slices]
+        body.canvas.fill(part, d, body.anatomy["fat"] + 8)
 
 
 def _paint_glands(body: Body) -> None:
@@ -225,11 +226,9 @@ def _paint_glands(body: Body) -> None:
     for side in (-1, 1):
         at = (a["centre_x"] + side * out, y, t7 - 8)
         part = body.canvas.around(at, 50)
-        if part is not None:
-            d = ellipsoid(part.x, part.y, part.z, at, (38, 24, 36)) + 9 * body.texture[part.slices] + 4
-            d = np.maximum(d, 9 - body.fascia[part.slices])
-            d = np.maximum(d, body.skin[part.slices] + 7)
-            body.canvas.fill(part, d, 25)
+        d = ellipsoid(part.x, part.y, part.z, at, (38, 24, 36)) + 9 * body.texture[part.slices] + 4
+        d = np.maximum(np.maximum(d, 9 - body.fascia[part.slices]), body.skin[part.slices] + 7)
+        body.canvas.fill(part, d, 25)
 
 
 def paint_couch(body: Body) -> None:
@@ -237,8 +236,6 @@ def paint_couch(body: Body) -> None:
     canvas, a = body.canvas, body.anatomy
     y0 = float(a.knots["back"][(a.knots["z"] > -60) & (a.knots["z"] < 260)].max()) + 5
     box = canvas.box((-230, y0 - 60, -2000), (230, y0 + 40, 2000))
-    if box is None:
-        return
     surface = (y0 - 0.0011 * (box.x - np.float32(a["centre_x"])) ** 2) + 0 * box.z
     outside = 1 - body.skin[box.slices]
     canvas.fill(box, np.maximum(np.maximum(surface - box.y, box.y - surface - 22), outside), -930)

@@ -1,5 +1,7 @@
 """Vertebrae, the discs between them and the spinal canal."""
 
+from itertools import product
+
 import numpy as np
 
 from diffux2ct.data.labels import LABELS
@@ -9,12 +11,10 @@ from diffux2ct.data.phantom.shapes import capsule, smooth_union, super_ellipse
 from diffux2ct.data.phantom.spine import Vertebra
 
 
-def _box(canvas: Canvas, v: Vertebra, low, high) -> Box | None:
+def _box(canvas: Canvas, v: Vertebra, low, high, within: Box | None = None) -> Box:
     """The part of the canvas that covers a box of the vertebra's own frame."""
-    corners = np.array(
-        [v.world((x, y, z)) for x in (low[0], high[0]) for y in (low[1], high[1]) for z in (low[2], high[2])]
-    )
-    return canvas.box(corners.min(0), corners.max(0))
+    corners = np.array([v.world(corner) for corner in product(*zip(low, high, strict=True))])
+    return canvas.box(corners.min(0), corners.max(0), within)
 
 
 def local(box: Box, v: Vertebra) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -64,8 +64,6 @@ def _paint_soft(body: Body, v: Vertebra) -> None:
     canal_y, canal_x, canal_half_y = v.canal()
     reach = canal_y + canal_half_y + 2
     part = _box(body.canvas, v, (-ax - 4, -ay - 4, -az - v.disc - 3), (ax + 4, reach, az + 2))
-    if part is None:
-        return
     x, y, z = local(part, v)
     ring = super_ellipse(x, y, ax + 0.5, ay + 0.5, 2.4)
     disc = np.maximum(ring, np.abs(z + az + v.disc / 2) - v.disc / 2 - 2.5)
@@ -83,31 +81,26 @@ def paint_vertebra(body: Body, v: Vertebra) -> None:
     k = az / 13.8
     low, high = (-v.span - 6, -ay - 5, -az - 16 * k - 8), (v.span + 6, ay + 46 * k + 5, az + 12)
     whole = _box(canvas, v, low, high)
-    if whole is None:
-        return
     _paint_soft(body, v)
     d = np.full(whole.shape, FAR, np.float32)
     shell = np.full(whole.shape, a["cortical_mm"] + 0.7, np.float32)
     core = np.full(whole.shape, a["cancellous"] + 105, np.float32)
     canal_y, canal_x, canal_half_y = v.canal()
-    front = canvas.common(_box(canvas, v, (-ax - 6, -ay - 6, -az - 4), (ax + 6, ay + 6, az + 4)), whole)
-    back = canvas.common(_box(canvas, v, (low[0], ay - 8, low[2]), high), whole)
-    if front is not None:
-        x, y, z = local(front, v)
-        at = front.within(whole)
-        d[at] = _body_distance(x, y, z, v, a["waist"], a["osteophytes"])
-        plate = np.clip((np.abs(z) - az + 4) * 0.25, 0, 1)
-        shell[at] = a["cortical_mm"] * (1 + 0.5 * plate)
-        core[at] = a["cancellous"] * (1 + 0.35 * plate)
-    if back is not None:
-        x, y, z = local(back, v)
-        at = back.within(whole)
-        arch = _arch_distance(x, y, z, v)
-        inner = d[at]
-        mine = inner > arch
-        shell[at][mine] = a["cortical_mm"] + 0.7
-        core[at][mine] = a["cancellous"] + 105
-        canal = super_ellipse(x, y - canal_y, canal_x, canal_half_y, 2)
-        d[at] = np.maximum(smooth_union(inner, arch, 2.5), -canal)
+    front = _box(canvas, v, (-ax - 6, -ay - 6, -az - 4), (ax + 6, ay + 6, az + 4), whole)
+    x, y, z = local(front, v)
+    at = front.within(whole)
+    d[at] = _body_distance(x, y, z, v, a["waist"], a["osteophytes"])
+    plate = np.clip((np.abs(z) - az + 4) * 0.25, 0, 1)
+    shell[at] = a["cortical_mm"] * (1 + 0.5 * plate)
+    core[at] = a["cancellous"] * (1 + 0.35 * plate)
+    back = _box(canvas, v, (low[0], ay - 8, low[2]), high, whole)
+    x, y, z = local(back, v)
+    at = back.within(whole)
+    arch = _arch_distance(x, y, z, v)
+    mine = d[at] > arch
+    shell[at][mine] = a["cortical_mm"] + 0.7
+    core[at][mine] = a["cancellous"] + 105
+    canal = super_ellipse(x, y - canal_y, canal_x, canal_half_y, 2)
+    d[at] = np.maximum(smooth_union(d[at], arch, 2.5), -canal)
     core += (20 + 0.09 * a["cancellous"]) * body.texture[whole.slices]
     canvas.fill_bone(whole, d, shell, a["cortical"], core, LABELS[v.name])
