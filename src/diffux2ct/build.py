@@ -1,7 +1,6 @@
 """From a composed config to live objects: the only file that calls Hydra's instantiate."""
 
 import inspect
-import json
 import re
 import sys
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from diffux2ct.arguments import read
-from diffux2ct.data.prepared.dataset import PreparedDataset
+from diffux2ct.data.prepared.dataset import PreparedDataset, read_manifest
 from diffux2ct.diffusion.samplers.sampling import Sampler
 from diffux2ct.errors import UserError
 from diffux2ct.evaluation.metric import function_keys, measure
@@ -125,8 +124,8 @@ def build_validator(cfg: DictConfig) -> Validator | None:
     """A validator on the ``val`` cases; None without any, when off, and for a model that does not reconstruct."""
     if not cfg.trainer.val_every or not reconstructs(cfg):
         return None
-    split = Path(cfg.dataset.root) / "split.json"
-    if split.is_file() and not json.loads(split.read_text())["val"]:
+    root = Path(cfg.dataset.root)
+    if (root / "manifest.csv").is_file() and not any(row["split"] == "val" for row in read_manifest(root)):
         return None
     dataset = build_dataset(cfg.dataset, "val")
     window = as_window(cfg.dataset)

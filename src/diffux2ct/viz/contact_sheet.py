@@ -4,13 +4,13 @@ Each case shows its axial, coronal and sagittal middle slice and both X-rays, tu
 the patient's sides at the edges.
 """
 
-import csv
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Num, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from diffux2ct.data.prepared.dataset import read_manifest
 from diffux2ct.errors import UserError
 from diffux2ct.types import VIEWS
 from diffux2ct.viz.slices import EDGES, PLANES, coloured, display_plane, display_xray, grey, save_png
@@ -28,12 +28,9 @@ def write_contact_sheets(root: str | Path) -> list[Path]:
     Returns the files. Older sheets are replaced. Raises UserError where the folder is unfinished or a case damaged.
     """
     root = Path(root)
-    try:
-        with (root / "manifest.csv").open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except FileNotFoundError:
-        raise UserError(f"{root}: no manifest.csv; finish its preparation first") from None
-    rows.sort(key=lambda row: row["case_id"])
+    if not (root / "manifest.csv").is_file():
+        raise UserError(f"{root}: no manifest.csv; finish its preparation first")
+    rows = sorted(read_manifest(root), key=lambda row: row["case_id"])
     per_page = _COLUMNS * _ROWS
     pages = [rows[i : i + per_page] for i in range(0, len(rows), per_page)]
     paths = [root / f"contact_sheet{f'_{i}' if i > 1 else ''}.png" for i in range(1, len(pages) + 1)]

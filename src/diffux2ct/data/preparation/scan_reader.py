@@ -1,6 +1,5 @@
 """Read one scan for preparation: its HU, its grey levels brought back to HU, its padding made air."""
 
-import csv
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,6 +12,7 @@ from diffux2ct.data.body import label_parts
 from diffux2ct.data.io.ct_image import CtImage
 from diffux2ct.data.io.image_file import AIR
 from diffux2ct.data.io.volume import read_ct
+from diffux2ct.data.prepared.tables import read_rows
 from diffux2ct.data.sources import RawCase
 from diffux2ct.errors import UserError
 
@@ -53,14 +53,17 @@ class GreyLevels:
 
 
 def _read_table(path: Path) -> dict[str, Line]:
+    lines: dict[str, Line] = {}
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError) as error:
+        rows = read_rows(path, FIELDS)
+    except OSError as error:
         raise UserError(f"{path}: cannot be read; rescale= is [slope, intercept] or a CSV table") from error
-    if not rows or any(row.get(field) is None for row in rows for field in FIELDS):
-        raise UserError(f"{path}: the table needs the columns {','.join(FIELDS)} and a row for each file")
-    return {row["file"]: _line(row["slope"], row["intercept"], f"{path}: {row['file']}") for row in rows}
+    for row in rows:
+        where = f"{path}: {row['file']}"
+        line = _line(row["slope"], row["intercept"], where)
+        if lines.setdefault(row["file"], line) != line:
+            raise UserError(f"{where} is listed twice, with different numbers; delete one of its rows")
+    return lines
 
 
 def _line(slope: Any, intercept: Any, where: str) -> Line:

@@ -1,13 +1,14 @@
 """The prepared folder as a torch Dataset: numpy and torch only, so that training needs nothing else."""
 
 import copy
-import csv
 import itertools
 import json
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from diffux2ct.data.io.ct_image import triple
 from diffux2ct.data.io.dicom.kind import has_dicom_magic
 from diffux2ct.data.labels import check_structures, class_table, reduce_classes
+from diffux2ct.data.prepared.tables import check_case_id, numbers, read_rows
 from diffux2ct.data.prepared.writer import FORMAT, SPLITS
 from diffux2ct.errors import UserError
 from diffux2ct.intensity import HU_WINDOW, normalize_hu, normalize_xray
@@ -24,6 +26,11 @@ from diffux2ct.xray.effects import XrayRandomization
 
 _SCANS = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".dcm", ".ima", ".dicom")
 PUBLIC_SETS = ("lumbarv", "lidc_idri", "ctspine1k", "ctpelvic1k")
+_DESCRIBED: dict[str, Callable[[Any], bool]] = {  # entries of dataset.json that are read, and what they may be
+    "size": lambda size: type(size) is int and size > 0,
+    "window": lambda window: window is None or (_numbers(window) and len(window) == 2 and window[0] < window[1]),
+    "label_names": lambda names: names is None or (isinstance(names, dict) and all(v.isdecimal() for v in names)),
+}
 _EXPOSURE_STREAM = 0x5851F42D4C957F2D
 
 
@@ -175,24 +182,45 @@ class PreparedDataset(torch.utils.data.Dataset):
                     )
 
     def _read_manifest(self) -> list[CaseRecord]:
-        path = self.root / "manifest.csv"
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
+        rows = read_manifest(self.root)
         counts = {name: sum(row["split"] == name for row in rows) for name in SPLITS}
         if not counts.get(self.split):
             raise UserError(f"{self.root}: no cases in split {self.split!r}; it has {counts}")
         cases = []
         for row in rows:
-            if row["split"] != self.split:
-                continue
-            stored = [float(v) for v in row["spacing"].split()]
-            origin = [float(v) for v in row["origin"].split()]
+            where = f"{self.root / 'manifest.csv'}: {row['case_id']}:"
+            stored = numbers(row["spacing"], 3, f"{where} spacing", positive=True)
+            origin = numbers(row["origin"], 3, f"{where} origin")
             # The first block's centre lies half a block in, less half a voxel.
             origin = [o + (self._factor - 1) / 2 * s for o, s in zip(origin, stored, strict=True)]
             spacing = [s * self._factor for s in stored]
             folder = self.root / "cases" / row["case_id"]
-            cases.append(CaseRecord(row["case_id"], row["patient"], triple(spacing), triple(origin), folder))
+            record = CaseRecord(row["case_id"], row["patient"], triple(spacing), triple(origin), folder)
+            cases += [record] * (row["split"] == self.split)
         return cases
+
+
+def read_manifest(root: Path) -> list[dict[str, str]]:
+    """Rows of manifest.csv: every case in a folder of its own below cases, every patient in one part of the split.
+
+    Raises UserError, naming the row, where that is not so: a prepared folder may come from somebody else.
+    """
+    path = root / "manifest.csv"
+    try:
+        rows = read_rows(path, ("case_id", "patient", "split", "spacing", "origin"), separators=",")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); prepare the folder again") from error
+    seen, parts = set(), {}
+    for row in rows:
+        check_case_id(path, row["case_id"], seen)
+        seen.add(row["case_id"].lower())
+        if row["split"] not in SPLITS:
+            raise UserError(f"{path}: {row['case_id']}: split is {row['split']!r}; give {', '.join(SPLITS)}")
+        if (other := parts.setdefault(row["patient"], row["split"])) != row["split"]:
+            raise UserError(
+                f"{path}: patient {row['patient']} is in both {other} and {row['split']}; put all of a patient into one"
+            )
+    return rows
 
 
 def load_array(folder: Path, name: str) -> np.ndarray:
@@ -228,10 +256,15 @@ def read_description(root: str | Path) -> dict:
             f"Put its CT scans (DICOM series, NIfTI, MHA or NRRD) into a folder of their own, DIR.\n"
             f"Then: python scripts/prepare_dataset.py dataset={name} raw=DIR{out}"
         ) from None
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{root / 'dataset.json'}: damaged; run prepare_dataset.py again") from error
-    if description.get("format") != FORMAT or not (root / "manifest.csv").is_file():
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise UserError(f"{root}: not a prepared folder of format {FORMAT}; prepare it again")
+    if not (root / "manifest.csv").is_file():
+        raise UserError(f"{root}: not a prepared folder of format {FORMAT} (no manifest.csv); prepare it again")
+    for key, valid in _DESCRIBED.items():
+        if not valid(description.get(key)):
+            raise UserError(f"{root / 'dataset.json'}: {key} is {description.get(key)!r}; prepare the folder again")
     return description
 
 
@@ -244,6 +277,10 @@ def _block_mean(array: np.ndarray, factor: int) -> np.ndarray:
         blocks = (*shape[:axis], shape[axis] // factor, factor, *shape[axis + 1 :])
         values = values.reshape(blocks).mean(axis=axis + 1, dtype=np.float32)
     return values
+
+
+def _numbers(values: Any) -> bool:
+    return isinstance(values, list) and all(type(v) in (int, float) and math.isfinite(v) for v in values)
 
 
 def _wrong_size(root: Path, stored: int, asked: int) -> str:

@@ -1,12 +1,11 @@
 """A prepared folder as X2CT-GAN's files, with its lists, for X2CT-GAN's own code or for ``dataset=x2ct``."""
 
-import json
 from pathlib import Path
 
 from tqdm import tqdm
 
 from diffux2ct.data.io.x2ct.file import STORABLE, VIEWS_STORED, write_x2ct, x2ct_views
-from diffux2ct.data.prepared.dataset import load_array
+from diffux2ct.data.prepared.dataset import load_array, read_manifest
 from diffux2ct.data.prepared.split import write_lists
 from diffux2ct.data.prepared.writer import SPLITS, read_case
 from diffux2ct.data.sources.x2ct import FILE
@@ -27,13 +26,12 @@ def export_x2ct(
     if views not in ("folder", "x2ct"):
         raise UserError(f"views={views}: choose folder (the X-rays as prepared) or x2ct (rendered as X2CT-GAN's)")
     root, out = Path(root), Path(out)
-    try:
-        parts = json.loads((root / "split.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{root}: no prepared folder (split.json is missing or damaged); prepare it first") from error
+    if not (root / "manifest.csv").is_file():
+        raise UserError(f"{root}: no prepared folder (manifest.csv is missing); prepare it first")
+    rows = read_manifest(root)
     if out.resolve() == root.resolve():
         raise UserError(f"{out}: is the prepared folder itself; give another out=")
-    split = {part: list(parts.get(part, ())) for part in SPLITS}
+    split = {part: [row["case_id"] for row in rows if row["split"] == part] for part in SPLITS}
     cases = [case_id for part in SPLITS for case_id in split[part]]
     notes = []
     for case_id in tqdm(cases, desc="exporting", unit="case", disable=not progress):
@@ -46,7 +44,7 @@ def _export_case(root: Path, case_id: str, out: Path, views: str) -> list[str]:
     """Write one case; returns notes."""
     record = read_case(root, case_id)
     if record is None:
-        raise UserError(f"{root / 'cases' / case_id}: listed in split.json, but not there; prepare it again")
+        raise UserError(f"{root / 'cases' / case_id}: listed in manifest.csv, but not there; prepare it again")
     folder = root / "cases" / case_id
     hu, xrays = load_array(folder, "volume"), {view: load_array(folder, view) for view in VIEWS}
     labels = load_array(folder, "labels") if (folder / "labels.npy").is_file() else None

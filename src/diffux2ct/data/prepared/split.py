@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from diffux2ct.atomic import write_text
+from diffux2ct.data.prepared.tables import read_text
 from diffux2ct.data.prepared.writer import SPLITS
 from diffux2ct.errors import UserError
 
@@ -66,9 +67,9 @@ def read_split(path: str | Path, patients: Sequence[str] | None = None) -> dict[
         if path.is_dir() or path.name.lower() in [f"{part}.txt" for part in SPLITS]:
             parts = _read_lists(path if path.is_dir() else path.parent)
         else:
-            text = path.read_text(encoding="utf-8-sig")
+            text = read_text(path)
             parts = _read_json(path, text) if path.suffix == ".json" else _read_headed(text)
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise UserError(f"{path}: the split cannot be read ({error}); check split.file=") from error
     if not any(parts.values()):
         raise UserError(
@@ -199,7 +200,7 @@ def _read_json(path: Path, text: str) -> dict[str, list[str]]:
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}); give split_patients.json or text lists") from error
     lists = {part: value.get(part, []) for part in SPLITS} if isinstance(value, dict) else {}
-    if not all(isinstance(names, list) for names in lists.values()):
+    if not all(isinstance(names, list) and all(isinstance(n, str | int) for n in names) for names in lists.values()):
         raise UserError(f"{path}: train, val and test must be lists of patients")
     return {part: [str(name) for name in names] for part, names in lists.items()}
 
@@ -218,7 +219,7 @@ def _read_headed(text: str) -> dict[str, list[str]]:
 
 def _read_lists(folder: Path) -> dict[str, list[str]]:
     files = {part: folder / f"{part}.txt" for part in SPLITS}
-    return {part: _lines(file.read_text(encoding="utf-8-sig")) for part, file in files.items() if file.is_file()}
+    return {part: _lines(read_text(file)) for part, file in files.items() if file.is_file()}
 
 
 def _lines(text: str) -> list[str]:

@@ -4,13 +4,14 @@ Any of the archive's layouts: ``LIDC-IDRI/LIDC-IDRI-0001/<study>/<series>/*.dcm`
 folder a SeriesInstanceUID with ``metadata.csv``, or one volume file a patient.
 """
 
-import csv
 import re
 from collections import Counter
 from pathlib import Path
 
+from diffux2ct.data.prepared.tables import read_rows
 from diffux2ct.data.sources.common import Discovery, RawCase, Tree, is_label, not_a_ct, probe
 from diffux2ct.data.sources.x2ct import x2ct_lists
+from diffux2ct.errors import UserError
 
 _PATIENT = re.compile(r"LIDC-IDRI-\d{4}")
 _UID_COLUMNS = ("Series UID", "SeriesInstanceUID", "Series Instance UID", "Series ID")
@@ -74,9 +75,12 @@ def _missing(tree: Tree, found: set[str]) -> list[str]:
     for path in tree.texts:
         if path.name.lower() != "metadata.csv":
             continue
-        with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-            rows = list(csv.DictReader(file))
-        column = next((name for name in _UID_COLUMNS if rows and name in rows[0]), None)
+        try:
+            rows = read_rows(path, ())
+        except (OSError, UserError) as error:
+            notes.append(f"{tree.below(path)}: not used ({error})")
+            continue
+        column = next((name for name in _UID_COLUMNS if name in rows[0]), None)
         listed = {(row[column] or "").strip() for row in rows if column and row.get("Modality") == "CT"} - {""}
         if missing := sorted(listed - found):
             notes.append(
