@@ -1,6 +1,6 @@
 """Export a run's model for others: ``python scripts/export_model.py --help``."""
 
-from diffux2ct.cli.export_model import main
+from diffux2ct.cli.train import export_main
 
 if __name__ == "__main__":
-    main()
+    export_main()

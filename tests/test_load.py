@@ -14,7 +14,7 @@ from tests.cli.tiny_run import composed
 from tests.training.toy import THIN
 
 from diffux2ct.cli.evaluate import run as evaluate
-from diffux2ct.cli.export_model import run as export
+from diffux2ct.cli.train import export
 from diffux2ct.cli.train import run as train
 from diffux2ct.errors import UserError
 from diffux2ct.inference import model_grid, reconstruct

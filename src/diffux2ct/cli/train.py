@@ -6,7 +6,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from diffux2ct.cli.hydra_app import hydra_app
 from diffux2ct.cli.prepare import Dataset
 from diffux2ct.command_line import as_typed, command
 from diffux2ct.errors import Stopped, UserError
+from diffux2ct.folder_lock import only_writer
 from diffux2ct.training.processes.failures import known_failures_in_one_line
 from diffux2ct.training.processes.launchers import check_launcher
 from diffux2ct.training.settings import TrainerSettings, resolve_device
@@ -45,23 +46,24 @@ class Training:
 
 @known_failures_in_one_line()
 def run(cfg: DictConfig) -> None:
-    """Train as ``cfg`` says; writes ``cfg.run_dir``."""
-    # Imported here so that --help answers at once.
+    """Train as ``cfg`` says; writes ``cfg.run_dir``. UserError where another process writes it."""
+    # Check the settings, before anything is read or written.
+    cfg, settings = checked(cfg)
+    first = int(os.environ.get("RANK", "0")) == 0
+    with only_writer(Path(cfg.run_dir)) if first else nullcontext():
+        _train(cfg, settings)
+
+
+def _train(cfg: DictConfig, settings: TrainerSettings) -> None:
+    # Imported here so that --help prints at once.
     from diffux2ct import build
     from diffux2ct.training.checkpoints.provenance import record_provenance
     from diffux2ct.training.checkpoints.resume import case_digest, find_resume, make_room
     from diffux2ct.training.loop import Ended, stepping_back, train
     from diffux2ct.training.processes import distributed
 
-    # Check the settings, before anything is read or written.
-    warn_of_unused(cfg)
-    cfg = build.resolved(cfg)
-    run_dir = Path(cfg.run_dir + sweep_suffix())
-    cfg.run_dir = str(run_dir)
-    check_nodes(cfg)
-    settings = build.build_settings(cfg)
-    resolve_device(settings.device)
-    build.check_optimizer(cfg)
+    # Join the other processes of this run.
+    run_dir = Path(cfg.run_dir)
     rank, world = distributed.start()
     settings.check_world(world)
     if rank == 0 and settings.checkpoint_stages and "denoiser" not in cfg.model:
@@ -111,6 +113,20 @@ def run(cfg: DictConfig) -> None:
     if rank == 0:
         print(f"{why_ended(ended, settings)}\ncheckpoint: {ended.checkpoint}")
         print(f"next: {command('evaluate')} {as_typed('ckpt', str(run_dir))}")
+
+
+def checked(cfg: DictConfig) -> tuple[DictConfig, TrainerSettings]:
+    """The config with all interpolations resolved, and the trainer's settings; UserError for a value of no use."""
+    from diffux2ct import build
+
+    warn_of_unused(cfg)
+    cfg = build.resolved(cfg)
+    cfg.run_dir += sweep_suffix()
+    check_nodes(cfg)
+    settings = build.build_settings(cfg)
+    resolve_device(settings.device)
+    build.check_optimizer(cfg)
+    return cfg, settings
 
 
 def why_ended(ended: "diffux2ct.training.loop.Ended", settings: TrainerSettings) -> str:
@@ -231,6 +247,28 @@ def main() -> None:
     run_main(lambda: check_launcher(sys.argv[1:]))
     sys.argv += fixed_keys(sys.argv[1:])
     hydra_app("train", recorded(run), Training)
+
+
+@dataclass(frozen=True)
+class Export:
+    """Keys of ``configs/export_model.yaml``."""
+
+    ckpt: Path
+    out: Path
+
+
+def export(config: DictConfig) -> None:
+    """Write the model folder ``out`` from the run or checkpoint ``ckpt``."""
+    from diffux2ct.load import export_model
+
+    cfg = read(Export, config)
+    out = export_model(cfg.ckpt, cfg.out)
+    print(f"model: {out}\nnext: {command('evaluate')} {as_typed('ckpt', str(out))}")
+
+
+def export_main() -> None:
+    """Console entry of ``export_model.py``: a run's model for others, without what only training needs."""
+    hydra_app("export_model", export, Export)
 
 
 def recorded(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:

@@ -129,9 +129,9 @@ def test_cosine_may_not_change_its_length_and_a_constant_rate_may(tmp_path):
         config = {"trainer": {"max_steps": 1, "lr_schedule": schedule}}
         checkpoint.save(tmp_path / schedule / "checkpoints" / "last.pt", {"model": {}, "config": config})
         longer = {"trainer": {"max_steps": 2, "lr_schedule": schedule}}
-        assert find_resume(tmp_path / schedule, "auto", config)["config"] == config
+        assert find_resume(tmp_path / schedule, "auto", config).state["config"] == config
         if schedule == "constant":
-            assert find_resume(tmp_path / schedule, "auto", longer)["config"] == config
+            assert find_resume(tmp_path / schedule, "auto", longer).state["config"] == config
         else:
             with pytest.raises(UserError, match="max_steps"):
                 find_resume(tmp_path / schedule, "auto", longer)
@@ -142,7 +142,7 @@ def test_how_the_raw_scans_were_prepared_does_not_concern_a_resumed_run(tmp_path
     saved = {"trainer": trainer, "dataset": {"size": 32, "prepare": {"crops": 0}}}
     checkpoint.save(tmp_path / "checkpoints" / "last.pt", {"model": {}, "config": saved})
     other = {"trainer": trainer, "dataset": {"size": 32, "prepare": {"grid": "centre"}}}
-    assert find_resume(tmp_path, "auto", other)["config"] == saved
+    assert find_resume(tmp_path, "auto", other).state["config"] == saved
     with pytest.raises(UserError, match=r"dataset\.size"):
         find_resume(tmp_path, "auto", other | {"dataset": {"size": 64, "prepare": {}}})
 
@@ -167,9 +167,10 @@ def test_a_flipped_bit_anywhere_is_refused(tmp_path):
     assert checkpoint.load(path)["model"]["w"].shape == (300,)
 
 
-def test_files_of_before_checksums_and_plain_torch_load_still_work(tmp_path):
+def test_a_file_without_its_checksum_is_refused_and_plain_torch_load_works(tmp_path):
     torch.save({"format": 1, "model": {"w": torch.ones(2)}, "step": 3}, tmp_path / "old.pt")
-    assert checkpoint.load(tmp_path / "old.pt")["step"] == 3
+    with pytest.raises(UserError, match=r"old\.pt: not a readable checkpoint, perhaps truncated"):
+        checkpoint.load(tmp_path / "old.pt")
     checkpoint.save(tmp_path / "new.pt", {"model": {"w": torch.ones(2)}, "step": 4})
     assert torch.load(tmp_path / "new.pt", weights_only=True)["step"] == 4
 
@@ -199,7 +200,7 @@ def test_resuming_passes_over_damaged_checkpoints_and_says_so(tmp_path, capsys):
         checkpoint.save(folder / f"step_{step:08d}.pt", resumable(step))
     checkpoint.link(folder / "step_00000006.pt", "last.pt")
     config = resumable(0)["config"]
-    assert find_resume(tmp_path, "auto", config)["step"] == 6
+    assert find_resume(tmp_path, "auto", config).state["step"] == 6
     assert capsys.readouterr().err == ""
     for step, damage in (
         (6, lambda data: data[:-200]),
@@ -209,9 +210,9 @@ def test_resuming_passes_over_damaged_checkpoints_and_says_so(tmp_path, capsys):
         data = damage(path.read_bytes())
         path.unlink()  # its links stay as they were
         path.write_bytes(data)
-    assert find_resume(tmp_path, "auto", config)["step"] == 6  # last.pt is whole
+    assert find_resume(tmp_path, "auto", config).state["step"] == 6  # last.pt is whole
     (folder / "last.pt").write_bytes(b"")
-    assert find_resume(tmp_path, "auto", config)["step"] == 2
+    assert find_resume(tmp_path, "auto", config).state["step"] == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"warning: {folder / 'step_00000006.pt'}: not a readable checkpoint")
     assert "step_00000004.pt" in line
@@ -224,7 +225,7 @@ def test_resuming_passes_over_damaged_checkpoints_and_says_so(tmp_path, capsys):
 
 def test_a_run_killed_before_its_first_last_pt_goes_on_from_the_numbered_one(tmp_path):
     checkpoint.save(tmp_path / "checkpoints" / "step_00000002.pt", resumable(2))
-    assert find_resume(tmp_path, "auto", resumable(0)["config"])["step"] == 2
+    assert find_resume(tmp_path, "auto", resumable(0)["config"]).state["step"] == 2
 
 
 def test_last_and_best_are_the_same_file_and_outlive_pruning(tmp_path):
@@ -253,7 +254,7 @@ def test_a_newer_numbered_checkpoint_than_last_pt_is_taken(tmp_path):
     for step in (2, 4, 6):
         checkpoint.save(tmp_path / "checkpoints" / f"step_{step:08d}.pt", resumable(step))
     checkpoint.link(tmp_path / "checkpoints" / "step_00000004.pt", "last.pt")  # killed before the next link
-    assert find_resume(tmp_path, "auto", resumable(0)["config"])["step"] == 6
+    assert find_resume(tmp_path, "auto", resumable(0)["config"]).state["step"] == 6
 
 
 def test_without_hard_links_last_pt_is_a_copy(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Checkpoints: one file, written atomically with its checksum, read without running anything it contains."""
 
+import errno
 import hashlib
 import re
 import warnings
@@ -17,44 +18,38 @@ FORMAT = 1
 # A zip's reader looks for the directory from the end and passes over what follows it: torch.load still takes the file.
 _TRAILER = re.compile(rb"\ndiffux2ct sha256 ([0-9a-f]{64})\n")
 _TRAILER_BYTES = 83
+_UNREADABLE = "not a readable checkpoint, perhaps truncated; use another one"
 
 
 class _Hashed:
     """A file to write into, whose SHA-256 is kept on the way."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self.file, self.sha = file, hashlib.sha256()
-        self.error: OSError | None = None  # torch reports a full disk without it
+        self.file, self.sha, self.flush = file, hashlib.sha256(), file.flush
 
     def write(self, data: bytes | memoryview) -> int:
         self.sha.update(data)
-        try:
-            return self.file.write(data)
-        except OSError as error:
-            self.error = error
-            raise
-
-    def flush(self) -> None:
-        self.file.flush()
+        return self.file.write(data)
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Write ``state`` so that ``path`` is always a whole checkpoint: the former one or this one.
 
-    The file ends with the SHA-256 of all before. It and its folder are on the disk when this returns. UserError where
-    it cannot be written; the former file is then as it was.
+    The file ends with the SHA-256 of all before, and is read back. It and its folder are on the disk when this returns.
+    UserError where it cannot be written; the former file is then as it was.
     """
-    hashed = None
     try:
-        with replaced_file(path, sync=True) as partial, open(partial, "wb") as file:
-            hashed = _Hashed(file)
-            torch.save({"format": FORMAT, "sealed": True, **state}, hashed)  # type: ignore[arg-type]
-            file.write(f"\ndiffux2ct sha256 {hashed.sha.hexdigest()}\n".encode())
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        cause = (hashed and hashed.error) or error
-        reason = getattr(cause, "strerror", None) or str(cause).splitlines()[0]
+        with replaced_file(path, sync=True) as partial:
+            with open(partial, "wb") as file:
+                hashed = _Hashed(file)
+                torch.save({"format": FORMAT, **state}, hashed)  # type: ignore[arg-type]
+                file.write(f"\ndiffux2ct sha256 {hashed.sha.hexdigest()}\n".encode())
+            if _sealed_as(partial) != hashed.sha.hexdigest():
+                raise OSError(errno.EIO, "could not be read back as it was written")
+    except (OSError, RuntimeError) as error:  # of torch
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise UserError(
-            f"{path}: could not write the checkpoint ({reason}); the last one is intact; {remedy(cause)}"
+            f"{path}: could not write the checkpoint ({reason}); the last one is intact; {remedy(error)}"
         ) from error
 
 
@@ -69,8 +64,7 @@ def link(path: Path, name: str) -> None:
 def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint written by ``save``; UserError for a missing, damaged, truncated or foreign file.
 
-    Nothing in it is run: only tensors, numbers, texts and containers of them are read. Files of before checksums are
-    taken too.
+    Nothing in it is run: only tensors, numbers, texts and containers of them are read.
     """
     if path.is_dir():
         path = path / "checkpoints" / "last.pt"
@@ -78,49 +72,43 @@ def load(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path}: no such checkpoint; give a run folder, a file under its checkpoints/ or a model folder"
         )
-    sealed = _verify(path)
+    if (sealed := _sealed_as(path)) == "":
+        raise UserError(f"{path}: damaged, its checksum does not match; use another checkpoint")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can fail in any way
         named = re.search(r"unsupported (?:global|class):? (?:GLOBAL )?([\w.]+)", str(error), re.IGNORECASE)
-        if named:
-            raise UserError(
-                f"{path}: not a readable checkpoint: it names code ({named[1]}), which is not run; use one "
-                "that train.py wrote"
-            ) from error
         with path.open("rb") as file:
             is_pickle = file.read(1) == b"\x80"  # how a bare pickle begins; ours are zip files
-        if is_pickle:
-            raise UserError(
-                f"{path}: a pickle of another program, which is not run; use a checkpoint that train.py wrote"
-            ) from error
-        raise UserError(f"{path}: not a readable checkpoint, perhaps truncated; use another one") from error
-    if isinstance(state, dict) and state.pop("sealed", False) is not False and not sealed:
-        raise UserError(f"{path}: not a readable checkpoint, perhaps truncated; use another one")
+        remedy = "is not run; use a checkpoint that train.py wrote"
+        fault = f"not a readable checkpoint: it names code ({named[1]}), which {remedy}" if named else _UNREADABLE
+        if is_pickle and not named:
+            fault = f"a pickle of another program, which {remedy}"
+        raise UserError(f"{path}: {fault}") from error
     form = state.get("format") if isinstance(state, dict) else None
     if not isinstance(form, int) or form != FORMAT or "model" not in state:
         raise UserError(f"{path}: not a diffux2ct checkpoint of format {FORMAT}; use one that train.py wrote")
+    if not sealed:
+        raise UserError(f"{path}: {_UNREADABLE}")
     check_types(path, state)
     return state
 
 
-def _verify(path: Path) -> bool:
-    """True if the file has a checksum; UserError where its bytes do not match it."""
+def _sealed_as(path: Path) -> str | None:
+    """The checksum at a file's end if its bytes match it, "" if they do not, None without one."""
     sha, left = hashlib.sha256(), path.stat().st_size - _TRAILER_BYTES
     with open(path, "rb") as file:
         file.seek(max(0, left))
         trailer = _TRAILER.fullmatch(file.read())
         if trailer is None:
-            return False  # written before checksums, or truncated: reading it shows which
+            return None  # truncated or foreign: reading it shows which
         file.seek(0)
         while left > 0 and (data := file.read(min(left, 2**20))):
             sha.update(data)
             left -= len(data)
-    if sha.hexdigest() != trailer[1].decode():
-        raise UserError(f"{path}: damaged, its checksum does not match; use another checkpoint")
-    return True
+    return sha.hexdigest() if sha.hexdigest() == trailer[1].decode() else ""
 
 
 def candidates(folder: Path) -> list[Path]:
