@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 
 from _common import HERE, machine, write_csv
-from diffux2ct.models.implicit_decoder import ImplicitDecoder, decode_by_grid_sample
+from _eq6 import decode_by_grid_sample
+from diffux2ct.models.implicit_decoder import ImplicitDecoder
 
 METHODS = ("broadcast", "grid_sample")
 

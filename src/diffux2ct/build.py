@@ -30,7 +30,7 @@ PARTS = ("conditioning", "diffusion", "loss")
 
 
 def resolved(cfg: DictConfig) -> DictConfig:
-    """The composed config with all interpolations resolved, without what the model has no use for.
+    """The composed config with all interpolations resolved, without the parts that the model does not use.
 
     Raises UserError for a size that the model does not have, and for a node that was given a word.
     """
@@ -61,7 +61,7 @@ def build_reconstructor(cfg: DictConfig) -> Trainable:
 
 
 def reconstructs(cfg: DictConfig) -> bool:
-    """Whether ``cfg.model`` makes CTs; a segmentation network does not."""
+    """True where ``cfg.model`` reconstructs CTs; a segmentation network does not."""
     return issubclass(get_class(cfg.model._target_), Reconstructor)
 
 
@@ -156,7 +156,7 @@ def build_sampler(cfg: DictConfig) -> Sampler:
 
 
 def build_optimizer(cfg: DictConfig) -> Callable[[list[nn.Parameter]], torch.optim.Optimizer]:
-    """What makes an optimiser from parameters; with fused kernels where ``trainer.fused``, or null and on a GPU."""
+    """A function that makes an optimiser of parameters; fused kernels if ``trainer.fused``, or null and on a GPU."""
     make = instantiate(cfg.optim, _convert_="all")
     fused = cfg.trainer.get("fused")
     if fused is None:
@@ -175,7 +175,7 @@ def check_optimizer(cfg: DictConfig) -> None:
 
 
 def build_loggers(cfg: DictConfig, run_dir: Path) -> Callable[[int], Loggers]:
-    """What opens the loggers once the loop knows the step that it goes on from."""
+    """A function that opens the loggers at the step from which the loop continues."""
 
     def open_loggers(step: int) -> Loggers:
         loggers: list[Logger] = [CsvLogger(run_dir, step)]

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from diffux2ct import __version__, load
+from diffux2ct.arguments import Positive, Precision, Seed, Three, Weights, convert
 from diffux2ct.atomic import replaced_files, sha256_of, write_text
 from diffux2ct.data.io.camera_file import CameraFile, check_extent, geometry_differs, read_camera_files
 from diffux2ct.data.io.ct_image import triple
@@ -95,7 +96,7 @@ class Reconstruction:
 
 def load_model(ckpt: str | Path, device: str = "auto", weights: str = "ema") -> Reconstructor:
     """The trained model of a run or checkpoint, which `reconstruct` takes in place of the path."""
-    _check_choice("weights", weights, ("ema", "raw"))
+    convert(Weights, weights, "weights")
     run = load.load_run(ckpt, device, weights)
     run.reconstructor.__dict__["loaded_from"] = (run, weights)
     return run.reconstructor
@@ -136,14 +137,13 @@ def reconstruct(
     Raises UserError, one line, for a checkpoint or X-ray that cannot be used.
     """
     # Read everything that is cheap before the checkpoint is loaded, so that a wrong file name costs no time.
-    _check_choice("precision", precision, ("fp32", "bf16"))
-    if weights is not None:
-        _check_choice("weights", weights, ("ema", "raw"))
-    if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**64:
-        raise UserError(f"seed={seed}: give a whole number of at most 64 bits")
+    convert(Precision, precision, "precision")
+    convert(Weights | None, weights, "weights")
+    convert(Seed, seed, "seed")
+    given = convert(Three | None, _plain_numbers(origin), "origin")
+    pitch = convert(Positive | tuple[Positive, Positive] | None, _plain_numbers(pixel_pitch), "pixel_pitch")
     inputs = {"frontal": frontal, "lateral": lateral}
-    images, hashes = _read_views(inputs, line_integrals, _pitch(pixel_pitch), head_up)
-    given = None if origin is None else _three("origin", origin)
+    images, hashes = _read_views(inputs, line_integrals, (pitch, pitch) if isinstance(pitch, float) else pitch, head_up)
     cameras = read_camera_files({view: Path(x) for view, x in inputs.items() if isinstance(x, str | Path)})
 
     # Load the model and check that the X-rays are what it was trained on.
@@ -151,20 +151,14 @@ def reconstruct(
     dataset = run.cfg.dataset
     size, grid_spacing = model_grid(dataset) if spacing is None else (int(dataset.size), list(spacing_xyz(spacing)))
     notes = check_cameras(cameras, size, grid_spacing, dataset)
-    first_voxel, origin_source = place(cameras, size, grid_spacing, given)
+    first_voxel, origin_source = place(cameras, size, grid_spacing, given and list(given))
     xrays = prepare_xrays(images, size, dataset.xray_normalization)
     sampling = run.sampling(sampler or {}, perturbation)
 
     start = time.perf_counter()
     volume = _sample(run, xrays, seed, precision, sampling)
     hu = to_hu(volume[None], tuple(dataset.window))
-    record = {
-        "diffux2ct": __version__,
-        "checkpoint": {"path": str(run.path), "sha256": sha256_of(run.path), "step": run.step},
-        "run": run.cfg.name,
-        "weights": weights,
-        "xrays": {view: _describe(image, hashes[view]) for view, image in images.items()},
-        "xray_normalization": dataset.xray_normalization,
+    record = _record(run, weights, images, hashes) | {
         "seed": seed,
         "sampler": sampling_record(sampling),
         "size": size,
@@ -172,8 +166,6 @@ def reconstruct(
         "origin": first_voxel,
         "origin_source": origin_source,
         "notes": notes,
-        "window": list(dataset.window),
-        "device": str(_device(run.reconstructor)),
         "precision": effective(precision, _device(run.reconstructor)),
         "seconds": round(time.perf_counter() - start, 3),
     }
@@ -318,42 +310,37 @@ def _device(model: Reconstructor) -> torch.device:
     return next(model.parameters()).device
 
 
-def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise UserError(f"{name}={value}: choose {' or '.join(choices)}")
-
-
-def _three(name: str, value: Any) -> list[float]:
-    numbers = _numbers(value)
-    if len(numbers) != 3:
-        raise UserError(f"{name}={value}: give three numbers (x, y, z) in mm, for instance '{name}=[0,0,10]'")
-    return numbers
-
-
-def _pitch(value: Any) -> tuple[float, float] | None:
-    if value is None:
-        return None
-    numbers = _numbers([value, value] if isinstance(value, int | float) else value)
-    if len(numbers) != 2 or min(numbers) <= 0:
-        raise UserError(f"pixel_pitch={value}: give mm, one positive number or two (row, col)")
-    return numbers[0], numbers[1]
-
-
-def _numbers(value: Any) -> list[float]:
-    """The finite numbers of a sequence; empty where it holds anything else."""
+def _plain_numbers(value: Any) -> Any:
+    """An array or a sequence of numbers as plain floats; anything else as it is."""
     try:
-        numbers = [float(number) for number in value]
+        return value if value is None else np.asarray(value, dtype=float).tolist()
     except (TypeError, ValueError):
-        return []
-    return numbers if np.isfinite(numbers).all() else []
+        return value
 
 
-def _describe(image: XrayImage, sha256: str) -> dict[str, Any]:
-    return image.meta | {
-        "sha256": sha256,
-        "shape": list(image.values.shape),
-        "pixel_pitch": list(image.pixel_pitch) if image.pixel_pitch else None,
-        "line_integrals": image.is_line_integral,
+def _record(
+    run: load.LoadedRun, weights: str, images: Mapping[str, XrayImage], hashes: Mapping[str, str]
+) -> dict[str, Any]:
+    """The model and the X-rays of a reconstruction, for ``reconstruct.json``."""
+    dataset = run.cfg.dataset
+    return {
+        "diffux2ct": __version__,
+        "checkpoint": {"path": str(run.path), "sha256": sha256_of(run.path), "step": run.step},
+        "run": run.cfg.name,
+        "weights": weights,
+        "xrays": {
+            view: image.meta
+            | {
+                "sha256": hashes[view],
+                "shape": list(image.values.shape),
+                "pixel_pitch": list(image.pixel_pitch) if image.pixel_pitch else None,
+                "line_integrals": image.is_line_integral,
+            }
+            for view, image in images.items()
+        },
+        "xray_normalization": dataset.xray_normalization,
+        "window": list(dataset.window),
+        "device": str(_device(run.reconstructor)),
     }
 
 

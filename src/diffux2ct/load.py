@@ -96,10 +96,9 @@ def load_run(ckpt: str | Path, device: str = "auto", weights: str = "ema") -> Lo
     values = state["model"]
     contents.check_fits(path, values, model.state_dict())
     if weights == "ema" and state.get("ema") is not None:
-        names = {f"average.{name}": name for name, _ in model.named_parameters()}
-        averaged = {key: model.get_parameter(name) for key, name in names.items()}
-        contents.check_average(path, state["ema"], averaged)
-        values = values | {name: state["ema"][key] for key, name in names.items()}
+        parameters = dict(model.named_parameters())
+        contents.check_average(path, state["ema"], parameters)
+        values = values | {name: state["ema"][f"average.{name}"] for name in parameters}
     return _ready(model, values, cfg, path, int(state["step"]), device)
 
 
@@ -182,8 +181,7 @@ def _ready(
 def _rebuilt(config: Any, path: Path) -> tuple[DictConfig, Trainable]:
     """A saved config, which may hold anything, checked, and its model."""
     contents.check_config(path, config)
-    for part in ("model", "sampler"):
-        check_targets(config[part], path, part)
+    check_targets({"model": config["model"], "sampler": config["sampler"]}, path)
     cfg = OmegaConf.create(config)
     assert isinstance(cfg, DictConfig)
     try:
@@ -203,23 +201,17 @@ def _rebuilt(config: Any, path: Path) -> tuple[DictConfig, Trainable]:
 _OUR_CLASS = re.compile(r"diffux2ct\.(models|diffusion|reconstructors)(\.\w+)+\.[A-Z]\w*")
 
 
-def check_targets(node: Any, path: Path, part: str = "model") -> None:
+def check_targets(node: Any, path: Path) -> None:
     """UserError unless a checkpoint's config of a model or a sampler names classes of this package only.
 
     Instantiating a config calls what it names, so a foreign file could otherwise run any program. A saved config
     has no interpolations left; one that has is refused too.
     """
-    if node is None:
-        raise UserError(f"{path}: holds no {part} config; use a checkpoint that train.py wrote")
-    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-    for key, value in items:
-        foreign = key == "_target_" and not _OUR_CLASS.fullmatch(str(value))
-        if foreign or (isinstance(value, str) and "${" in value):
-            raise UserError(
-                f"{path}: its config names '{contents.shown(value)}', which is no part of diffux2ct; refused"
-            )
-        if value is not None:
-            check_targets(value, path)
+    for key, value in contents.leaves(node):
+        named = key.rpartition("_target_")[1]
+        if (named and not _OUR_CLASS.fullmatch(str(value))) or "${" in str(value):
+            name = contents.shown(value)
+            raise UserError(f"{path}: its config names '{name}', which is no part of diffux2ct; refused")
 
 
 def load_metrics(cfg: DictConfig, device: torch.device, precision: str = "fp32") -> "MetricSet":

@@ -34,7 +34,7 @@ def test_a_given_origin_wins_and_an_unknown_one_is_said_to_be(run_folder, scan, 
     record = json.loads((tmp_path / "b" / "reconstruct.json").read_text())
     assert record["origin_source"] == "arbitrary: centred at 0"
     assert record["origin"] == [-120.0] * 3
-    with pytest.raises(UserError, match="origin=3: give three numbers"):
+    with pytest.raises(UserError, match="origin=3: not three numbers"):
         reconstruct(run_folder, xrays, tmp_path / "c", "origin=3")
 
 

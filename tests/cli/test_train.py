@@ -30,7 +30,7 @@ def ended(by: str, step: int) -> Ended:
 
 def test_a_run_out_of_time_says_so_and_how_to_continue(typed):
     typed("train.py", "experiment=demo", "trainer.max_minutes=3", "trainer.resume=never")
-    settings = TrainerSettings(max_steps=1200, max_minutes=3)
+    settings = TrainerSettings(max_steps=1200, max_minutes=3.0)
     assert why_ended(ended("max_minutes", 89), settings) == (
         "max_minutes=3 reached at step 89 of 1200; continue with: python train.py experiment=demo trainer.max_minutes=6"
     )
@@ -41,7 +41,7 @@ def test_a_run_at_its_last_step_says_how_to_train_longer(typed):
     assert why_ended(ended("max_steps", 40), TrainerSettings(max_steps=40)) == (
         "max_steps=40 reached at step 40; continue with: diffux2ct-train 'name=a b' trainer.max_steps=80"
     )
-    settings = TrainerSettings(max_steps=40, max_epochs=2)
+    settings = TrainerSettings(max_steps=40, max_epochs=2.0)
     assert why_ended(ended("max_steps", 40), settings).endswith(" trainer.max_epochs=4")
     settings = TrainerSettings(max_steps=40, lr_schedule="cosine")
     assert why_ended(ended("max_steps", 40), settings) == (

@@ -1,10 +1,16 @@
 """Eq. 6: the fast form is the grid_sample form (docs/method.md)."""
 
+import runpy
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
-from diffux2ct.models.implicit_decoder import ImplicitDecoder, decode_by_grid_sample
+from diffux2ct.models.implicit_decoder import ImplicitDecoder
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+decode_by_grid_sample = runpy.run_path(str(BENCHMARKS / "_eq6.py"))["decode_by_grid_sample"]
 
 
 def make_planes(sides: tuple[int, int, int], channels: int = 16, dtype=torch.float32) -> list[Tensor]:

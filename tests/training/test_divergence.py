@@ -8,6 +8,7 @@ from tests.training.toy import train_toy
 from diffux2ct.training.checkpoints import file as checkpoint
 from diffux2ct.training.divergence import Diverged, LossWatch
 from diffux2ct.training.processes.distributed import StepSampler
+from diffux2ct.training.settings import TrainerSettings
 from diffux2ct.training.steps import sample_seeds
 
 CPU = torch.device("cpu")
@@ -25,7 +26,7 @@ def test_the_bad_batch_s_cases_are_named_though_it_is_noticed_later(tmp_path):
     ):
         train_toy(tmp_path, at_step(11, math.nan), log_every=5, checkpoint_every=4)
     note = json.loads((tmp_path / "bad_batch.json").read_text())
-    indices = StepSampler(6, 2, 0, 0, 0, 1, 1).batch(11)
+    indices = StepSampler(6, TrainerSettings(12, batch_size=2), 11).batch(11)
     assert note["case_ids"] == [f"case{i}" for i in indices]
     assert note["step"] == 12
     assert note["losses"]["toy/total"] == "nan"

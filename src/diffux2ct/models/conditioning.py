@@ -134,7 +134,6 @@ class ExpandConditioning(Conditioning):
         return [plane.contiguous(memory_format=torch.channels_last) for plane in projected]
 
     def forward(self, xrays: Xrays, z: Plane | None = None) -> Conditions:
-        """Expand and add; z has no use here."""
         front, side = self.features(xrays["frontal"]), self.features(xrays["lateral"])
         return [f1[:, :, :, None, :] + f2[:, :, :, :, None] for f1, f2 in zip(front, side, strict=True)]
 
@@ -147,7 +146,6 @@ class NoConditioning(Conditioning):
         self.channels = tuple(channels)
 
     def forward(self, xrays: Xrays, z: Plane | None = None) -> Conditions:
-        """Empty volumes of every scale's size."""
         frontal, lateral = xrays["frontal"], xrays["lateral"]
         batch, _, depth, width = frontal.shape
         size, scales = (depth, lateral.shape[3], width), range(len(self.channels))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from diffux2ct.errors import UserError
-from diffux2ct.models.layers.blocks import Downsample, ResBlock3d, TimeEmbedding, Upsample, without_autocast
+from diffux2ct.models.layers.blocks import Downsample, ResBlock, TimeEmbedding, Upsample, without_autocast
 from diffux2ct.models.layers.layout import concatenate
 from diffux2ct.models.layers.normalization import GroupNormSiLU
 from diffux2ct.models.layers.swin3d import SwinBlock3d
@@ -17,7 +17,7 @@ from diffux2ct.models.layers.swin3d import SwinBlock3d
 class DenoiserBlock(nn.Module):
     """A residual block and, in the last stage, a Swin block after it."""
 
-    def __init__(self, residual: ResBlock3d, swin: SwinBlock3d | None = None):
+    def __init__(self, residual: ResBlock, swin: SwinBlock3d | None = None):
         super().__init__()
         self.residual = residual
         self.swin = nn.Identity() if swin is None else swin
@@ -71,7 +71,7 @@ class UNet3d(nn.Module):
 
         def block(width_in: int, width: int, stage: int, shifted: bool) -> DenoiserBlock:
             swin = SwinBlock3d(width, num_heads, window_size, shifted) if stage == last else None
-            return DenoiserBlock(ResBlock3d(width_in, width, time_channels, dropout), swin)
+            return DenoiserBlock(ResBlock(3, width_in, width, time_channels, dropout), swin)
 
         self.time = TimeEmbedding(channels[0], time_channels)
         self.stem = nn.Conv3d(in_channels, channels[0], 3, padding=1)
@@ -87,7 +87,7 @@ class UNet3d(nn.Module):
                 self.downsample.append(Downsample(3, width, width))
                 self.upsample.append(Upsample(3, channels[i + 1], width))
             below = width
-        middle = block(below, below, last, shifted=False), ResBlock3d(below, below, time_channels, dropout)
+        middle = block(below, below, last, shifted=False), ResBlock(3, below, below, time_channels, dropout)
         self.middle = nn.ModuleList(middle)
         self.norm = GroupNormSiLU(channels[0])
         self.out = nn.Conv3d(channels[0], out_channels, 3, padding=1)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffux2ct.errors import UserError
-from diffux2ct.models.layers.blocks import Downsample, ResBlock2d, conv_norm_act, without_autocast
+from diffux2ct.models.layers.blocks import Downsample, ResBlock, conv_norm_act, without_autocast
 from diffux2ct.types import Plane
 
 Planes = tuple[Tensor, Tensor, Tensor]  # (zx, zy, yx)
@@ -75,7 +75,7 @@ class PlaneEncoder(nn.Module):
         below = in_channels
         for i, width in enumerate(channels):
             widths = [below] + [width] * (num_blocks - 1)
-            self.levels.append(nn.Sequential(*(ResBlock2d(w, width) for w in widths)))
+            self.levels.append(nn.Sequential(*(ResBlock(2, w, width) for w in widths)))
             if i < len(channels) - 1:
                 self.downsample.append(Downsample(2, width, width))
             below = width
@@ -97,8 +97,8 @@ class PlaneDecoder(nn.Module):
     def __init__(self, channels: Sequence[int], out_channels: int):
         super().__init__()
         *skips, bottom = channels
-        self.bottom = ResBlock2d(bottom, out_channels)
-        self.levels = nn.ModuleList(ResBlock2d(out_channels + skip, out_channels) for skip in skips)
+        self.bottom = ResBlock(2, bottom, out_channels)
+        self.levels = nn.ModuleList(ResBlock(2, out_channels + skip, out_channels) for skip in skips)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Encoder features, finest first -> decoded planes of every level, finest first."""
@@ -171,7 +171,7 @@ class ResBlockFusion(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.block = ResBlock2d(2 * channels, channels)
+        self.block = ResBlock(2, 2 * channels, channels)
 
     def forward(self, front: Tensor, side: Tensor) -> Tensor:
         """Two [b, c, h, w] -> one."""

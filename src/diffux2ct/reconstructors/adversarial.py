@@ -9,15 +9,7 @@ from torch.func import functional_call
 
 from diffux2ct.diffusion.projection_loss import projection_distance
 from diffux2ct.models.baselines.x2ct_gan import to_unit
-from diffux2ct.reconstructors.base import (
-    Batch,
-    Losses,
-    Objective,
-    Perturbed,
-    Reconstructor,
-    seeded_perturbation,
-    xrays_of,
-)
+from diffux2ct.reconstructors.base import Batch, Losses, Objective, Reconstructor, seeded_perturbation, xrays_of
 from diffux2ct.types import Volume, Xrays
 
 _DROPOUT = 6  # salt of the generator's dropout
@@ -52,7 +44,6 @@ class AdversarialReconstructor(Reconstructor):
         self.projection_weight = float(projection_weight)
 
     def objectives(self) -> tuple[Objective, ...]:
-        """The discriminator's, then the generator's."""
         return (
             Objective("discriminator", list(self.discriminator.parameters()), self._discriminator_loss),
             Objective("generator", list(self.generator.parameters()), self._generator_loss),
@@ -90,13 +81,10 @@ class AdversarialReconstructor(Reconstructor):
     def _generate(self, batch: Batch) -> Tensor:
         """The generator's volume, its dropout (where it has one) drawn from each sample's seed: one per step."""
         xrays = xrays_of(batch)
-        if not isinstance(self.generator, Perturbed):
-            return self.generator(xrays).float()
         z = seeded_perturbation(self.generator, batch["seed"], batch["volume"].device, _DROPOUT)
-        return self.generator(xrays, z).float()
+        return (self.generator(xrays) if z is None else self.generator(xrays, z)).float()
 
     def parts(self, batch: Batch) -> dict[str, tuple[nn.Module, Callable[[], Any]]]:
-        """Generator and discriminator."""
         xrays, volume = xrays_of(batch), batch["volume"]
         return {
             "generator": (self.generator, lambda: self.generator(xrays)),

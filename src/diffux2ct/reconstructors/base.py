@@ -4,7 +4,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -103,21 +103,13 @@ def seeded_normal(shape: Sequence[int], seeds: Tensor, device: torch.device, sal
     return torch.stack([torch.randn(shape, generator=generator, device=device) for generator in generators])
 
 
-@runtime_checkable
-class Perturbed(Protocol):
-    """A network that may take the Gaussian z of Eq. 5."""
-
-    def sample_perturbation(
-        self, batch: int, generator: torch.Generator | None = None, device: torch.device | str = "cpu"
-    ) -> Tensor | None:
-        """A draw for ``batch`` samples; None where there is nothing to draw."""
-        ...
-
-
-def seeded_perturbation(network: Perturbed, seeds: Tensor, device: torch.device, salt: int) -> Tensor | None:
-    """The z of Eq. 5, one draw per sample from its own seed; None where the network takes none."""
+def seeded_perturbation(network: nn.Module, seeds: Tensor, device: torch.device, salt: int) -> Tensor | None:
+    """The network's ``sample_perturbation`` (the z of Eq. 5), each sample's from its own seed; None without one."""
+    draw: Callable[..., Tensor | None] | None = getattr(network, "sample_perturbation", None)
+    if draw is None:
+        return None
     generators = [seeded_generator(seed, device, salt) for seed in seeds.tolist()]
-    draws = [network.sample_perturbation(1, generator, device) for generator in generators]
+    draws = [draw(1, generator, device) for generator in generators]
     return None if draws[0] is None else torch.cat([z for z in draws if z is not None])
 
 

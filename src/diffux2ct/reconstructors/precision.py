@@ -8,7 +8,7 @@ import torch
 
 @cache
 def computes_bf16(kind: str) -> bool:
-    """Whether a kind of device ("cpu", "cuda") has bf16 arithmetic.
+    """True where a kind of device ("cpu", "cuda") has bf16 arithmetic.
 
     A CPU without it (x86 before AVX-512, many laptops) runs bf16 convolutions hundreds of times slower than fp32.
     """

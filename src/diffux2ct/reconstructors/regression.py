@@ -34,17 +34,12 @@ class RegressionReconstructor(Reconstructor):
         self.projection_weight = float(projection_weight)
 
     def objectives(self) -> tuple[Objective, ...]:
-        """One objective."""
         return (Objective("regression", list(self.parameters()), self._loss),)
 
     def _loss(self, batch: Batch) -> Losses:
-        """Losses of a batch with ``volume`` and its X-rays."""
         truth = batch["volume"]
-        if hasattr(self.network, "sample_perturbation"):
-            z = seeded_perturbation(self.network, batch["seed"], truth.device, _PERTURBATION)  # type: ignore[arg-type]
-            prediction = self.network(xrays_of(batch), z).float()
-        else:
-            prediction = self.network(xrays_of(batch)).float()
+        z = seeded_perturbation(self.network, batch["seed"], truth.device, _PERTURBATION)
+        prediction = (self.network(xrays_of(batch)) if z is None else self.network(xrays_of(batch), z)).float()
         distance = _DISTANCES[self.norm](prediction, truth)
         if self.projection_weight == 0:
             return {"total": distance, self.norm: distance.detach()}
@@ -53,7 +48,6 @@ class RegressionReconstructor(Reconstructor):
         return {"total": total, self.norm: distance.detach(), "projection": projection.detach()}
 
     def parts(self, batch: Batch) -> dict[str, tuple[nn.Module, Callable[[], Any]]]:
-        """The network as one part."""
         xrays = xrays_of(batch)
         return {"network": (self.network, lambda: self.network(xrays))}
 

@@ -36,7 +36,6 @@ class SegmentationTrainable(Trainable):
         self.cross_entropy_weight = float(cross_entropy_weight)
 
     def objectives(self) -> tuple[Objective, ...]:
-        """One objective."""
         return (Objective("segmentation", list(self.parameters()), self._loss),)
 
     def _loss(self, batch: Batch) -> Losses:
@@ -62,7 +61,6 @@ class SegmentationTrainable(Trainable):
         return self.network(volume).argmax(1).to(torch.uint8)
 
     def parts(self, batch: Batch) -> dict[str, tuple[nn.Module, Callable[[], Any]]]:
-        """The network as one part."""
         return {"network": (self.network, lambda: self.network(batch["volume"]))}
 
 

@@ -43,7 +43,6 @@ class CsvLogger:
         self.writer = csv.writer(self.file)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Append a row per value."""
         self.writer.writerows([step, name, f"{value:.8g}"] for name, value in values.items())
         self.file.flush()
 
@@ -56,7 +55,6 @@ class CsvLogger:
         Image.fromarray(image).save(folder / f"{name}_{step:08d}.png")
 
     def close(self) -> None:
-        """Close the file."""
         self.file.close()
 
 
@@ -70,16 +68,13 @@ class TensorBoardLogger:
         self.writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume_step + 1)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Add scalars."""
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """Add an image."""
         self.writer.add_image(name, image, step, dataformats="HWC" if image.ndim == 3 else "HW")
 
     def close(self) -> None:
-        """Flush and close."""
         self.writer.close()
 
 
@@ -111,15 +106,12 @@ class WandbLogger:
         self.run.define_metric("*", step_metric="step")
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Log scalars."""
         self.run.log({"step": step, **values})
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """Log an image."""
         self.run.log({"step": step, name: self.wandb.Image(image)})
 
     def close(self) -> None:
-        """End the run."""
         self.run.finish()
 
 
@@ -130,16 +122,13 @@ class Loggers:
         self.loggers = loggers
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Log to each."""
         for logger in self.loggers:
             logger.scalars(step, values)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """Log to each."""
         for logger in self.loggers:
             logger.image(step, name, image)
 
     def close(self) -> None:
-        """Close each."""
         for logger in self.loggers:
             logger.close()

@@ -24,7 +24,7 @@ from diffux2ct.training.validation import Validator
 
 @dataclass
 class Ended:
-    """How a run ended. ``by``: the budget's key, ``max_steps`` or ``max_minutes``."""
+    """The end of a run. ``by``: the budget's key, ``max_steps`` or ``max_minutes``."""
 
     checkpoint: Path
     by: str
@@ -71,21 +71,21 @@ def train(
             trace_step()
 
             # 3. Log.
-            if run.is_due(settings.log_every) or state.step == settings.max_steps:
+            if settings.is_due(settings.log_every, state.step) or state.step == settings.max_steps:
                 run.check()
                 loggers.scalars(state.step, progress.report(distributed.average(losses)))
 
             # 4. Validate by sampling, with a preview; then checkpoint.
             with progress.aside():
-                best = run.is_due(settings.val_every) and run.validate(validator, loggers)
-                if best or run.is_due(settings.checkpoint_every):
+                best = settings.is_due(settings.val_every, state.step) and run.validate(validator, loggers)
+                if best or settings.is_due(settings.checkpoint_every, state.step):
                     run.save(best)
 
         # 5. End on a checkpoint, validated.
         progress.close()
         saved = run.save()
         stopped_by = distributed.agree(stop.received)
-        unscored = state.step > began and not run.is_due(settings.val_every)
+        unscored = state.step > began and not settings.is_due(settings.val_every, state.step)
         if not stopped_by and unscored and run.validate(validator, loggers):
             run.save(best=True)
     distributed.barrier()

@@ -72,7 +72,6 @@ class Progress:
         self.last_time += time.monotonic() - start
 
     def advance(self) -> None:
-        """One step done."""
         self.bar.update()
 
     def close(self) -> None:

@@ -23,7 +23,7 @@ from diffux2ct.training.processes import distributed
 from diffux2ct.training.processes.distributed import is_sharded, shard
 from diffux2ct.training.processes.signals import Interrupted, StopSignal
 from diffux2ct.training.settings import TrainerSettings, resolve_device
-from diffux2ct.training.state import OptimizerFactory, RunState, prepare_model
+from diffux2ct.training.state import Ema, OptimizerFactory, RunState, prepare_model
 from diffux2ct.training.steps import endless_batches, step_objectives, step_seed
 from diffux2ct.training.validation import Validator
 
@@ -80,37 +80,23 @@ class Run:
         losses = step_objectives(self.objectives, state, self.run_step, self.wrapped, parts, self.settings, self.device)
         if state.ema:
             state.ema.update(state.model)
-        assert state.watch is not None
         state.watch.observe(state.step, losses)
         state.step += 1
         return losses
-
-    def is_due(self, every: int) -> bool:
-        """True where an action with this cadence, in steps, is due now."""
-        return self.settings.is_due(every, self.state.step)
 
     def check(self) -> None:
         """Raise Diverged, with ``bad_batch.json`` written, where a loss was not finite or exploded. Collective.
 
         Not after a signal: the run ends then, and ``save`` leaves the last checkpoint as it is.
         """
-        assert self.state.watch is not None
         step = self.state.watch.first_bad_step()
         if step is None or distributed.agree(self.stop.received):
             return
         reason, values = self.state.watch.describe()
         message = f"step {step + 1}: {reason}"
         if self.rank == 0:
-            sampler = distributed.StepSampler(
-                len(self.train_set),  # type: ignore[arg-type]
-                self.settings.batch_size,
-                self.draws.seed,
-                step,
-                rank=0,
-                world=1,
-                accumulate=1,
-            )
-            note = write_bad_batch(self.run_dir, self.train_set, sampler.batch(step), step, reason, values)
+            indices = distributed.StepSampler(len(self.train_set), self.draws, step).batch(step)  # type: ignore[arg-type]
+            note = write_bad_batch(self.run_dir, self.train_set, indices, step, reason, values)
             message += f"; its cases are in {note}"
         saved = (self.run_dir / "checkpoints" / "last.pt").is_file()
         message += "; the last checkpoint is intact" if saved else "; no checkpoint was due yet"
@@ -153,7 +139,6 @@ class Run:
     def save(self, best: bool = False) -> bool:
         """Write a checkpoint unless a loss was bad; True if it was written. Collective."""
         self.check()
-        assert self.state.watch is not None
         if self.state.watch.first_bad_step() is not None:
             return False
         self.state.save(self.run_dir, self.settings.keep_last, best, self.rank)
@@ -206,9 +191,10 @@ def start(
 
     # Build what a checkpoint holds beside it, and restore it all.
     objectives = model.objectives()
+    optimizers = {objective.name: make_optimizer(list(objective.parameters)) for objective in objectives}
+    ema = Ema(model, settings.ema_decay) if settings.ema_decay else None
     watch = LossWatch(settings.explosion_ratio, device)
-    state = RunState.create(model, objectives, make_optimizer, settings.ema_decay, config, watch)
-    state.cases = case_digest(train_set)
+    state = RunState(model, optimizers, ema, config, watch, cases=case_digest(train_set))
     if resume:
         state.restore(resume.state, resume.path)
         resume.state.clear()

@@ -1,6 +1,6 @@
 """The state of a run between steps, saved and restored as one: model, optimisers, average, step and time."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from diffux2ct.models.layers.layout import channels_last_3d
-from diffux2ct.reconstructors.base import Objective, Trainable
+from diffux2ct.reconstructors.base import Trainable
 from diffux2ct.training.checkpoints import checks as contents
 from diffux2ct.training.checkpoints import file as checkpoint
 from diffux2ct.training.divergence import LossWatch
@@ -50,11 +50,7 @@ class Ema:
 
     def state_dict(self) -> dict[str, Tensor | int]:
         """Averages by parameter name, plus the number of updates."""
-        return {"num_updates": self.num_updates, **self.tensors()}
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The averages, named as in ``state_dict``."""
-        return {f"average.{name}": value for name, value in self.average.items()}
+        return {"num_updates": self.num_updates} | {f"average.{name}": value for name, value in self.average.items()}
 
     def load_state_dict(self, state: dict) -> None:
         """Inverse of ``state_dict``."""
@@ -84,26 +80,12 @@ class RunState:
     optimizers: dict[str, torch.optim.Optimizer]
     ema: Ema | None
     config: dict[str, Any]
+    watch: LossWatch
     step: int = 0
     elapsed: float = 0.0
     best_score: float | None = None
     step_backs: int = 0
-    watch: LossWatch | None = None
     cases: str | None = None
-
-    @classmethod
-    def create(
-        cls,
-        model: Trainable,
-        objectives: Sequence[Objective],
-        make_optimizer: OptimizerFactory,
-        ema_decay: float | None,
-        config: dict[str, Any],
-        watch: LossWatch | None = None,
-    ) -> "RunState":
-        """The state at step 0: one optimiser per objective, and the average unless ``ema_decay`` is None."""
-        optimizers = {o.name: make_optimizer(list(o.parameters)) for o in objectives}
-        return cls(model, optimizers, Ema(model, ema_decay) if ema_decay else None, config, watch=watch)
 
     def save(
         self, run_dir: Path, keep_last: int, best: bool = False, rank: int = 0, forget_later: bool = False
@@ -124,7 +106,7 @@ class RunState:
             "best_score": self.best_score,
             "step_backs": self.step_backs,
             "cases": self.cases,
-            "watch": self.watch.state_dict() if self.watch else None,
+            "watch": self.watch.state_dict(),
             "model": whole(self.model.state_dict(), keep=writes),
             "optimizers": whole(optimizers, keep=writes),
             "ema": whole(self.ema.state_dict(), keep=writes) if self.ema else None,
@@ -151,7 +133,7 @@ class RunState:
         contents.check_holds(where, state, "step", "elapsed", "optimizers", "ema", "rng")
         contents.check_fits(where, state["model"], own)
         if self.ema:
-            contents.check_average(where, state["ema"], self.ema.tensors())
+            contents.check_average(where, state["ema"], self.ema.average)
         for name, optimizer in self.optimizers.items():
             contents.check_optimizer(where, state["optimizers"].get(name), optimizer, name)
         contents.check_rng(where, state["rng"])
@@ -161,16 +143,11 @@ class RunState:
             optimizer.load_state_dict(own_part(state["optimizers"][name], optimizer))
         if self.ema:
             self.ema.load_state_dict(state["ema"])
-        if self.watch and state.get("watch"):
+        if state.get("watch"):
             self.watch.load_state_dict(state["watch"])
         torch.set_rng_state(state["rng"])
         self.step, self.elapsed = int(state["step"]), float(state["elapsed"])
         self.best_score, self.step_backs = state.get("best_score"), int(state.get("step_backs", 0))
-
-
-def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """In the order of the numbers that the optimiser's state gives them."""
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def own_part(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -178,7 +155,7 @@ def own_part(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[st
 
     Rates and kernels are this run's own: the rate follows from the step, and a run may go on with fused kernels.
     """
-    parameters = _parameters(optimizer)
+    parameters = contents.parameters_of(optimizer)
     cut = {
         index: {key: _copy_for(value, parameters[index]) for key, value in values.items()}
         for index, values in saved["state"].items()

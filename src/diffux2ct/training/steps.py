@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from diffux2ct.errors import UserError
 from diffux2ct.reconstructors.base import Objective
@@ -37,15 +37,7 @@ def endless_batches(
 
     Raises UserError where a case cannot be read, also by a data worker.
     """
-    sampler = distributed.StepSampler(
-        len(dataset),  # type: ignore[arg-type]
-        settings.batch_size,
-        settings.seed,
-        step,
-        rank,
-        world,
-        settings.accumulate,
-    )
+    sampler = distributed.StepSampler(len(dataset), settings, step, rank, world)  # type: ignore[arg-type]
     share = settings.batch_size // world
     part = share // settings.accumulate
 
@@ -53,9 +45,11 @@ def endless_batches(
         at, k = step + count // settings.accumulate, count % settings.accumulate
         return sample_seeds(settings.seed, at, rank * share + k * part, part)
 
+    # A dataset that draws at random gets (index, seed): a worker that loads ahead then draws what the step will use.
+    seeded = (list(zip(indices, seeds(n).tolist(), strict=True)) for n, indices in enumerate(sampler))
     loader = DataLoader(
         dataset,
-        batch_sampler=SeededSampler(sampler, seeds) if getattr(dataset, "randomize", None) else sampler,
+        batch_sampler=seeded if getattr(dataset, "randomize", None) else sampler,  # type: ignore[arg-type]
         num_workers=settings.num_workers,
         worker_init_fn=leave_to_the_main_process,
         persistent_workers=settings.num_workers > 0,
@@ -68,20 +62,6 @@ def endless_batches(
             yield on_device | {"seed": seeds(count)}
     except (UserError, ConnectionError, EOFError) as error:
         raise of_worker(error, settings.num_workers) from error
-
-
-class SeededSampler(Sampler[list[tuple[int, int]]]):
-    """Each index of a batch sampler with its sample's seed, (index, seed), for a dataset that draws at random.
-
-    seeds: of the sampler's batch number ``count``. A worker that loads a batch ahead then draws what the step will use.
-    """
-
-    def __init__(self, sampler: Sampler[list[int]], seeds: Callable[[int], Tensor]) -> None:
-        self.sampler, self.seeds = sampler, seeds
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for count, indices in enumerate(self.sampler):
-            yield list(zip(indices, self.seeds(count).tolist(), strict=True))
 
 
 def step_objectives(
@@ -100,8 +80,6 @@ def step_objectives(
         optimizer = state.optimizers[objective.name]
         set_lr(optimizer, settings.lr_factor(state.step))
         optimizer.zero_grad(set_to_none=True)
-        # Backward through the parts, clip, and step.
-        # Backward through the parts, clip, and step.
         # Backward through the parts, clip, and step.
         losses |= accumulate(run_step, wrapped, objective.name, parts, settings, device)
         losses[f"{objective.name}/grad_norm"] = clip(objective.parameters, settings.grad_clip)

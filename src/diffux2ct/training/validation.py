@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from diffux2ct.training.state import Ema
 from diffux2ct.viz.slices import comparison_grid
 
 
+@dataclass(frozen=True)
 class Validator:
     """Samples the first ``settings.num_val_cases`` held-out cases with the averaged weights and logs the metrics.
 
@@ -24,17 +26,10 @@ class Validator:
     seed and the case alone, so curves over steps compare like with like.
     """
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        metrics: Mapping[str, Callable[[Tensor, Tensor], float]],
-        sampling: Mapping[str, Any],
-        window: tuple[float, float],
-    ) -> None:
-        self.dataset = dataset
-        self.metrics = metrics
-        self.sampling = dict(sampling)
-        self.window = window
+    dataset: Dataset
+    metrics: Mapping[str, Callable[[Tensor, Tensor], float]]
+    sampling: Mapping[str, Any]
+    window: tuple[float, float]
 
     # Not inference_mode: sharded weights that are first gathered there could not be trained on afterwards.
     @torch.no_grad()
@@ -65,8 +60,8 @@ class Validator:
                 for name, metric in self.metrics.items():
                     scores[name].append(float(metric(prediction, truth)))
                 if index == 0:
-                    shown, made = (denormalize_hu(v.numpy(), self.window) for v in (truth, prediction))
-                    loggers.image(step, "validation", comparison_grid(shown, made))
+                    pair = (denormalize_hu(volume.numpy(), self.window) for volume in (truth, prediction))
+                    loggers.image(step, "validation", comparison_grid(*pair))
         means = {f"val/{name}": sum(values) / len(values) for name, values in scores.items()}
         loggers.scalars(step, means)
         return means

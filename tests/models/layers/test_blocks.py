@@ -4,21 +4,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from diffux2ct.models.layers.blocks import (
-    Downsample,
-    ResBlock2d,
-    ResBlock3d,
-    TimeEmbedding,
-    Upsample,
-    timestep_embedding,
-)
+from diffux2ct.models.layers.blocks import Downsample, ResBlock, TimeEmbedding, Upsample, timestep_embedding
 
 
 @pytest.mark.parametrize("channels", [8, 16, 32, 64])
 def test_the_time_embedding_survives_the_norm_that_follows_it(channels: int):
     """With one channel per group the norm would subtract the time again."""
     torch.manual_seed(0)
-    block = ResBlock3d(channels, channels, time_channels=12).eval()
+    block = ResBlock(3, channels, channels, time_channels=12).eval()
     x = torch.randn(1, channels, 4, 4, 4)
     early, late = (block(x, torch.full((1, 12), value)) for value in (-2.0, 2.0))
     assert (early - late).abs().mean() > 0.02
@@ -26,7 +19,7 @@ def test_the_time_embedding_survives_the_norm_that_follows_it(channels: int):
 
 def test_residual_block_is_the_formula():
     torch.manual_seed(0)
-    block = ResBlock2d(6, 10, time_channels=4, dropout=0.5).eval()
+    block = ResBlock(2, 6, 10, time_channels=4, dropout=0.5).eval()
     x, time = torch.randn(2, 6, 5, 7), torch.randn(2, 4)
 
     def norm_silu(x: torch.Tensor, groups: int) -> torch.Tensor:

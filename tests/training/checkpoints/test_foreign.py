@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 from tests.training.toy import thin
 
-from diffux2ct import build, load
+from diffux2ct import build, load, load_model
 from diffux2ct.cli.evaluate import run as evaluate
 from diffux2ct.cli.train import run as train
 from diffux2ct.errors import UserError
@@ -122,7 +122,7 @@ def test_it_is_refused_in_one_line_and_nothing_is_executed(trained, phantoms, tm
     path = tmp_path / "bad.pt"
     make(checkpoint.load(trained), phantoms, path)
     resuming = config(phantoms, tmp_path / "run", f"trainer.resume={path}", "trainer.max_steps=2")
-    for use in (lambda: train(resuming), lambda: evaluate(evaluation(path)), lambda: load(path, "cpu")):
+    for use in (lambda: train(resuming), lambda: evaluate(evaluation(path)), lambda: load_model(path, "cpu")):
         with pytest.raises(UserError, match=f"bad.pt: ({BAD[make]})") as error:
             use()
         assert "\n" not in str(error.value)
@@ -242,7 +242,7 @@ def test_a_sealed_file_of_wrong_types_is_refused_by_load(trained, tmp_path, keys
         state = changed(state, keys, value)
     checkpoint.save(path, state)
     with pytest.raises(UserError, match=f"bad.pt: {words}") as error:
-        load(path, "cpu")
+        load_model(path, "cpu")
     assert "\n" not in str(error.value)
 
 
@@ -313,7 +313,7 @@ def test_what_the_run_wrote_is_taken_by_all_three(trained, phantoms, tmp_path):
     path = trained / "checkpoints" / "last.pt"
     train(config(phantoms, tmp_path / "run", f"trainer.resume={path}", "trainer.max_steps=2"))
     assert checkpoint.load(tmp_path / "run")["step"] == 2
-    weight = load(path, "cpu").state_dict()[WEIGHT]
+    weight = load_model(path, "cpu").state_dict()[WEIGHT]
     average = checkpoint.load(path)["ema"][f"average.{WEIGHT}"]
     torch.testing.assert_close(weight, average, rtol=0, atol=0)
     assert load.load_run(path, "cpu", "raw").step == 1

@@ -74,11 +74,14 @@ def test_how_often_a_run_stepped_back_is_known_before_its_next_checkpoint(tmp_pa
 
 
 def test_best_pt_is_linked_before_last_pt(tmp_path, monkeypatch):
+    from diffux2ct.training.divergence import LossWatch
     from diffux2ct.training.state import RunState
 
     order, link = [], checkpoint.link
     monkeypatch.setattr(checkpoint, "link", lambda path, name: (order.append(name), link(path, name)))
-    RunState(Toy(), {}, None, {}, step=3, best_score=20.0).save(tmp_path, 2, best=True)
+    RunState(Toy(), {}, None, {}, LossWatch(None, torch.device("cpu")), step=3, best_score=20.0).save(
+        tmp_path, 2, best=True
+    )
     assert order == ["best.pt", "last.pt"]
 
 

@@ -17,13 +17,14 @@ from tests.training.toy import THIN, THIN_MODELS
 from diffux2ct.cli.train import run
 from diffux2ct.training.checkpoints import file as checkpoint
 from diffux2ct.training.processes.distributed import StepSampler
+from diffux2ct.training.settings import TrainerSettings
 
 ROOT = Path(__file__).parents[3]
 
 
-def steps(count: int, **kwargs) -> list[list[int]]:
-    defaults = {"length": 10, "batch_size": 4, "seed": 0, "start_step": 0, "rank": 0, "world": 1, "accumulate": 1}
-    return list(islice(StepSampler(**(defaults | kwargs)), count))
+def steps(count: int, start_step: int = 0, rank: int = 0, world: int = 1, **settings) -> list[list[int]]:
+    settings = TrainerSettings(100, batch_size=4, **settings)
+    return list(islice(StepSampler(10, settings, start_step, rank, world), count))
 
 
 def test_ranks_and_parts_share_the_global_batch_in_order():

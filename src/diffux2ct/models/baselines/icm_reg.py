@@ -61,5 +61,4 @@ class IcmReg(nn.Module):
     def sample_perturbation(
         self, batch: int, generator: torch.Generator | None = None, device: torch.device | str = "cpu"
     ) -> Tensor | None:
-        """The conditioning's draw of z."""
         return self.conditioning.sample_perturbation(batch, generator, device)

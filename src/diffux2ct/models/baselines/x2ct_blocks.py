@@ -102,7 +102,7 @@ class CodeLink(nn.Module):
 
     @property
     def num_outputs(self) -> int:
-        """How many numbers it makes: what a dropout mask must cover."""
+        """Length of the linear layer's output, and of a dropout mask."""
         return self.out_channels * BASE**3
 
     def forward(self, code: Float[Tensor, "b c"], mask: Float[Tensor, "b n"] | None = None) -> FeatureVolume:

@@ -5,6 +5,7 @@ their losses are made for. docs/method.md has the layer table, the official coun
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -113,7 +114,8 @@ class X2ctGenerator(nn.Module):
         trunk: Tensor | None = None
         for level, stage in enumerate(self.trunk):
             if level:
-                inner = {v: self._merge(v, level - 1, inner[v], skips[v][level - 1]) for v in VIEWS}
+                both = {v: torch.cat((inner[v], skips[v][level - 1]), dim=1) for v in VIEWS}
+                inner = {v: self._branch(v).merges[level - 1](both[v]) for v in VIEWS}
             average = torch.stack([inner[v].permute(_TO_VOLUME[v]) for v in VIEWS]).mean(0)
             trunk = stage(average if trunk is None else torch.cat((average, trunk), dim=1))
             if level < len(self.trunk) - 1:
@@ -136,16 +138,11 @@ class X2ctGenerator(nn.Module):
         return kept.float() / (1 - self.dropout)
 
     def _branch(self, view: str) -> ViewBranch:
-        branch = self.branches[view]
-        assert isinstance(branch, ViewBranch)
-        return branch
-
-    def _merge(self, view: str, index: int, x: Tensor, skip: Tensor) -> Tensor:
-        return self._branch(view).merges[index](torch.cat((x, skip), dim=1))
+        return cast(ViewBranch, self.branches[view])
 
 
 def num_levels(size: int, most: int) -> int:
-    """How often ``size`` halves down to 4; UserError where it does not, or more often than ``most`` times."""
+    """Number of times that ``size`` halves down to 4; UserError where it does not, or more than ``most`` times."""
     levels = size.bit_length() - BASE.bit_length()
     if levels < 1 or size != BASE << levels:
         raise UserError(f"dataset.size={size}: X2CT-GAN needs 4 times a power of two; choose 32, 64, 128, ...")

@@ -22,7 +22,6 @@ class Conv3d(nn.Conv3d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """As `torch.nn.Conv3d`."""
         small = any(side < width for side, width in zip(input.shape[2:], self.kernel_size, strict=True))
         if small and input.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
             with torch.autocast("cpu", enabled=False):
@@ -74,20 +73,6 @@ class ResBlock(nn.Module):
             h = h.add_(shift.reshape(*shift.shape, *(1,) * (h.ndim - 2)).to(h.dtype))
         h = self.conv2(self.dropout(self.norm2(h)))
         return self.skip(x) + h
-
-
-class ResBlock2d(ResBlock):
-    """`ResBlock` on planes [b, c, r, s]."""
-
-    def __init__(self, in_channels: int, out_channels: int, time_channels: int | None = None, dropout: float = 0.0):
-        super().__init__(2, in_channels, out_channels, time_channels, dropout)
-
-
-class ResBlock3d(ResBlock):
-    """`ResBlock` on volumes [b, c, d, h, w]."""
-
-    def __init__(self, in_channels: int, out_channels: int, time_channels: int | None = None, dropout: float = 0.0):
-        super().__init__(3, in_channels, out_channels, time_channels, dropout)
 
 
 class Downsample(nn.Module):
@@ -153,6 +138,5 @@ class TimeEmbedding(nn.Module):
         self.linear2 = nn.Linear(out_channels, out_channels)
 
     def forward(self, t: Shaped[Tensor, " b"]) -> Float[Tensor, "b c"]:
-        """Steps, integer or float -> their embedding."""
         embedding = timestep_embedding(t, self.channels).to(self.linear1.weight.dtype)
         return self.linear2(F.silu(self.linear1(embedding)))

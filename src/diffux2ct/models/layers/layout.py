@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def is_channels_last_3d(x: Tensor) -> bool:
-    """Whether a convolution of `x` [b, c, d, h, w] returns channels_last_3d."""
+    """True where a convolution of `x` [b, c, d, h, w] returns channels_last_3d."""
     return x.is_contiguous(memory_format=torch.channels_last_3d) and not x.is_contiguous()
 
 

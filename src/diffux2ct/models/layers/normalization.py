@@ -81,7 +81,7 @@ class _Normalize(torch.autograd.Function):
         # xhat = (x - mean) rstd, g = weight grad: dx = rstd (g - <g> - xhat <g xhat>), <> the mean over a group.
         of_x = -(rstd**2) * group_mean(sums_xhat)
         constant = -rstd * group_mean(sums) - mean * of_x
-        dx = scale_and_shift(x, of_x, constant)
+        dx = torch.addcmul(per_channel(constant, x), x, per_channel(of_x, x), out=torch.empty_like(x))
         dx = dx.addcmul_(grad, per_channel(weight * rstd, grad))
         return dx, sums_xhat.sum(0), sums.sum(0), None, None, None
 
@@ -151,11 +151,6 @@ def sums_by_products(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> tup
         sums += g.sum(voxels, dtype=mean.dtype)
         products += (slab - spread(mean, x)).mul_(g).sum(voxels)
     return sums, products * rstd
-
-
-def scale_and_shift(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """x scale + shift for [b, c] coefficients, in the dtype and memory format of `x`."""
-    return torch.addcmul(per_channel(shift, x), x, per_channel(scale, x), out=torch.empty_like(x))
 
 
 def per_channel(coefficients: Tensor, like: Tensor) -> Tensor:

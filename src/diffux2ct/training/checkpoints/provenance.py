@@ -18,11 +18,12 @@ def provenance(dataset_root: str | Path, num_threads: int | None = None) -> dict
 
     ``num_threads``: the number that this process will set; None: PyTorch's own.
     """
-    packages = sorted({"diffux2ct"} | {each.metadata["Name"] for each in metadata.distributions()})
+    versions: dict[str, str | None] = {each.metadata["Name"]: each.version for each in metadata.distributions()}
+    versions.setdefault("diffux2ct", None)  # a source tree on a path, not installed
     manifest = Path(dataset_root) / "manifest.csv"
     return {
         "commit": _commit(),
-        "versions": {name: _version(name) for name in packages},
+        "versions": dict(sorted(versions.items())),
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
         "python": platform.python_version(),
@@ -68,10 +69,3 @@ def processor(device: torch.device) -> str:
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:  # a source tree on a path, not installed
-        return None

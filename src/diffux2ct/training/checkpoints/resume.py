@@ -16,37 +16,24 @@ from diffux2ct.training.checkpoints import file as checkpoint
 from diffux2ct.training.checkpoints.checks import shown
 
 # Keys that a resumed run may change: budget, cadence, speed and display, never what is learnt.
+# fmt: off
+_FREE_OF_TRAINER = (
+    "max_steps", "max_epochs", "max_minutes", "log_every", "val_every", "num_val_cases", "checkpoint_every",
+    "keep_last", "num_workers", "num_threads", "device", "resume", "compile", "fused", "deterministic", "strategy",
+    "checkpoint_stages", "on_divergence", "max_step_backs", "explosion_ratio", "profile",
+)
+# fmt: on
 FREE_TO_CHANGE = (
-    "trainer.max_steps",
-    "trainer.max_epochs",
-    "trainer.max_minutes",
-    "trainer.log_every",
-    "trainer.val_every",
-    "trainer.num_val_cases",
-    "trainer.checkpoint_every",
-    "trainer.keep_last",
-    "trainer.num_workers",
-    "trainer.num_threads",
-    "trainer.device",
-    "trainer.resume",
-    "trainer.compile",
-    "trainer.fused",
-    "trainer.deterministic",
-    "trainer.strategy",
-    "trainer.checkpoint_stages",
-    "trainer.on_divergence",
-    "trainer.max_step_backs",
-    "trainer.explosion_ratio",
-    "trainer.profile",
+    *(f"trainer.{key}" for key in _FREE_OF_TRAINER),
     "model.denoiser.checkpoint_stages",
     "model.perturbation",  # of reconstructions alone
     "dataset.prepare",  # how raw scans are prepared; training reads what was prepared
+    "dataset.cache",
+    "dataset.max_steps",
     "logger",
     "sampler",
     "metrics",
     "run_dir",
-    "dataset.cache",
-    "dataset.max_steps",
     "launcher",
 )
 

@@ -16,6 +16,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Sampler
 
+from diffux2ct.training.settings import TrainerSettings
+
 
 def start() -> tuple[int, int]:
     """(rank, world size). Joins torchrun's process group; (0, 1) for one process."""
@@ -115,11 +117,9 @@ class StepSampler(Sampler[list[int]]):
     Each step yields ``accumulate`` lists: this rank's share, in parts.
     """
 
-    def __init__(
-        self, length: int, batch_size: int, seed: int, start_step: int, rank: int, world: int, accumulate: int
-    ) -> None:
-        self.length, self.batch_size, self.seed, self.start_step = length, batch_size, seed, start_step
-        self.rank, self.world, self.accumulate = rank, world, accumulate
+    def __init__(self, length: int, settings: TrainerSettings, start_step: int, rank: int = 0, world: int = 1) -> None:
+        self.length, self.start_step, self.rank, self.world = length, start_step, rank, world
+        self.batch_size, self.seed, self.accumulate = settings.batch_size, settings.seed, settings.accumulate
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
 
     def _index(self, position: int) -> int:
