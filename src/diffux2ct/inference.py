@@ -151,6 +151,7 @@ def reconstruct(
     dataset = run.cfg.dataset
     size, grid_spacing = model_grid(dataset) if spacing is None else (int(dataset.size), list(spacing_xyz(spacing)))
     notes = check_cameras(cameras, size, grid_spacing, dataset)
+    notes += [note for image in images.values() for note in image.meta.get("notes", ())]
     first_voxel, origin_source = place(cameras, size, grid_spacing, given and list(given))
     xrays = prepare_xrays(images, size, dataset.xray_normalization)
     sampling = run.sampling(sampler or {}, perturbation)
@@ -251,7 +252,7 @@ def _read_views(
     images, hashes = {}, {}
     for view, given in inputs.items():
         if isinstance(given, str | Path):
-            images[view], hashes[view] = read_xray(given, head_up), sha256_of(Path(given))
+            images[view], hashes[view] = read_xray(given, head_up, view), sha256_of(Path(given))
             continue
         values = given.detach().cpu() if isinstance(given, Tensor) else given
         values = np.asarray(values.float() if isinstance(values, Tensor) and values.is_floating_point() else values)

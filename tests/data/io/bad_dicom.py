@@ -149,7 +149,7 @@ def dicom_without_rescale(folder: Path) -> Path:
     return folder / "s"
 
 
-@case("pixels are truncated or damaged|are no CT slice")
+@case("pixels are truncated or damaged|are no image of a scanner")
 def dicom_of_huge_declared_size(folder: Path) -> Path:
     write_series(folder / "s", scan(), Rows=65535, Columns=65535)
     return folder / "s"

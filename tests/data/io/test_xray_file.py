@@ -2,7 +2,8 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
-from PIL import Image
+import tifffile
+from PIL import Image, ImageOps
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
 
@@ -27,7 +28,7 @@ def write_dicom(path, pixels, modality="DX", photometric="MONOCHROME2", **tags):
     data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 12, 11, 0
     for name, value in tags.items():
         setattr(data, name, value)
-    data.PixelData = pixels.astype(np.uint16).tobytes()
+    data.PixelData = pixels.astype(np.int16 if data.PixelRepresentation else np.uint16).tobytes()
     pydicom.dcmwrite(path, data)
     return path
 
@@ -72,6 +73,94 @@ def test_monochrome1_is_inverted_and_the_panel_pitch_wins(tmp_path):
     assert bright.meta["modality"] == "DX"
     no_suffix = (tmp_path / "a.dcm").rename(tmp_path / "IM0001")
     np.testing.assert_array_equal(read_xray(no_suffix).values, bright.values)
+
+
+@pytest.mark.parametrize(
+    ("tags", "stored"),
+    [
+        ({"PixelRepresentation": 1, "photometric": "MONOCHROME1"}, 200 - ramp().astype(np.int16) * 8),
+        ({"BitsStored": 16, "HighBit": 15, "photometric": "MONOCHROME1"}, 65535 - ramp() * 250),
+        ({"PixelIntensityRelationshipSign": 1, "modality": "XA"}, 4000 - ramp()),
+        ({"PixelIntensityRelationshipSign": 1, "photometric": "MONOCHROME1"}, 4000 - ramp()),
+        ({"PixelIntensityRelationshipSign": -1, "photometric": "MONOCHROME1"}, ramp()),
+        ({"PixelIntensityRelationshipSign": 1, "RescaleSlope": -2, "RescaleIntercept": 9}, 4000 - ramp()),
+        ({"RescaleSlope": "1.5", "RescaleIntercept": -100}, ramp()),
+        ({"WindowCenter": 5, "WindowWidth": 2, "PixelPaddingValue": 4000}, ramp()),
+    ],
+)
+def test_bone_is_bright_as_the_file_says(tmp_path, tags, stored):
+    values = read_xray(
+        write_dicom(tmp_path / "a.dcm", stored.astype("<i2" if stored.dtype.kind == "i" else "<u2"), **tags)
+    ).values
+    assert np.corrcoef(values.ravel(), ramp()[::-1].ravel())[0, 1] == pytest.approx(1)
+    assert values.min() == 0
+
+
+def test_padding_of_a_detector_is_dark(tmp_path):
+    stored = 3000 + ramp()
+    stored[:2] = 0
+    image = read_xray(write_dicom(tmp_path / "a.dcm", stored, photometric="MONOCHROME1", PixelPaddingValue=0))
+    assert (image.values[-2:] == 0).all()
+    assert image.values.max() == stored[2:].max() - stored[2:].min()
+
+
+@pytest.mark.parametrize(
+    ("directions", "turn", "view"),
+    [
+        (["L", "F"], lambda a: a, "frontal"),
+        (["R", "F"], lambda a: a[:, ::-1], "frontal"),
+        (["L", "H"], lambda a: a[::-1], "frontal"),
+        (["F", "L"], lambda a: a.T, "frontal"),
+        (["H", "A"], lambda a: a[::-1, ::-1].T, "lateral"),
+        (["AL", "FP"], lambda a: a[:, ::-1], "lateral"),
+    ],
+)
+def test_a_radiograph_is_turned_as_it_says(tmp_path, directions, turn, view):
+    path = write_dicom(tmp_path / "a.dcm", turn(ramp()), PatientOrientation=directions, ImagerPixelSpacing=[0.4, 0.4])
+    image = read_xray(path)
+    np.testing.assert_array_equal(image.values, ramp()[::-1].astype(np.float32))
+    assert image.meta["view"] == view
+    other = "lateral" if view == "frontal" else "frontal"
+    with pytest.raises(UserError, match=f"given as {other}, but a {view} view by its own header; exchange"):
+        read_xray(path, view=other)
+
+
+@pytest.mark.parametrize(("position", "view"), [("AP", "frontal"), ("PA", "frontal"), ("LL", "lateral"), ("RLO", None)])
+def test_view_position_names_the_view(tmp_path, position, view):
+    path = write_dicom(tmp_path / "a.dcm", ramp(), ViewPosition=position)
+    assert read_xray(path, view=view).meta["view"] == view
+    contradiction = write_dicom(tmp_path / "b.dcm", ramp(), ViewPosition=position, PatientOrientation=["P", "F"])
+    if view == "frontal":
+        with pytest.raises(UserError, match="frontal by its ViewPosition, lateral by its PatientOrientation"):
+            read_xray(contradiction)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_exif_orientation_is_obeyed(tmp_path, orientation, suffix):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    smooth = ramp(48, 32, np.float32) / 64
+    Image.fromarray(smooth.astype(np.uint8)).save(tmp_path / f"x.{suffix}", exif=exif, quality=100)
+    with Image.open(tmp_path / f"x.{suffix}") as picture:
+        shown = np.asarray(ImageOps.exif_transpose(picture))
+    np.testing.assert_allclose(read_xray(tmp_path / f"x.{suffix}").values, shown[::-1], atol=2)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_a_tiff_means_what_its_tags_say(tmp_path, dtype):
+    values = ramp(dtype=dtype)
+    top = 230 if dtype == np.float32 else np.iinfo(dtype).max
+    tifffile.imwrite(tmp_path / "white.tif", values, photometric="miniswhite")
+    np.testing.assert_array_equal(read_xray(tmp_path / "white.tif").values, np.float32(top) - values[::-1])
+    for orientation, good in ((1, values[::-1]), (4, values), (3, None), (6, None)):
+        path = tmp_path / f"{orientation}.tif"
+        tifffile.imwrite(path, values, photometric="minisblack", extratags=[(274, "H", 1, orientation, True)])
+        if good is None:
+            with pytest.raises(UserError, match=f"turned by its tag Orientation={orientation}"):
+                read_xray(path)
+        else:
+            np.testing.assert_array_equal(read_xray(path).values, good.astype(np.float32))
 
 
 def test_the_darkest_pixel_of_a_detector_is_black(tmp_path):
@@ -127,6 +216,9 @@ BAD = {
     "notes.txt": (lambda path: path.write_text("x" * 300), "unknown kind"),
     "ct.dcm": (lambda path: write_dicom(path, ramp(), modality="CT"), "modality CT.*synthesize_drr"),
     "mr.dcm": (lambda path: write_dicom(path, ramp(), modality="MR"), "modality MR"),
+    "frames.dcm": (lambda path: write_dicom(path, ramp(), NumberOfFrames=3), "3 frames"),
+    "rgb.dcm": (lambda path: write_dicom(path, ramp(), photometric="PALETTE COLOR"), "colour image"),
+    "axial.dcm": (lambda path: write_dicom(path, ramp(), PatientOrientation=["L", "P"]), "L/P is neither a frontal"),
     "volume.nii.gz": (lambda path: write_image(path, np.zeros((3, 6, 4), np.float32)), "3 slices"),
 }
 

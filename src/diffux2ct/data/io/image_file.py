@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from diffux2ct.data.io.nifti_file import MAX_DEFLATE, MAX_VOXELS, nifti_kind, opened, read_nifti
+from diffux2ct.data.io.nifti_file import MAX_DEFLATE, MAX_VOXELS, NO_ORIENTATION, nifti_kind, opened, read_nifti
 from diffux2ct.errors import UserError
 
 AIR = -1024  # HU: the floor of what is read, and the border of every resampled or padded volume
@@ -35,6 +35,11 @@ _FOREIGN = {
     b"<": "a web page or XML",
     b"version https://git-lfs": "a git-lfs pointer, not the file itself",
 }
+# A line of the header that places the axes in the patient.
+_ORIENTED = {
+    "nrrd": rb"^space: *(left|right|l|r)[-a-z]*\s",
+    "mha": rb"^\s*(TransformMatrix|Rotation|Orientation)\s*=",
+}
 # Faults of headers that ITK refuses, by a word of its message.
 _ITK = {"spacing": "its spacing is zero or no number", "direction": "its direction is singular"}
 # ITK prints warnings of its own to stderr; what matters is said in a UserError or in meta["notes"].
@@ -47,7 +52,7 @@ def read_image(path: Path) -> tuple[sitk.Image, str, list[str]]:
     Raises UserError if it is none of these or not whole. Voxels may be NaN and of any dimension.
     """
     kind = _sniff(path)
-    image, notes = read_nifti(path) if kind.startswith("nii") else (_read_itk(path, kind), [])
+    image, notes = read_nifti(path) if kind.startswith("nii") else _read_itk(path, kind)
     _check_geometry(image, path)
     return image, kind, notes
 
@@ -129,18 +134,22 @@ def _sniff(path: Path) -> str:
     )
 
 
-def _read_itk(path: Path, kind: str) -> sitk.Image:
+def _read_itk(path: Path, kind: str) -> tuple[sitk.Image, list[str]]:
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.SetImageIO("NrrdImageIO" if kind == "nrrd" else "MetaImageIO")
+    with path.open("rb") as file:
+        head = file.read(65536)
+    head = head.split(b"\n\n")[0] if kind == "nrrd" else head.split(b"ElementDataFile")[0]
     data = _data_file(path, kind)
+    oriented = re.search(_ORIENTED["nrrd" if kind == "nrrd" else "mha"], head, re.MULTILINE | re.IGNORECASE)
     try:
         with quiet_stderr():
             reader.ReadImageInformation()
             # The header alone decides how much memory ITK takes, so it is held against the file first.
             count = math.prod(reader.GetSize()) * max(reader.GetNumberOfComponents(), 1)
             if count <= min(MAX_VOXELS, MAX_DEFLATE * data.stat().st_size):
-                return reader.Execute()
+                return reader.Execute(), [] if oriented else [f"{path}: {NO_ORIENTATION}"]
     except RuntimeError as error:
         fault = next((what for word, what in _ITK.items() if word in str(error).lower()), "truncated or damaged")
         raise UserError(f"{path}: cannot be read, {fault}; fetch or convert it again") from error

@@ -22,7 +22,17 @@ from diffux2ct.errors import UserError
 MAX_VOXELS = 2**31  # 1290^3: a larger scan must be cropped first, and a damaged header must not ask for terabytes
 MAX_DEFLATE = 1100  # how many times smaller deflate can make data, with a little room above its limit of 1032
 _UNITS = {"meter": 1000.0, "micron": 0.001}
+NO_ORIENTATION = "the header has no orientation; left and right may be swapped"
+
+
+def _tolerant(kind: Any) -> Any:
+    """nibabel's class, reading a qform whose quaternion other programs' rounding left 5e-6 too long."""
+    header = type(kind.header_class.__name__, (kind.header_class,), {"quaternion_threshold": -1e-5})
+    return type(kind.__name__, (kind,), {"header_class": header})
+
+
 _KINDS = {b"n+1\0": nib.Nifti1Image, b"ni1\0": nib.Nifti1Pair, b"n+2\0": nib.Nifti2Image, b"ni2\0": nib.Nifti2Pair}
+_KINDS = {magic: _tolerant(kind) for magic, kind in _KINDS.items()}
 
 
 def nifti_kind(head: bytes) -> Any:
@@ -42,7 +52,7 @@ def read_nifti(path: Path) -> tuple[sitk.Image, list[str]]:
             file.seek(0)
             files = {"image": FileHolder(fileobj=file), "header": FileHolder(fileobj=file)}
             voxels, voxel_path = file, path
-            if kind in (nib.Nifti1Pair, nib.Nifti2Pair):
+            if kind in (_KINDS[b"ni1\0"], _KINDS[b"ni2\0"]):
                 voxel_path = _partner(path)
                 voxels = stack.enter_context(opened(voxel_path))
                 files["image"] = FileHolder(fileobj=voxels)
@@ -92,7 +102,7 @@ def _to_sitk(path: Path, image: Any, array: np.ndarray) -> tuple[sitk.Image, lis
     notes = []
     header = image.header
     if int(header["qform_code"]) <= 0 and int(header["sform_code"]) <= 0:
-        notes.append(f"{path}: the header has no orientation; left and right may be swapped")
+        notes.append(f"{path}: {NO_ORIENTATION}")
     affine = np.asarray(image.affine, dtype=float)
     affine[:3] *= _UNITS.get(header.get_xyzt_units()[0], 1.0)
     affine[:2] *= -1.0  # RAS to LPS

@@ -19,7 +19,6 @@ from diffux2ct.errors import UserError
 _PICTURES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 _VOLUME_FORMATS = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd")
 _DICOM = (".dcm", ".ima", ".dicom")
-_RADIOGRAPHS = ("CR", "DX", "DR", "RG", "RF", "XA", "RTIMAGE", "OT", "SC")
 _GREY = 60.0  # no line integral: that would be 2.7 m of water
 _ASPECT_TOLERANCE = 0.02  # a stretch of 2% moves the edge of a 400 mm field by 4 mm
 
@@ -29,7 +28,8 @@ class XrayImage:
     """A radiograph, float32 [rows, cols]: rows toward superior, columns toward left or posterior, bone bright.
 
     ``pixel_pitch``: (row, col) mm on the panel, or None where it is unknown. ``is_line_integral``: values are
-    integrals of linear attenuation (dimensionless), not grey levels of unknown scale. ``meta``: path, format, modality.
+    integrals of linear attenuation (dimensionless), not grey levels of unknown scale. ``meta``: path, format, and of a
+    DICOM file modality, view ("frontal", "lateral", or None: not declared) and notes (lines for the user).
     """
 
     values: Float32[np.ndarray, "rows cols"]
@@ -38,25 +38,33 @@ class XrayImage:
     meta: dict[str, Any] = field(default_factory=dict)
 
 
-def read_xray(path: str | Path, head_up: bool | None = None) -> XrayImage:
+def read_xray(path: str | Path, head_up: bool | None = None, view: str | None = None) -> XrayImage:
     """Read a radiograph.
 
     path: ``.npy`` line integrals (as ``synthesize_drr.py`` writes them), PNG, TIFF or JPEG of one channel, a 2-D or
-    one-slice NIfTI, MHA or NRRD, or a DICOM radiograph (CR, DX, ...; MONOCHROME1 is inverted).
-    head_up: whether the first row shows the head; None: in a picture it does, in a ``.npy`` it does not, and a
-    volume format says it itself. Raises UserError, one line, for whatever is not one grey radiograph.
+    one-slice NIfTI, MHA or NRRD, or a DICOM radiograph (CR, DX, ...). Files mean what they say: WhiteIsZero,
+    MONOCHROME1, EXIF and TIFF orientation, PatientOrientation and PixelIntensityRelationshipSign are obeyed.
+    head_up: True if the first row shows the head; None: in a picture it does, in a ``.npy`` it does not, and other
+    formats declare it. view: "frontal" or "lateral". Raises UserError for anything but one grey radiograph, and for a
+    file that declares another view.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a radiograph as .npy, PNG, TIFF, NIfTI or DICOM")
-    kind = _kind(path)
+    kind, meta = _kind(path), {}
     if kind == "npy":
-        values, pitch, meta, first_row_is_head = *_read_npy(path), False
+        values, pitch, first_row_is_head = _read_npy(path), None, False
     elif kind == "volume":
-        values, pitch, meta, first_row_is_head = _read_volume_format(path)
+        values, pitch, first_row_is_head = _read_volume_format(path)
+    elif kind == "dicom":
+        from diffux2ct.data.io.dicom.radiograph import read_radiograph
+
+        values, first_row_is_head, meta = read_radiograph(path)
+        pitch = meta.pop("pitch")
+        if view is not None and meta["view"] not in (None, view):
+            raise UserError(f"{path}: given as {view}, but a {meta['view']} view by its own header; exchange the two")
     else:
-        values, pitch, meta = _read_picture(path, dicom=kind == "dicom")
-        first_row_is_head = True
+        values, pitch, first_row_is_head = _read_picture(path), None, True
     first_row_is_head = first_row_is_head if head_up is None else head_up
     meta = {"path": str(path), "format": kind, **meta}
     return _radiograph(values, pitch, kind == "npy", first_row_is_head, meta)
@@ -141,7 +149,7 @@ def _kind(path: Path) -> str:
     )
 
 
-def _read_npy(path: Path) -> tuple[np.ndarray, None, dict[str, Any]]:
+def _read_npy(path: Path) -> np.ndarray:
     try:
         values = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
@@ -149,56 +157,62 @@ def _read_npy(path: Path) -> tuple[np.ndarray, None, dict[str, Any]]:
     _check_numbers(values, path)
     while values.ndim > 2 and values.shape[0] == 1:
         values = values[0]
-    return values, None, {}
+    return values
 
 
-def _read_picture(path: Path, dicom: bool) -> tuple[np.ndarray, tuple[float, float] | None, dict[str, Any]]:
-    image, tags = _open(path)
-    modality = tags.get("0008|0060", "")
-    if dicom and modality == "CT":
-        raise UserError(
-            f"{path}: DICOM of modality CT, not a radiograph; make X-rays of it with scripts/synthesize_drr.py"
-        )
-    if dicom and modality not in _RADIOGRAPHS:
-        raise UserError(f"{path}: DICOM of modality {modality or 'unknown'}, not a radiograph (CR, DX, ...)")
-    values = _to_array(image, path)
+def _read_picture(path: Path) -> np.ndarray:
+    """Pixels of a PNG, JPEG or TIFF as a viewer shows them: 0 is black, and the orientation in its tags is obeyed."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            orientation = picture.getexif().get(0x0112, 1)
+            white_is_zero = picture.format == "TIFF" and picture.getexif().get(0x0106) == 0
+            is_tiff = picture.format == "TIFF"
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: cannot be read, truncated or not an image; write it again") from error
+    if is_tiff and orientation not in (1, 4):  # SimpleITK's reader obeys 4 and makes colours of the others
+        raise UserError(f"{path}: turned by its tag Orientation={orientation}; save it upright")
+    values = _to_array(_open(path), path)
     if values.ndim == 3 and values.shape[0] == 1:
         values = values[0]
-    if not dicom:
-        return values, None, {}
-    # ITK has turned MONOCHROME1, where low is white, into MONOCHROME2. A detector's grey levels start anywhere.
-    values = values.astype(np.float32) - values.min()
-    pitch = _pitch(tags.get("0018|1164", "")) or _pitch(tags.get("0028|0030", ""))
-    return values, pitch, {"modality": modality, "view_position": tags.get("0018|5101", "")}
+    if white_is_zero:
+        values = (values.max() if values.dtype.kind == "f" else np.iinfo(values.dtype).max) - values
+    return values if is_tiff or values.ndim != 2 else _upright(values, orientation)
 
 
-def _read_volume_format(path: Path) -> tuple[np.ndarray, tuple[float, float] | None, dict[str, Any], bool]:
-    """A 2-D image, or one slice: a coronal or sagittal one tells its own orientation."""
+def _upright(values: np.ndarray, orientation: int) -> np.ndarray:
+    """Pixels turned as EXIF's Orientation (1 to 8) has a viewer show them."""
+    if orientation in (5, 6, 7, 8):
+        values = values.T
+    if orientation in (2, 3, 6, 7):
+        values = values[:, ::-1]
+    return values[::-1] if orientation in (3, 4, 7, 8) else values
+
+
+def _read_volume_format(path: Path) -> tuple[np.ndarray, tuple[float, float] | None, bool]:
+    """Pixels, pitch, and True if the first row shows the head: one slice declares it, a 2-D image is a picture."""
     import SimpleITK as sitk
 
-    image, _ = _open(path)
+    image = _open(path)
     if image.GetDimension() == 3 and image.GetNumberOfComponentsPerPixel() == 1:
         image = sitk.DICOMOrient(image, "LPS")
     values, spacing = _to_array(image, path), image.GetSpacing()[::-1]
     if values.ndim == 3 and 1 in values.shape:
         thin = 0 if values.shape[0] == 1 else 1 if values.shape[1] == 1 else 2
         kept = [axis for axis in range(3) if axis != thin]
-        return values.squeeze(thin), (spacing[kept[0]], spacing[kept[1]]), {}, thin == 0
+        return values.squeeze(thin), (spacing[kept[0]], spacing[kept[1]]), thin == 0
     if values.ndim == 3:
         raise UserError(f"{path}: {values.shape[0]} slices, a volume; give one radiograph a file")
-    return values, (spacing[-2], spacing[-1]), {}, True
+    return values, (spacing[-2], spacing[-1]), True
 
 
-def _open(path: Path) -> tuple[Any, dict[str, str]]:
+def _open(path: Path) -> Any:
     # Reading a prepared folder must work without SimpleITK, so it is imported where a file needs it.
     import SimpleITK as sitk
 
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
     try:
-        reader.ReadImageInformation()
-        tags = {key: reader.GetMetaData(key).strip() for key in reader.GetMetaDataKeys()}
-        return reader.Execute(), tags
+        return sitk.ReadImage(str(path))
     except RuntimeError as error:
         raise UserError(f"{path}: cannot be read, truncated or not an image; write it again") from error
 
@@ -230,15 +244,6 @@ def _check(values: Shaped[np.ndarray, "..."], path: str | Path) -> None:
         raise UserError(f"{path}: {count} pixels are NaN or infinite; mend the file")
     if values.min() == values.max():
         raise UserError(f"{path}: blank, every pixel is {values.min()}; give a radiograph")
-
-
-def _pitch(tag: str) -> tuple[float, float] | None:
-    """DICOM's "row\\col" in mm; None where it is absent or, as in some CR files, zero."""
-    try:
-        row, col = (float(v) for v in tag.split("\\"))
-    except ValueError:
-        return None
-    return (row, col) if row > 0 and col > 0 else None
 
 
 def resampling(have: int, want: int) -> Float[np.ndarray, "want have"]:

@@ -41,12 +41,13 @@ def read_planes(frames: Sequence[Frame]) -> Num[np.ndarray, "D H W"]:
     opened: tuple[Path, pydicom.Dataset] | None = None
     for frame in frames:
         if opened is None or opened[0] != frame.file:  # the frames of an enhanced file follow each other
-            opened = (frame.file, _open(frame.file))
-        planes.append(_to_hu(_decode(opened[1], frame), opened[1], frame))
+            opened = (frame.file, open_file(frame.file))
+        planes.append(_to_hu(decode(opened[1], frame.file, frame.shape, frame.index or 0), opened[1], frame))
     return np.stack(planes)
 
 
-def _open(file: Path) -> pydicom.Dataset:
+def open_file(file: Path) -> pydicom.Dataset:
+    """The whole file, its pixels not decoded; UserError if it is damaged."""
     with quiet_pydicom():
         try:
             dataset = pydicom.dcmread(file, force=True)
@@ -60,39 +61,37 @@ def _open(file: Path) -> pydicom.Dataset:
             raise UserError(f"{file}: damaged, or not DICOM; fetch the file again") from error
 
 
-def _decode(dataset: pydicom.Dataset, frame: Frame) -> np.ndarray:
-    """Stored values of one frame, [rows, cols] of a whole-number type."""
-    file, syntax = frame.file, UID(str(dataset.file_meta.TransferSyntaxUID))
-    if min(frame.shape) < 1 or max(frame.shape) > _MAX_SIDE:
-        raise UserError(f"{file}: {frame.shape[0]} x {frame.shape[1]} pixels are no CT slice; fetch the file again")
+def decode(dataset: pydicom.Dataset, file: Path, shape: tuple[int, int], index: int = 0) -> np.ndarray:
+    """Stored values of one frame of ``file``, [rows, cols] of a whole-number type, as no display changes them."""
+    syntax = UID(str(dataset.file_meta.TransferSyntaxUID))
+    if min(shape) < 1 or max(shape) > _MAX_SIDE:
+        raise UserError(f"{file}: {shape[0]} x {shape[1]} pixels are no image of a scanner; fetch the file again")
     bits, high = (dataset.get(keyword) for keyword in ("BitsStored", "HighBit"))
     if isinstance(bits, int) and isinstance(high, int) and high != bits - 1:
         raise UserError(f"{file}: values in bits {high + 1 - bits} to {high} of a pixel; convert it with dcmconv")
     with quiet_pydicom():
         try:
-            stored = pixel_array(dataset, index=frame.index or 0, raw=True)
+            stored = pixel_array(dataset, index=index, raw=True)
         except Exception as error:
             if str(syntax) in _PLAIN:
                 raise UserError(f"{file}: the pixels are truncated or damaged; fetch the file again") from error
-            stored = _decode_with_gdcm(dataset, frame, syntax)
-    if stored.shape != frame.shape or stored.dtype.kind not in "iu":
+            stored = _decode_with_gdcm(dataset, file, index, syntax)
+    if stored.shape != shape or stored.dtype.kind not in "iu":
         raise UserError(f"{file}: the pixels do not fit the header; fetch the file again")
     return stored
 
 
-def _decode_with_gdcm(dataset: pydicom.Dataset, frame: Frame, syntax: UID) -> np.ndarray:
+def _decode_with_gdcm(dataset: pydicom.Dataset, path: Path, index: int, syntax: UID) -> np.ndarray:
     """One compressed frame through SimpleITK, as a small file of its own: GDCM has lossless JPEG and JPEG-LS.
 
     On an enhanced file GDCM would take the first frame's rescale for all, and it inverts MONOCHROME1 for display; the
     small file has neither.
     """
     if str(syntax) not in _GDCM:
-        raise UserError(
-            f"{frame.file}: no codec for {plain_text(syntax.name)}; convert it with gdcmconv --raw or dcmdjpeg"
-        )
+        raise UserError(f"{path}: no codec for {plain_text(syntax.name)}; convert it with gdcmconv --raw or dcmdjpeg")
     try:
         parts = generate_frames(dataset.PixelData, number_of_frames=int(dataset.get("NumberOfFrames") or 1))
-        data = next(part for i, part in enumerate(parts) if i == (frame.index or 0))
+        data = next(part for i, part in enumerate(parts) if i == index)
         small = pydicom.Dataset()
         small.file_meta = FileMetaDataset()
         small.file_meta.TransferSyntaxUID = syntax
@@ -114,7 +113,7 @@ def _decode_with_gdcm(dataset: pydicom.Dataset, frame: Frame, syntax: UID) -> np
         raise
     except Exception as error:
         raise UserError(
-            f"{frame.file}: {syntax.name} cannot be decoded; fetch the file again, or convert it with gdcmconv --raw"
+            f"{path}: {syntax.name} cannot be decoded; fetch the file again, or convert it with gdcmconv --raw"
         ) from error
 
 
@@ -128,7 +127,7 @@ def _to_hu(stored: np.ndarray, dataset: pydicom.Dataset, frame: Frame) -> np.nda
         hu = np.clip(hu, -(2**31), 2**31 - 1).astype(narrow) if wide is np.int64 else hu.astype(narrow)
     else:
         hu = (stored * slope + intercept).astype(np.float32)
-    padded = _padding(stored, dataset)
+    padded = padding(stored, dataset)
     if padded is None:
         return hu
     # Some scanners name as padding a value that is also tissue (0 with intercept 0 is water). True padding lies
@@ -139,7 +138,7 @@ def _to_hu(stored: np.ndarray, dataset: pydicom.Dataset, frame: Frame) -> np.nda
     return hu
 
 
-def _padding(stored: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray | None:
+def padding(stored: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray | None:
     """Pixels that the file declares as padding (PixelPaddingValue, PixelPaddingRangeLimit); None: no declaration."""
     if dataset.get("PixelPaddingValue") is None:
         return None
