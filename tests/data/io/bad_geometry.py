@@ -56,6 +56,25 @@ def nifti_without_orientation(folder: Path) -> Path:
     return nifti(folder / "a", {252: bytes(4)})
 
 
+@case(None, handled="has no orientation")
+def metaimage_without_orientation(folder: Path) -> Path:
+    return metaimage(folder / "a.mha", {"TransformMatrix": None})
+
+
+@case(None, handled="has no orientation")
+def nrrd_without_orientation(folder: Path) -> Path:
+    path = write(folder / "a.nrrd", scan())
+    path.write_bytes(path.read_bytes().replace(b"space: left-posterior-superior\n", b"space dimension: 3\n"))
+    return path
+
+
+@case(None)
+def qform_of_a_rounded_quaternion(folder: Path) -> Path:
+    """Its quaternion is 5e-7 too long, as single precision leaves it."""
+    turn = struct.pack("<3f", 0, 0, float(np.sqrt(1 + 5e-7)))
+    return nifti(folder / "a", {252: struct.pack("<2h", 1, 0), 256: turn})
+
+
 @case("0.001 x 0.001 x 0.002 mm; is the unit wrong")
 def spacing_in_metres(folder: Path) -> Path:
     return write(folder / "a.mha", scan(), (0.001, 0.001, 0.002))

@@ -37,7 +37,7 @@ _FOREIGN = {
 }
 # A line of the header that places the axes in the patient.
 _ORIENTED = {
-    "nrrd": rb"^space: *(left|right|l|r)[-a-z]*\s",
+    "nrrd": rb"^space: *(left|right|l|r)[-a-z]*\s*$",
     "mha": rb"^\s*(TransformMatrix|Rotation|Orientation)\s*=",
 }
 # Faults of headers that ITK refuses, by a word of its message.
