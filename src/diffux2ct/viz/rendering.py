@@ -31,7 +31,7 @@ MARGIN = 1.02
 _BACKGROUND = (13, 17, 23)
 _SEE_THROUGH = 0.75  # how strongly metal inside bone shines through
 _OVERSAMPLING = 2
-_TIMEOUT = 300  # seconds; a machine that draws in software takes about two
+_TIMEOUT = 300  # seconds; drawing in software takes about two
 
 
 class RenderingUnavailable(Exception):
@@ -133,7 +133,7 @@ def _scene(surfaces: Mapping[str, Any], size: int) -> Iterator[tuple[Any, dict[s
 
 
 def _look(plotter: Any, shape: tuple[int, ...], spacing: Sequence[float], view: str) -> None:
-    """Aim a parallel camera at the middle of the volume, which fills the picture whatever is in it."""
+    """Aim a parallel camera at the middle of the volume, which fills the picture."""
     size, step = np.array(shape[::-1]), np.asarray(spacing, float)
     centre, reach = (size - 1) * step / 2, float((size * step).max())  # voxel centres lie at 0, 1, 2 steps ...
     # From the front the patient's left is on the right of the picture; from their left, anterior is on its left.

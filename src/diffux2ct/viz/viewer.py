@@ -139,8 +139,8 @@ def viewer_html(
 ) -> Markup:
     """The viewer with these cases in it; the page needs viewer.css and viewer.js beside it.
 
-    panes: in the order in which they stand. errors_on_demand: a button and a key turn every pane but the truth's into
-    its error, for where there is no room for panes of errors beside the others.
+    panes: in order. errors_on_demand: a button and a key turn every pane but the truth's into its error, for pages
+    without room for panes of errors.
     """
     buttons = {
         "plane": [(plane, plane.capitalize(), plane[0].upper()) for plane in PLANES],

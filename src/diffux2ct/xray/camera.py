@@ -36,11 +36,10 @@ class Camera:
         pitch: mm between pixel centres (along rows' axis z, along columns' axis), on the panel. A slit camera's
             rows are as far apart as the table moves between two of them.
         name: of the preset, if any.
-        reverse: the sources stand behind the patient and at the left (postero-anterior, as X2CT-GAN's), and what
-            lies there is drawn larger. Rows and columns stay as they are.
+        reverse: the sources stand behind the patient and at the left (postero-anterior, as X2CT-GAN's), and the
+            parts there appear larger. Rows and columns stay as they are.
 
-    Raises:
-        UserError: a camera that cannot exist.
+    UserError for a camera that cannot exist.
     """
 
     kind: str
@@ -116,13 +115,8 @@ def camera_preset(name: str, size: int | Sequence[int], spacing: Real | Sequence
       Its sources stand behind the patient and at the left (its options of plastimatch, run and compared).
     - ``parallel``: parallel rays, one pixel a voxel: the control that mis-registers nothing.
 
-    Args:
-        name: one of the above.
-        size: voxels per side, or (D, H, W) with H = W.
-        spacing: mm per voxel, or (x, y, z) with x = y: one camera serves both views.
-
-    Raises:
-        UserError: an unknown name, or a volume whose x and y differ.
+    size: voxels per side, or (D, H, W) with H = W. spacing: mm per voxel, or (x, y, z) with x = y: one camera serves
+    both views. UserError for an unknown name, and for a volume whose x and y differ.
     """
     rows, height, cols = (size, size, size) if isinstance(size, int) else size
     sx, sy, sz = spacing_xyz(spacing)

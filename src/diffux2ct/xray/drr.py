@@ -47,8 +47,7 @@ def render_view(
     Returns:
         [B, 1, rows, cols] (effective) line integrals, dimensionless. Differentiable in ``hu``.
 
-    Raises:
-        UserError: an unknown name, or a volume that reaches the source or the panel.
+    UserError for an unknown name, and for a volume that reaches the source or the panel.
     """
     model = attenuation_model(attenuation)
     if projector not in PROJECTORS:
@@ -80,8 +79,7 @@ def render_pair(
         {"frontal", "lateral"}: float32 line integrals [size, size], dimensionless; tensors (differentiable) for
         a tensor, arrays for an array.
 
-    Raises:
-        UserError: an unknown name, or a volume that reaches the source or the panel.
+    UserError as for ``render_view``.
     """
     as_tensor = isinstance(hu, Tensor)
     volume = hu.float() if as_tensor else torch.from_numpy(np.ascontiguousarray(hu, dtype=np.float32))

@@ -78,7 +78,7 @@ def add_scatter(intensity: Xray, scatter_to_primary: Real, width: Real) -> Xray:
 
     The source term is the convolution model of Ohnesorge et al., Eur. Radiol. 9:563 (1999): none where the beam meets
     nothing, none where nothing comes through. It is scaled so that its mean over the patient's shadow (pixels weighted
-    by what the patient takes from the beam, 1 - I) is ``scatter_to_primary`` times the primary's.
+    by the absorbed share of the beam, 1 - I) is ``scatter_to_primary`` times the primary's.
 
     intensity: [B, 1, V, U], 1 in the open beam. width: standard deviation, as a fraction of the longer side.
     """
@@ -92,7 +92,7 @@ def add_scatter(intensity: Xray, scatter_to_primary: Real, width: Real) -> Xray:
 
 
 def add_noise(intensity: Xray, photons: Real, electronic_noise: Real, generator: torch.Generator | None) -> Xray:
-    """Intensity as a detector counts it: Poisson in the photons, Gaussian in the readout; one photon at least.
+    """Intensity counted by a detector: Poisson in the photons, Gaussian in the readout; one photon at least.
 
     intensity: [B, 1, V, U], 1 in the open beam. photons: per pixel in the open beam. electronic_noise: standard
     deviation in photons. generator: on the images' device.
@@ -118,7 +118,7 @@ class XrayRandomization:
       (IEC 62220-1, RQA5) and 20 to 50 nGy behind a torso that lets e^-2 to e^-4 through, as a fluoroscopy frame
       has, give 4e4 to 7e5; a radiograph (2.5 uGy) has fifty times more, and then shows no noise at this size.
     - electronic_noise 0 to 10 photons: about 2 a native pixel of an indirect panel, times the root of those binned.
-    - scatter_to_primary 0 to 1: a torso makes 3 to 5, of which an anti-scatter grid or an air gap leaves less
+    - scatter_to_primary 0 to 1: a torso scatters 3 to 5, of which an anti-scatter grid or an air gap leaves less
       than 1 (Bushberg et al., The Essential Physics of Medical Imaging, ch. 7).
     - scatter_width 0.05 to 0.2 of the image: 2 to 9 cm on a 44 cm panel, kernels as in Ohnesorge et al. (1999).
     - contrast 0.8 to 1.05: water's 0.0184/mm at 80 keV to 0.0227/mm at 50 keV (NIST XCOM) over the 0.022/mm of
@@ -155,7 +155,7 @@ class XrayRandomization:
         return cls(**{name: _plain(name, value) for name, value in values.items()})
 
     def draw(self, generator: torch.Generator) -> XrayEffects:
-        """One exposure; takes the same number of draws whatever comes out. generator: on the CPU."""
+        """One exposure; the number of draws is always the same. generator: on the CPU."""
         values = {}
         for name, (low, high) in self._ranges().items():
             present, at = torch.rand(2, generator=generator, dtype=torch.float64).tolist()

@@ -51,7 +51,7 @@ class Pose:
         return (points_mm - np.asarray(self.shift_mm, dtype=np.float64)) @ self.rotation()
 
     def to_room(self, points_mm: np.ndarray) -> np.ndarray:
-        """Points [..., 3] of the volume as they stand before the camera: R p + shift."""
+        """Points [..., 3] of the volume in the camera's room: R p + shift."""
         return points_mm @ self.rotation().T + np.asarray(self.shift_mm, dtype=np.float64)
 
     def moved(self, other: "Pose") -> "Pose":

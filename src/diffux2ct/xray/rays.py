@@ -197,7 +197,6 @@ class VoxelSums:
     grid: Grid
 
     def sums(self, volume: Float[Tensor, "b d h w"]) -> Float[Tensor, "b r"]:
-        """The rays' line integrals."""
         table = F.pad(volume, (1, 1, 1, 1, 1, 1)).flatten(1).T.contiguous()
         sums = table.new_zeros(len(self.starts), table.shape[1])
         for rays, index, weight in self.blocks(self.starts, self.ends, self.grid, volume):
@@ -205,7 +204,6 @@ class VoxelSums:
         return sums.T
 
     def spread(self, grad: Float[Tensor, "b r"], volume: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
-        """The adjoint of ``sums``."""
         batch, depth, height, width = volume.shape
         back = grad.new_zeros((depth + 2) * (height + 2) * (width + 2), batch)
         for rays, index, weight in self.blocks(self.starts, self.ends, self.grid, volume):

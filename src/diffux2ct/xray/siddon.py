@@ -2,7 +2,7 @@
 
 Siddon sorts a ray's crossings with all voxel planes. Here rays are walked slab by slab along the axis along which
 they cross most voxels: within one slab a ray crosses at most one plane of each of the other two axes, so that it
-has at most three pieces there, in an order that one comparison gives. Same lengths, no sort, and all rays at once.
+has at most three pieces there, ordered by one comparison. Same lengths, no sort, and all rays at once.
 """
 
 from collections.abc import Iterator, Sequence
@@ -40,7 +40,7 @@ def _siddon_blocks(
             plane = torch.maximum(low, high)
             where = torch.where(low == high, 1.0, (plane - before) / slope[:, column, None])
             crossing.append(where.clamp_(0, 1))
-            # The margin around the volume is air: whatever lies farther out reads it too.
+            # The margin around the volume is air, which also serves the space beyond it.
             low, high = (edge.clamp_(-1, grid.shape[other]).long() for edge in (low, high))
             first.append((low + 1) * strides[other])
             offset.append((high - low) * strides[other])

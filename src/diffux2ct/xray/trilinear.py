@@ -53,14 +53,12 @@ class _Marching:
         self.along = (share * (ends - starts) / grid.half)[self.hits]
 
     def sums(self, volume: Float[Tensor, "b d h w"]) -> Float[Tensor, "b r"]:
-        """The rays' line integrals."""
         sums = volume.new_zeros(volume.shape[0], self.num_rays)
         for rays, points, mm in self._blocks(volume):
             sums[:, rays] = _sample(volume, points).sum(-1) * mm
         return sums
 
     def spread(self, grad: Float[Tensor, "b r"], volume: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
-        """The adjoint of ``sums``."""
         back = torch.zeros_like(volume)
         for rays, points, mm in self._blocks(volume):
             with torch.enable_grad():
@@ -76,9 +74,8 @@ class _Marching:
         size = rays_per_block(self.samples, like.device)
         for start in range(0, self.hits.size, size):
             part = slice(start, start + size)
-            first, along, mm = (
-                torch.from_numpy(a[part]).to(like.device, like.dtype) for a in (self.first, self.along, self.mm)
-            )
+            arrays = (a[part] for a in (self.first, self.along, self.mm))
+            first, along, mm = (torch.from_numpy(a).to(like.device, like.dtype) for a in arrays)
             points = first[:, None] + along[:, None] * fraction[:, None]
             yield torch.from_numpy(self.hits[part]).to(like.device), points, mm
 

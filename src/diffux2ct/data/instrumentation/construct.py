@@ -12,7 +12,7 @@ from diffux2ct.data.instrumentation.trajectory import HEAD_RADIUS, HEAD_REACH, S
 
 _TRIES = 400  # combinations of good screws that are compared
 _SHORTLIST = 12  # of them, those with the smoothest rods; the one that touches least bone is taken
-_OVERHANG = (2.0, 6.0)  # mm that a rod stands out of its last heads
+_OVERHANG = (2.0, 6.0)  # mm of rod beyond its last heads
 _ROD_STEP = 0.25  # mm between the points of a rod's axis
 
 
@@ -66,15 +66,15 @@ def _bending(heads: Float[np.ndarray, "k n 3"]) -> Float[np.ndarray, "k"]:
 
 
 def _lined_up(screws: list[Screw]) -> list[Screw]:
-    """Heads that lie deep are raised along their screws to a common bow, as far as polyaxial heads are raised."""
+    """Deep heads raised along their screws towards a common bow, within the reach of polyaxial heads."""
     if len(screws) < 3:
         return screws
     _, y, z = np.stack([screw.head for screw in screws]).T
     bow = np.polynomial.Polynomial.fit(z, y, 2 if len(screws) > 3 else 1)(z)
     lined = []
-    for screw, wanted in zip(screws, bow, strict=True):
+    for screw, target in zip(screws, bow, strict=True):
         reach = float(np.sqrt(((screw.head - screw.entry) ** 2).sum()))
-        raised = reach + max(float(wanted - screw.head[1]), 0.0) / max(float(screw.axis[1]), 0.5)
+        raised = reach + max(float(target - screw.head[1]), 0.0) / max(float(screw.axis[1]), 0.5)
         raised = max(reach, min(raised, HEAD_REACH[1]))
         lined.append(replace(screw, head=screw.entry + raised * screw.axis))
     return lined

@@ -22,7 +22,7 @@ def labels_on_grid(labels: LabelImage, grid: Field) -> UInt8[np.ndarray, "D H W"
     for i in range(3):
         at = grid.start[i] + np.arange(grid.values.shape[2 - i]) * grid.step[i]
         nearest = np.rint((at - labels.origin[i]) / labels.spacing[i]).astype(int)
-        # One slot more, of zeros, for what lies outside.
+        # One slot more, of zeros, for voxels outside.
         size = labels.labels.shape[2 - i]
         index.append(np.where((nearest >= 0) & (nearest < size), nearest, size))
     padded = np.pad(labels.labels, ((0, 1), (0, 1), (0, 1)))
@@ -52,15 +52,15 @@ def check_match(scan: Field, labels: UInt8[np.ndarray, "D H W"], values: Sequenc
 
 
 def skin_depth(hu: Num[np.ndarray, "D H W"], grid: Field) -> Field:
-    """Distance to the air around the patient, mm, on a coarse grid; large where the scan shows no such air.
+    """Distance to the air around the patient, mm, on a coarse grid; 1000 where the scan shows no such air.
 
-    hu: HU on ``grid``'s voxels. Air around the patient is that which reaches a side of the volume: bowel and lungs,
-    open to its ends only, are inside. Couches count as patient.
+    hu: HU on ``grid``'s voxels. Air around the patient reaches a side of the volume: bowel and lungs, which are open to
+    its ends only, are inside. Couches count as patient.
     """
     every = np.maximum(1, np.round(_STEP / grid.step)).astype(int)
     coarse = hu[:: every[2], :: every[1], :: every[0]]
     pieces = components(coarse < _AIR_HU)
-    sides = np.concatenate([pieces[:, face].ravel() for face in (0, -1)] + [pieces[..., f].ravel() for f in (0, -1)])
+    sides = np.concatenate([side.ravel() for k in (0, -1) for side in (pieces[:, k], pieces[..., k])])
     outside = np.isin(pieces, np.unique(sides[sides > 0]))
     step = grid.step * every
     # Without any, an infinite distance is not defined.

@@ -94,10 +94,10 @@ def _instrument(
 
 def _plan(labels: Field, settings: InstrumentSettings, skin: Field, vertebrae: Sequence[str] | None) -> Plans:
     """Good screws of every lumbar pedicle that can take one."""
-    wanted = _LUMBAR_VALUES if vertebrae is None else [_lumbar_value(name) for name in vertebrae]
+    values = _LUMBAR_VALUES if vertebrae is None else [_lumbar_value(name) for name in vertebrae]
     centres = centroids(labels, _VERTEBRAE)
     plans: Plans = {}
-    for value in wanted:
+    for value in values:
         vertebra = measure_vertebra(labels, value, centres) if value in centres else None
         if vertebra is None:
             continue
@@ -133,7 +133,7 @@ def _choose(
     if vertebrae is None:
         low, high = settings.levels
         counts = sorted({len(values) - 1 for values, _ in options})
-        # Where no wanted number is possible, the nearest possible one.
+        # Where no number in the range is possible, the nearest possible one.
         allowed = [n for n in counts if low <= n <= high] or [min(counts, key=lambda n: (abs(n - low), n))]
         count = allowed[rng.integers(len(allowed))]
         options = [(values, sides) for values, sides in options if len(values) - 1 == count]
@@ -142,7 +142,7 @@ def _choose(
 
 
 def _inside(screw: Screw, labels: Field) -> float:
-    """Share of the shaft that lies in its vertebra's label."""
+    """Share of the shaft in its vertebra's label."""
     return float((labels.at(shaft_points(screw), 0, order=0) == screw.vertebra).mean())
 
 
@@ -156,9 +156,7 @@ def _describe(screw: Screw, labels: Field) -> dict[str, Any]:
     return {
         "vertebra": label_name(screw.vertebra),
         "side": _SIDES[screw.side],
-        "entry": _rounded(screw.entry),
-        "tip": _rounded(screw.tip),
-        "head": _rounded(screw.head),
+        **{name: _rounded(getattr(screw, name)) for name in ("entry", "tip", "head")},
         "diameter": screw.diameter,
         "length": round(screw.length, 2),
         "margin": round(screw.margin - screw.diameter / 2, 2),

@@ -1,4 +1,4 @@
-"""The choices of virtual instrumentation: the keys of ``dataset.prepare.instrument``."""
+"""Settings of virtual instrumentation: the keys of ``dataset.prepare.instrument``."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -71,6 +71,6 @@ def _plain(name: str, value: Any) -> Any:
     return value
 
 
-def _check(name: str, value: Any, right: bool, wanted: str) -> None:
+def _check(name: str, value: Any, right: bool, remedy: str) -> None:
     if not right:
-        raise UserError(f"dataset.prepare.instrument.{name}={value}: give {wanted}")
+        raise UserError(f"dataset.prepare.instrument.{name}={value}: give {remedy}")

@@ -1,8 +1,8 @@
 """A procedural torso CT with labels: the data set that ships inside the package.
 
-Made to have what two X-rays must tell apart, not to be anatomically exact. A patient is one model from the neck to the
-thighs, of which a region is in view: the lumbar spine, the pelvis or the thorax. ``ranges`` lists what varies, in which
-bounds. Nothing in it comes from a real patient.
+Its purpose is structures that two X-rays must separate, not exact anatomy. A patient is one model from the neck to the
+thighs, of which a region is in view: the lumbar spine, the pelvis or the thorax. ``ranges`` lists the values that vary
+and their bounds. Nothing in it comes from a real patient.
 """
 
 from diffux2ct.data.phantom.anatomy import REGIONS

@@ -80,7 +80,7 @@ class Anatomy:
 
 
 def draw_anatomy(rng: np.random.Generator) -> Anatomy:
-    """Draw one patient. The order of the draws is fixed: a generator's state gives one patient for good."""
+    """Draw one patient. The order of the draws is fixed, so that a seed keeps its patient."""
     values = {name: float(rng.uniform(r.low, r.high)) for name, r in RANGES.items()}
     is_ = {
         name: bool(u < p) for u, (name, p) in zip(rng.random(len(PROBABILITIES)), PROBABILITIES.items(), strict=True)

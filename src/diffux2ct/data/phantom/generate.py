@@ -18,7 +18,7 @@ from diffux2ct.errors import UserError
 from diffux2ct.intensity import HU_WINDOW
 
 FIRST_INDEX = {"train": 0, "val": 1_000_000, "test": 2_000_000}  # so a longer training set keeps its test cases
-VERSION = 2  # raise it when the same seed gives other voxels
+VERSION = 2  # raise it when the voxels of a seed change
 
 
 def generate_dataset(
@@ -35,10 +35,9 @@ def generate_dataset(
 ) -> Path:
     """Write a prepared folder of phantoms, every case its own patient, and return it.
 
-    region: the part of the patients that is in view, see ``make_phantom``. workers: processes; None decides from
-    cores and work. A finished folder of the same settings is left alone and an interrupted one is completed.
-    Raises UserError where `root` holds anything else, on another region, and when the disk is full.
-    Not for several processes on one root at once: under torchrun only rank 0 may call it.
+    region: see ``make_phantom``. workers: processes; None decides from cores and work. A finished folder of the same
+    settings is left alone and an interrupted one is completed. UserError where `root` holds anything else, on another
+    region, and when the disk is full. Only one process at a time may call it on a root: under torchrun, rank 0.
     """
     root = Path(root)
     if region not in REGIONS:
@@ -54,12 +53,16 @@ def generate_dataset(
         return root
     counts = {"train": num_train, "val": num_val, "test": num_test}
     split = {part: [f"phantom_{part}_{i:05d}" for i in range(n)] for part, n in counts.items()}
-    todo = _missing(root, split)
+    missing = [
+        (case_id, FIRST_INDEX[part] + i)
+        for part, ids in split.items()
+        for i, case_id in enumerate(ids)
+        if read_case(root, case_id) is None
+    ]
     job = partial(_write_phantom, root, size=size, extent_mm=float(extent_mm), seed=seed, camera=camera, region=region)
     try:
-        progress = tqdm(total=len(todo), desc="phantoms", unit="case", disable=not todo)
-        with progress:
-            for _ in run_in_workers(job, todo, _choose_workers(len(todo), size, workers)):
+        with tqdm(total=len(missing), desc="phantoms", unit="case", disable=not missing) as progress:
+            for _ in run_in_workers(job, missing, _choose_workers(len(missing), size, workers)):
                 progress.update()
         spacing = [float(extent_mm / size)] * 3
         name = "phantom" if region == "lumbar" else f"phantom_{region}"
@@ -73,30 +76,20 @@ def generate_dataset(
     return root
 
 
-def _missing(root: Path, split: dict[str, list[str]]) -> list[tuple[str, int]]:
-    """The cases that are still to be made, each with the index that names its patient."""
-    return [
-        (case_id, FIRST_INDEX[part] + i)
-        for part, ids in split.items()
-        for i, case_id in enumerate(ids)
-        if read_case(root, case_id) is None
-    ]
-
-
 def _claim(root: Path, settings: dict) -> bool:
     """Mark `root` as ours with these settings. True if finished already; UserError if it is something else."""
     mark = root / "phantom.json"
     try:
-        found = json.loads(mark.read_text(encoding="utf-8"))
+        stored = json.loads(mark.read_text(encoding="utf-8"))
     except FileNotFoundError:
         if (root / "dataset.json").exists() or (root / "cases").exists():
             raise UserError(f"{root}: holds another data set; choose another dataset.root, or remove it") from None
         write_text(mark, json.dumps(settings, indent=1) + "\n")
         return False
     except ValueError:
-        found = {}
-    if found != settings:
-        other = ", ".join(f"{k}={found.get(k)}" for k in settings if found.get(k) != settings[k])
+        stored = {}
+    if stored != settings:
+        other = ", ".join(f"{k}={stored.get(k)}" for k in settings if stored.get(k) != settings[k])
         raise UserError(
             f"{root}: holds phantoms of other settings ({other}); remove it, or choose another dataset.root"
         )
@@ -118,7 +111,7 @@ def _write_phantom(
 
 
 def _choose_workers(num_cases: int, size: int, workers: int | None) -> int:
-    """As many as cores, or one where starting others would take longer than the work."""
+    """As many as cores, or one where starting others takes longer than the work."""
     if workers is None:
         seconds = num_cases * 0.5 * (max(size, MIN_PAINTED_SIZE) / 128) ** 2
         workers = num_cores() if seconds > 10 else 1  # another process takes some seconds to start

@@ -1,14 +1,14 @@
 """Ranges of the values that vary from patient to patient: the table that docs/data.md shows.
 
 Every patient draws each value uniformly and independently, in the order of the table. Lengths are in mm and for a
-patient on the table (supine); the ranges are those of adults, a little narrower than textbooks give.
+patient on the table (supine); the ranges are those of adults, a little narrower than in textbooks.
 """
 
 from typing import NamedTuple
 
 
 class Range(NamedTuple):
-    """Lowest and highest value, their unit, and what it is."""
+    """Lowest and highest value, their unit and their meaning."""
 
     low: float
     high: float

@@ -118,7 +118,7 @@
     point();
   }
 
-  // Returns whether the slice changed, so that a wheel turned past the end scrolls the page.
+  // True if the slice changed, so that a wheel turned past the end scrolls the page.
   function show(slice) {
     if (!state.volumes) return false;
     const next = clamp(slice, 0, count() - 1), moved = next !== state.slice[state.plane];
@@ -178,7 +178,7 @@
   for (const end of ["pointerup", "pointercancel"]) stage.addEventListener(end, () => { drag = null; });
   stage.addEventListener("pointerleave", () => { pointer = null; point(); });
 
-  // The same place in all panes, and what lies there.
+  // The same place in all panes, and its values.
   function point() {
     stage.classList.toggle("pointing", Boolean(pointer));
     part("point").textContent = "";

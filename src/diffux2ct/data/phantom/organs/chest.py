@@ -1,14 +1,14 @@
-"""Lungs with fissures, heart, great vessels, airways. The diaphragm bounds both chest and belly."""
+"""Lungs with fissures and vessels, heart, great vessels, airways. The diaphragm bounds both chest and belly."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from diffux2ct.data.phantom.anatomy import Anatomy
 from diffux2ct.data.phantom.canvas import Box, Real
-from diffux2ct.data.phantom.organs.lung_vessels import paint_lung_vessels
 from diffux2ct.data.phantom.organs.trunk import Body, chest_wall, column, fraction, levels
-from diffux2ct.data.phantom.shapes import ellipsoid, shift, smooth_union, spline, tube
+from diffux2ct.data.phantom.shapes import capsule, ellipsoid, shift, smooth_union, spline, tube
 
 AORTA = 225  # HU of its blood with contrast agent
 
@@ -39,7 +39,7 @@ def diaphragm(anatomy: Anatomy, x, y) -> np.ndarray:
     front, back, half = (a.at(f"cage_{k}", z - 20) for k in ("front", "back", "half"))
     px = (x - np.float32(a["centre_x"])) / half
     py = (y - ((front + back) / 2 - 10)) / ((back - front) / 2)
-    # Towards the middle, where the heart stands, the domes hardly fall.
+    # Towards the middle, below the heart, the domes hardly fall.
     flat, steep = np.float32(0.5), np.float32(2.0)
     right = (np.where(px > -0.47, flat, steep) * (px + 0.47)) ** 2 + py * py
     left = (np.where(px < 0.5, flat, steep) * (px - 0.5)) ** 2 + py * py
@@ -83,7 +83,7 @@ def paint_chest(body: Body, rng: np.random.Generator) -> None:
     lungs, oblique = canvas.smooth(box, lambda x, y, z: _lung_fields(a, x, y, z))
     lungs = lungs + 0.8 * body.warp[box.slices]
     _paint_lungs(body, box, lungs, oblique, chest)
-    paint_lung_vessels(body, box, lungs, chest.hila, rng)
+    _paint_lung_vessels(body, box, lungs, chest.hila, rng)
     vessels = _great_vessels(a, chest)
     for points, radii, _ in vessels:  # the fat round them
         part, d = tube(canvas, points, radii + 2)
@@ -110,6 +110,58 @@ def _paint_lungs(body: Body, box: Box, lungs: np.ndarray, oblique: np.ndarray, c
             fissure *= (oblique > 0) & (box.x < chest.carina[0]) & (box.y < middle + 20)
         hu = hu + fissure
     canvas.fill(box, lungs, hu)
+
+
+# Pulmonary vessels: binary trees that grow from each hilum until they are thinner than a voxel.
+
+STEMS = 14  # from one hilum
+GENERATIONS = 6
+SHRINK = 0.76  # of the radius at a fork, near Murray's law for equal branches
+
+
+def _grow_tree(rng: np.random.Generator, hilum: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Segments [N, 2, 3] and radii [N] of one lung's vessels."""
+    turn = (np.arange(STEMS) + rng.uniform(0, 0.5)) / STEMS * 2 * np.pi
+    spread = rng.uniform(0.55, 1.25, STEMS)
+    across, up = 0.85 * np.sin(spread) * np.cos(turn) + 0.12, 1.15 * np.sin(spread) * np.sin(turn) - 0.1
+    way = np.stack([side * np.cos(spread), across, up], 1)
+    at = np.repeat(hilum[None], STEMS, 0) + rng.normal(0, 5, (STEMS, 3))
+    radius = rng.uniform(2.2, 4.4, STEMS)
+    segments, radii = [], []
+    for generation in range(GENERATIONS):
+        way = way / np.linalg.norm(way, axis=1, keepdims=True)
+        length = rng.uniform(15, 27, len(at)) * 0.93**generation
+        end = at + way * length[:, None]
+        segments.append(np.stack([at, end], 1))
+        radii.append(radius)
+        at, radius = np.repeat(end, 2, 0), np.repeat(radius, 2) * SHRINK * rng.uniform(0.85, 1.1, 2 * len(at))
+        bend = rng.normal(0, 0.42, (len(way), 3))
+        # The two branches bend to opposite sides; all tend outwards.
+        way = np.repeat(way, 2, 0) + np.stack([bend, -bend], 1).reshape(-1, 3) + (side * 0.06, 0.02, 0)
+    return np.concatenate(segments), np.concatenate(radii)
+
+
+def _paint_lung_vessels(
+    body: Body, box: Box, lungs: np.ndarray, hila: Mapping[int, np.ndarray], rng: np.random.Generator
+) -> None:
+    """Paint both trees, cut off at the pleura. lungs: distance to the pleura over `box`."""
+    canvas, cover = body.canvas, np.zeros(box.shape, np.float32)
+    for side in (-1, 1):
+        segments, radii = _grow_tree(rng, hila[side], side)
+        # A vessel thinner than this is painted this thick and fainter in proportion.
+        thick = np.maximum(radii, 0.5 * canvas.voxel)
+        margin = (thick + canvas.voxel)[:, None]
+        low, high = segments.min(1) - margin, segments.max(1) + margin
+        for i in np.flatnonzero(radii > 0.25 * canvas.voxel):
+            part = canvas.box(low[i].tolist(), high[i].tolist(), box)
+            if part.empty:
+                continue
+            faint = canvas.coverage(capsule(part.x, part.y, part.z, *segments[i].tolist(), float(thick[i])))
+            faint *= np.float32((radii[i] / thick[i]) ** 2)
+            view = cover[part.within(box)]
+            np.maximum(view, faint, out=view)
+    cover *= canvas.coverage(lungs + 1.5)
+    canvas.blend(box, cover, 190 if body.anatomy.is_["contrast"] else 40)
 
 
 def _paint_heart(body: Body, chest: Chest) -> None:

@@ -3,8 +3,8 @@
 import numpy as np
 
 from diffux2ct.data.labels import LABELS, rod_label, screw_label
-from diffux2ct.data.phantom.organs.pelvis import SIDE, femur_points
-from diffux2ct.data.phantom.organs.trunk import Body
+from diffux2ct.data.phantom.organs.pelvis import femur_points
+from diffux2ct.data.phantom.organs.trunk import SIDE, Body
 from diffux2ct.data.phantom.shapes import ball, capsule, plane, segments, shift, spline, tube
 
 

@@ -5,10 +5,8 @@ import numpy as np
 from diffux2ct.data.labels import LABELS
 from diffux2ct.data.phantom.anatomy import Anatomy
 from diffux2ct.data.phantom.canvas import Box, Real
-from diffux2ct.data.phantom.organs.trunk import Body, fraction
+from diffux2ct.data.phantom.organs.trunk import SIDE, Body, fraction
 from diffux2ct.data.phantom.shapes import ball, join, segments, shift, smooth_union
-
-SIDE = {1: "left", -1: "right"}
 
 
 def wing_frame(anatomy: Anatomy, x, y, z, side: int) -> tuple[np.ndarray, ...]:

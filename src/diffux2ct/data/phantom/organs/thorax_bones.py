@@ -1,11 +1,11 @@
-"""Ribs, their cartilage and the sternum."""
+"""Ribs with their cartilage, sternum, clavicles, scapulae and humeri."""
 
 import numpy as np
 
 from diffux2ct.data.labels import LABELS
 from diffux2ct.data.phantom.anatomy import Anatomy
 from diffux2ct.data.phantom.canvas import FAR, Real
-from diffux2ct.data.phantom.organs.trunk import Body, shoulder_joint
+from diffux2ct.data.phantom.organs.trunk import SIDE, Body, shoulder_joint
 from diffux2ct.data.phantom.shapes import ball, capsule, join, plane, shift, smooth_union, spline, super_ellipse
 from diffux2ct.data.phantom.spine import Vertebra
 
@@ -91,11 +91,6 @@ def paint_sternum(body: Body) -> None:
     d = np.maximum(d, 1.5 - np.abs(box.z - joint))
     core = a["cancellous"] * 0.75 + 20 * body.texture[box.slices]
     canvas.fill_bone(box, d.astype(np.float32), 0.9, a["cortical"] * 0.9, core, LABELS["sternum"])
-
-
-# Clavicles, scapulae and humeri, with the muscles that lie on them.
-
-SIDE = {1: "left", -1: "right"}
 
 
 def paint_shoulder(body: Body, side: int) -> None:

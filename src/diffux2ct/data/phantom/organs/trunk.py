@@ -65,6 +65,9 @@ def fraction(value: np.ndarray, low: Real, high: Real) -> np.ndarray:
     return t * t * (3 - 2 * t)
 
 
+SIDE = {1: "left", -1: "right"}
+
+
 def shoulder_joint(anatomy: Anatomy, side: int) -> np.ndarray:
     """Centre of the humeral head."""
     t2 = anatomy.spine["T2"].centre
@@ -131,7 +134,7 @@ def _fields(anatomy: Anatomy, x, y, z) -> list[np.ndarray]:
     cavity = fascia + (wall * (1 - 0.8 * alba) * (1 - ribs) + 2 * ribs)
     low = v["L2"].centre[2] - 20
     if float(z.max()) > low:
-        # The ribs take over from the muscles of the belly bit by bit.
+        # The wall passes gradually from the muscles of the belly to the ribs.
         ribbed = 7 - 60 * (1 - fraction(z, low, v["L1"].centre[2] + 20))
         cavity = np.maximum(cavity, chest_wall(a, x, y, z) + ribbed)
     if float(z.min()) < top[2] + 40:
