@@ -110,6 +110,8 @@ def test_a_preset_follows_shape_and_spacing():
         (lambda: Camera("slit", 0.0, 900.0, 4, 4, (1.0, 1.0)), "0 < sad <= sid"),
         (lambda: Camera("cone", 1000.0, 900.0, 4, 4, (1.0, 1.0)), "0 < sad <= sid"),
         (lambda: Camera("cone", 1000.0, 1500.0, 0, 4, (1.0, 1.0)), "must be positive"),
+        (lambda: Camera("cone", 1000.0, float("inf"), 4, 4, (1.0, 1.0)), "0 < sad <= sid"),
+        (lambda: spacing_xyz([1.0, 2.0, float("inf")]), "positive"),
         (lambda: Camera.from_dict({"kind": "cone", "SAD": 3}), r"unknown keys \['SAD'\]"),
     ],
 )

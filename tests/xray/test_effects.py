@@ -1,4 +1,6 @@
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -143,6 +145,8 @@ def test_the_config_s_ranges_are_the_documented_defaults():
         ({"gamma": 1.0}, r"give \[lowest, highest\], or null"),
         ({"gamma": ["low", "high"]}, r"give \[lowest, highest\], or null"),
         ({"photons": [-5, 10]}, "must be positive"),
+        ({"photons": [1e4, float("inf")]}, r"give \[lowest, highest\]"),
+        ({"gamma": [float("nan"), 1.0]}, r"give \[lowest, highest\]"),
         ({"probability": 1.5}, r"probability=1\.5: must lie in \[0, 1\]"),
         ({"probability": None}, r"give \[lowest, highest\], or null"),
     ],
@@ -151,6 +155,43 @@ def test_impossible_ranges_are_refused_in_one_line(values, message):
     with pytest.raises(UserError, match=message) as error:
         XrayRandomization.from_dict(values)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 0])
+def test_impossible_effects_are_refused_in_one_line(value):
+    with pytest.raises(UserError, match="X-ray effect contrast=.*: must be positive"):
+        XrayEffects(contrast=value)
+
+
+OTHER_TYPES = """
+import numpy as np
+from diffux2ct.errors import UserError
+from diffux2ct.xray.camera import Camera, spacing_xyz
+from diffux2ct.xray.effects import XrayEffects, XrayRandomization
+from diffux2ct.xray.pose import Pose, random_pose
+
+rng, cone = np.random.default_rng(0), ("cone", 1000.0, 1500.0)
+for make in (
+    lambda: random_pose(rng, "small", 0), lambda: random_pose(rng, None, 0), lambda: random_pose(rng, True, 0),
+    lambda: Pose(5), lambda: Pose((0.0, "1", 0.0)), lambda: Pose.from_dict({"rotation_deg": 0, "shift_mm": [0, 0, 0]}),
+    lambda: Camera(*cone, 2.5, 4, (1, 1)), lambda: Camera(*cone, "4", 4, (1, 1)), lambda: Camera(*cone, 4, 4, 1.0),
+    lambda: Camera("cone", "near", 1500.0, 4, 4, (1.0, 1.0)), lambda: Camera(*cone, 4, 4, (1.0, 1.0), reverse="no"),
+    lambda: Camera(*cone, 4, 4, (1.0, "1")), lambda: spacing_xyz("wide"), lambda: spacing_xyz(None),
+    lambda: XrayEffects(contrast="much"), lambda: XrayEffects(gamma=None), lambda: XrayEffects(photons=True),
+    lambda: XrayRandomization(gamma=1.0), lambda: XrayRandomization(probability="often"),
+    lambda: XrayRandomization(gamma=("low", "high")),
+):
+    try:
+        print("accepted", make())
+    except UserError as error:
+        print("refused", str(error).count(chr(10)))
+"""
+
+
+def test_values_of_another_type_are_refused_in_one_line():
+    # In a process of its own: here, beartype refuses them before the code does.
+    done = subprocess.run([sys.executable, "-c", OTHER_TYPES], capture_output=True, text=True, check=False)
+    assert done.stdout.split("\n")[:-1] == ["refused 0"] * 20, done.stdout + done.stderr
 
 
 def test_readout_noise_without_photons_is_refused():

@@ -6,10 +6,10 @@ import torch
 
 from diffux2ct.errors import UserError
 from diffux2ct.intensity import attenuation_from_hu
-from diffux2ct.xray import joseph as projector
 from diffux2ct.xray.camera import Camera, camera_preset
 from diffux2ct.xray.drr import render_pair
 from diffux2ct.xray.joseph import mean_projections, project
+from diffux2ct.xray.rays import BLOCK_ELEMENTS
 
 VIEWS = ("frontal", "lateral")
 
@@ -192,7 +192,7 @@ def test_a_batch_is_its_items_and_blocks_do_not_show(monkeypatch):
         singles = torch.cat([project(item[None], 2.0, camera, view) for item in volume])
         torch.testing.assert_close(batch, singles)
         with monkeypatch.context() as patch:
-            patch.setitem(projector._BLOCK_ELEMENTS, "cpu", 1)
+            patch.setitem(BLOCK_ELEMENTS, "cpu", 1)
             torch.testing.assert_close(project(volume, 2.0, camera, view), batch)
 
 

@@ -19,13 +19,7 @@ from diffux2ct.atomic import replaced_file
 
 PLANES = ("axial", "coronal", "sagittal")
 
-EDGES = {
-    "axial": ("R", "L"),
-    "coronal": ("R", "L"),
-    "sagittal": ("A", "P"),
-    "frontal": ("R", "L"),
-    "lateral": ("A", "P"),
-}
+EDGES = dict.fromkeys(("axial", "coronal", "frontal"), ("R", "L")) | dict.fromkeys(("sagittal", "lateral"), ("A", "P"))
 """Sides at the left and right edge of a picture: patient Right/Left, Anterior/Posterior."""
 
 WINDOWS = {"soft": (-160.0, 240.0), "bone": (-450.0, 1050.0)}

@@ -4,9 +4,9 @@ A model maps HU to the volumes to project (``materials``) and their line integra
 (``line_integral``). Linear models have one volume, whose line integral is the image.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -44,30 +44,22 @@ SOFT_HU = 100.0  # densest soft tissue; above it, bone takes a growing share of 
 METAL_HU = (2000.0, 3000.0)  # above bone, and where a 12-bit scan ends (3071): solid titanium from there on
 
 
-@runtime_checkable
-class AttenuationModel(Protocol):
-    """A rule from HU to line integrals, before and after projection. name: its key in ``ATTENUATIONS``, if any."""
+class AttenuationModel(ABC):
+    """A rule from HU to line integrals, before and after projection. name: its key in ``ATTENUATIONS``."""
 
-    @property
-    def name(self) -> str: ...
+    name: str
 
+    @abstractmethod
     def materials(self, hu: Volume) -> Float[Tensor, "b m d h w"]:
         """The maps to project, per mm of path: [B, 1, D, H, W] HU to [B, M, D, H, W]."""
-        ...
 
     def line_integral(self, paths: Float[Tensor, "b m v u"]) -> Xray:
         """The detector's image of the maps' projections [B, M, rows, cols]: dimensionless [B, 1, rows, cols]."""
-        ...
-
-
-class _LinearAttenuation:
-    def line_integral(self, paths: Float[Tensor, "b m v u"]) -> Xray:
-        """The projection itself."""
         return paths
 
 
 @dataclass(frozen=True)
-class PlastimatchAttenuation(_LinearAttenuation):
+class PlastimatchAttenuation(AttenuationModel):
     """0.022 (1 + HU / 1000) per mm, and nothing at HU <= -800: the rule of X2CT-GAN's and the paper's X-rays."""
 
     name: str = "plastimatch"
@@ -78,7 +70,7 @@ class PlastimatchAttenuation(_LinearAttenuation):
 
 
 @dataclass(frozen=True)
-class WaterAttenuation(_LinearAttenuation):
+class WaterAttenuation(AttenuationModel):
     """Water's attenuation at one energy times (1 + HU / 1000), from -1000 HU up: lung and fat count in full.
 
     kev: photon energy. 60 gives 0.0206 per mm; plastimatch's 0.022 is water at 52 keV.
@@ -97,7 +89,7 @@ class WaterAttenuation(_LinearAttenuation):
 
 
 @dataclass(frozen=True)
-class TwoMaterialAttenuation:
+class TwoMaterialAttenuation(AttenuationModel):
     """A spectrum through soft tissue and bone, and titanium where a scan's scale ends: beam hardening.
 
     Every voxel is split by its HU so that at ``ct_kev``, where HU were measured, the parts together attenuate as much

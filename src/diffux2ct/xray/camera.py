@@ -7,6 +7,8 @@ of the patient (y = -SAD) and its rays run toward +y; the lateral source stands 
 columns follow +x (frontal) or +y (lateral). Nothing is flipped, so pixel (row, column) looks at voxel (z, x) or (z, y).
 """
 
+import math
+import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
@@ -54,9 +56,13 @@ class Camera:
     def __post_init__(self) -> None:
         if self.kind not in ("cone", "slit", "parallel"):
             raise UserError(f"camera kind {self.kind!r} is unknown; use cone, slit or parallel")
-        if self.rows < 1 or self.cols < 1 or len(self.pitch) != 2 or not min(self.pitch) > 0:
+        panel = (self.rows, self.cols, *self.pitch) if isinstance(self.pitch, Sequence) else ()
+        whole = all(isinstance(pixels, numbers.Integral) for pixels in panel[:2])
+        if len(panel) != 4 or not finite(*panel) or not min(panel) > 0 or not whole:
             raise UserError(f"camera panel {self.rows}x{self.cols} with pitch {self.pitch} mm; all must be positive")
-        if self.kind != "parallel" and not 0 < self.sad <= self.sid:
+        if not isinstance(self.reverse, bool):
+            raise UserError(f"camera reverse={self.reverse}; give true or false")
+        if not finite(self.sad, self.sid) or (self.kind != "parallel" and not 0 < self.sad <= self.sid):
             raise UserError(f"{self.kind} camera with sad={self.sad}, sid={self.sid} mm; it needs 0 < sad <= sid")
 
     @property
@@ -103,7 +109,8 @@ class Camera:
                 f"camera description: unknown keys {sorted(unknown)}, missing keys {sorted(missing)}; "
                 f"it needs {', '.join(sorted(known))}"
             )
-        return cls(**{**values, "pitch": tuple(values["pitch"])})
+        pitch = values["pitch"]
+        return cls(**{**values, "pitch": tuple(pitch) if isinstance(pitch, list) else pitch})
 
 
 def camera_preset(name: str, size: int | Sequence[int], spacing: Real | Sequence[Real]) -> Camera:
@@ -136,11 +143,16 @@ def camera_preset(name: str, size: int | Sequence[int], spacing: Real | Sequence
 
 def spacing_xyz(spacing: Real | Sequence[Real]) -> tuple[float, float, float]:
     """Spacing as three numbers (x, y, z) in mm, from one number or three; UserError unless all are positive."""
-    values = np.asarray(spacing, dtype=np.float64).reshape(-1)
-    values = np.repeat(values, 3) if values.size == 1 else values
-    if values.size != 3 or not values.min() > 0:
+    values = np.atleast_1d(spacing).ravel().tolist()
+    values = values * 3 if len(values) == 1 else values
+    if len(values) != 3 or not finite(*values) or not min(values) > 0:
         raise UserError(f"spacing={spacing} mm; give one positive number, or three (x, y, z)")
     return float(values[0]), float(values[1]), float(values[2])
+
+
+def finite(*values: Any) -> bool:
+    """True if all values are numbers and finite; a boolean is no number here."""
+    return all(isinstance(v, numbers.Real) and not isinstance(v, bool) and math.isfinite(v) for v in values)
 
 
 def checked_view(view: str) -> str:

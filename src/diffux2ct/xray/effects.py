@@ -5,7 +5,7 @@ machine: beam quality -> exp(-p) -> scatter -> noise and detector floor -> -log 
 global generator.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from math import exp, log
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diffux2ct.errors import UserError
 from diffux2ct.types import Xray
-from diffux2ct.xray.camera import Real
+from diffux2ct.xray.camera import Real, finite
 
 Range = tuple[Real, Real]
 
@@ -46,8 +46,10 @@ class XrayEffects:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
+            if value is None and field.default is None:
+                continue
             may_be_zero = field.name in ("electronic_noise", "scatter_to_primary")
-            if value is not None and not (value > 0 or (may_be_zero and value == 0)):
+            if not finite(value) or not (value > 0 or (may_be_zero and value == 0)):
                 raise UserError(f"X-ray effect {field.name}={value}: must be positive")
         if self.electronic_noise and self.photons is None:
             raise UserError("X-ray effect electronic_noise is counted in photons; give photons too")
@@ -139,11 +141,12 @@ class XrayRandomization:
     probability: Real = 0.8
 
     def __post_init__(self) -> None:
-        if not 0 <= self.probability <= 1:
+        if not finite(self.probability) or not 0 <= self.probability <= 1:
             raise UserError(f"randomize.probability={self.probability}: must lie in [0, 1]")
         for name, limits in self._ranges().items():
-            if len(limits) != 2 or not limits[0] <= limits[1]:
-                raise UserError(f"randomize.{name}={list(limits)}: give [lowest, highest], or null")
+            if not isinstance(limits, Sequence) or len(limits) != 2 or not finite(*limits) or limits[0] > limits[1]:
+                shown = list(limits) if isinstance(limits, tuple) else limits
+                raise UserError(f"randomize.{name}={shown}: give [lowest, highest], or null")
             XrayEffects(**{"photons": 1.0, name: limits[0]})
 
     @classmethod

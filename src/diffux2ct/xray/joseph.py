@@ -17,11 +17,7 @@ from torch import Tensor
 from diffux2ct.types import Volume, Xray
 from diffux2ct.xray.camera import Camera, Real, checked_view, spacing_xyz
 from diffux2ct.xray.pose import Pose
-from diffux2ct.xray.rays import Grid, VoxelSums, check_clearance, project_rays, slab_walks
-
-# Weights are built for blocks of slabs: a block that stays in a CPU's cache is about twice as fast as all slabs
-# at once, and bounds the memory on either device. Elements of one weight block.
-_BLOCK_ELEMENTS = {"cpu": 2**19, "cuda": 2**24}
+from diffux2ct.xray.rays import Grid, VoxelSums, check_clearance, per_block, project_rays, slab_walks
 
 
 def project(attenuation: Volume, spacing: Real | Sequence[Real], camera: Camera, view: str) -> Xray:
@@ -91,7 +87,10 @@ def _sum_resampled_slabs(slabs: Tensor, rows_at: Tensor, cols_at: Tensor) -> Ten
     """Sum over slabs j of rows(j) @ slabs[j] @ cols(j).T: [J, B, K, I], [J, R], [J, C] -> [B, R, C]."""
     _, batch, height, width = slabs.shape
     image = slabs.new_zeros(())
-    for block in _blocks(slabs, max(height * rows_at.shape[1], width * cols_at.shape[1])):
+    # A block of slabs whose weights stay in a CPU's cache is about twice as fast as all slabs at once.
+    size = per_block(max(height * rows_at.shape[1], width * cols_at.shape[1]), slabs.device)
+    for start in range(0, slabs.shape[0], size):
+        block = slice(start, start + size)
         part = slabs[block].reshape(-1, batch * height, width)
         # Without unit stride (the lateral view) bmm falls back to one product per slab.
         part = part if part.stride(2) == 1 else part.contiguous()
@@ -106,11 +105,6 @@ def _hat_weights(position: Tensor, num_voxels: int) -> Tensor:
     """Linear interpolation weights relu(1 - |voxel - position|): [J, P] -> [J, num_voxels, P]."""
     voxel = torch.arange(num_voxels, dtype=position.dtype, device=position.device)
     return (position[:, None, :] - voxel[:, None]).abs_().neg_().add_(1).clamp_(min=0)
-
-
-def _blocks(slabs: Tensor, elements_per_slab: int) -> Iterator[slice]:
-    size = max(1, _BLOCK_ELEMENTS.get(slabs.device.type, 2**22) // elements_per_slab)
-    return (slice(start, start + size) for start in range(0, slabs.shape[0], size))
 
 
 def _centred(count: int, step: Real, like: Tensor) -> Tensor:

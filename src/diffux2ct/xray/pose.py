@@ -1,6 +1,6 @@
 """The patient's pose in front of the camera: turned about the isocentre, then shifted."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from diffux2ct.errors import UserError
 from diffux2ct.types import VIEWS
-from diffux2ct.xray.camera import Real
+from diffux2ct.xray.camera import Real, finite
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Pose:
 
     def __post_init__(self) -> None:
         for name, values in (("rotation_deg", self.rotation_deg), ("shift_mm", self.shift_mm)):
-            if len(values) != 3 or not all(np.isfinite(value) for value in values):
-                raise UserError(f"pose {name}={tuple(values)}; give three finite numbers (x, y, z)")
+            if not isinstance(values, Sequence) or len(values) != 3 or not finite(*values):
+                raise UserError(f"pose {name}={values}; give three finite numbers (x, y, z)")
 
     @property
     def is_identity(self) -> bool:
@@ -69,7 +69,7 @@ class Pose:
         """The inverse of ``to_dict``; UserError for a missing or unknown key."""
         if set(values) != {"rotation_deg", "shift_mm"}:
             raise UserError(f"pose description has keys {sorted(values)}; it needs rotation_deg, shift_mm")
-        return cls(tuple(values["rotation_deg"]), tuple(values["shift_mm"]))
+        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 
 
 def random_pose(generator: np.random.Generator, degrees: Real, mm: Real) -> Pose:
@@ -77,7 +77,7 @@ def random_pose(generator: np.random.Generator, degrees: Real, mm: Real) -> Pose
 
     generator: advanced by six numbers, whatever ``degrees`` and ``mm`` are. UserError for a negative or infinite bound.
     """
-    if not (0 <= degrees < float("inf") and 0 <= mm < float("inf")):
+    if not finite(degrees, mm) or min(degrees, mm) < 0:
         raise UserError(f"pose jitter degrees={degrees}, mm={mm}; give two numbers from 0 up")
     draw = generator.uniform(-1.0, 1.0, size=6)
     return Pose(tuple((draw[:3] * degrees).tolist()), tuple((draw[3:] * mm).tolist()))

@@ -14,7 +14,7 @@ from diffux2ct.errors import UserError
 from diffux2ct.xray.camera import Camera, Real, checked_view, spacing_xyz
 from diffux2ct.xray.pose import Pose
 
-# This many samples of rays are in memory at a time.
+# Samples of rays, or weights of slabs, that are in memory at a time.
 BLOCK_ELEMENTS = {"cpu": 2**19, "cuda": 2**24}
 
 
@@ -135,9 +135,9 @@ def project_rays(
     return sums.reshape(-1, 1, camera.rows, camera.cols)
 
 
-def rays_per_block(samples_per_ray: int, device: torch.device) -> int:
-    """Number of rays in a block."""
-    return max(1, BLOCK_ELEMENTS.get(device.type, 2**20) // samples_per_ray)
+def per_block(elements: int, device: torch.device) -> int:
+    """Number of rays or slabs of so many elements each in a block."""
+    return max(1, BLOCK_ELEMENTS.get(device.type, 2**20) // elements)
 
 
 def slab_walks(
@@ -161,7 +161,7 @@ def slab_walks(
         slope = step[which][:, others] / step[which][:, axis, None]
         at = voxel[which][:, others] - voxel[which][:, axis, None] * slope
         length = np.linalg.norm(ends - starts, axis=1)[which] / np.abs(step[which][:, axis])
-        size = rays_per_block(voxels_per_slab * int(shape[axis]), like.device)
+        size = per_block(voxels_per_slab * int(shape[axis]), like.device)
         for start in range(0, which.size, size):
             part = slice(start, start + size)
             rays = torch.from_numpy(which[part]).to(like.device)

@@ -13,7 +13,7 @@ from diffux2ct.errors import UserError
 from diffux2ct.types import Volume, Xray
 from diffux2ct.xray.camera import Camera, Real, spacing_xyz
 from diffux2ct.xray.pose import Pose
-from diffux2ct.xray.rays import Grid, project_rays, rays_per_block
+from diffux2ct.xray.rays import Grid, per_block, project_rays
 
 
 def project_trilinear(
@@ -71,7 +71,7 @@ class _Marching:
     def _blocks(self, like: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Rays [p], points [p, samples, 3], mm between samples [p]."""
         fraction = (torch.arange(self.samples, dtype=like.dtype, device=like.device) + 0.5) / self.samples
-        size = rays_per_block(self.samples, like.device)
+        size = per_block(self.samples, like.device)
         for start in range(0, self.hits.size, size):
             part = slice(start, start + size)
             arrays = (a[part] for a in (self.first, self.along, self.mm))

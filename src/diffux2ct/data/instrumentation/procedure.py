@@ -43,12 +43,11 @@ def instrument(
     Returns:
         The scan with metal, the labels on the scan's grid with a value for each screw and rod, and a record of plain
         values: ``screws`` (label, vertebra, side, entry, tip, head in mm LPS, diameter, length, margin to the bone's
-        surface, gap to the canal in mm, share of the shaft inside its vertebra), ``rods`` and ``settings``. Where the
-        draw against ``probability`` leaves the scan as it is, ``screws`` and ``rods`` are empty.
+        surface, gap to the canal in mm, share of the shaft inside its vertebra), ``rods`` and ``settings``. Both lists
+        are empty where the draw against ``probability`` leaves the scan unchanged.
 
-    Raises:
-        UserError: no two vertebrae one above the other can take screws, labels that do not lie on the scan's bones,
-            or invalid settings.
+    UserError where no two neighbouring vertebrae can take screws, for labels off the scan's bones, and for invalid
+    settings.
     """
     checked = InstrumentSettings.from_dict(settings)
     try:

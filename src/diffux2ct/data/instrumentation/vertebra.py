@@ -79,7 +79,9 @@ def measure_vertebra(labels: Field, value: int, centres: dict[int, Float[np.ndar
     hole = _canal_hole(np.any(bone.values, axis=0), STEP)
     if hole is None:
         return None
-    depth = _depth(bone.values)
+    # The surface lies half way between voxels.
+    outside = STEP / 2 - distance_inside(~bone.values, STEP)
+    depth = np.where(bone.values, distance_inside(bone.values, STEP) - STEP / 2, outside)
     canal = _canal(bone.values, hole)
     gap = distance_inside(~canal, STEP) - STEP / 2
     other = (labels.values > 0) & (labels.values <= 26) & (labels.values != value)
@@ -155,11 +157,6 @@ def _canal_hole(shadow: Bool[np.ndarray, "ny nx"], step: float) -> Bool[np.ndarr
     numbered = holes(shadow)
     sizes = np.bincount(numbered.ravel(), minlength=2)[1:]
     return numbered == sizes.argmax() + 1 if sizes.max() * step**2 >= _MIN_CANAL else None
-
-
-def _depth(bone: Bool[np.ndarray, "nz ny nx"]) -> np.ndarray:
-    """Signed distance to the bone's surface, mm: positive inside. The surface lies half way between voxels."""
-    return np.where(bone, distance_inside(bone, STEP) - STEP / 2, STEP / 2 - distance_inside(~bone, STEP))
 
 
 def _canal(bone: Bool[np.ndarray, "nz ny nx"], hole: Bool[np.ndarray, "ny nx"]) -> Bool[np.ndarray, "nz ny nx"]:

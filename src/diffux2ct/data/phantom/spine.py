@@ -43,7 +43,7 @@ def sacral_tilt(lordosis: float) -> float:
 
 @dataclass(frozen=True)
 class Vertebra:
-    """One vertebra: where it is, how it is turned, how large it is."""
+    """Place, orientation and size of one vertebra, mm."""
 
     name: str
     centre: np.ndarray  # [3] (x, y, z)
@@ -110,9 +110,7 @@ def grow_spine(
         position = position + axes[:, 2] * half[2]
         tilt_below = tilt
     shift = l3 - spine["L3"].centre
-    # Single precision, so that what is computed from them over voxels stays in it.
-    single = np.float32
-    moved = {
-        n: replace(v, centre=(v.centre + shift).astype(single), half=v.half.astype(single)) for n, v in spine.items()
-    }
-    return moved, shift.astype(single)
+    # Single precision, so that later computations over voxels stay in it.
+    for name, v in spine.items():
+        spine[name] = replace(v, centre=(v.centre + shift).astype(np.float32), half=v.half.astype(np.float32))
+    return spine, shift.astype(np.float32)
