@@ -51,9 +51,9 @@ def replaced_file(path: Path, sync: bool = False) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8, whole or not at all."""
+    """Write a text file in UTF-8, whole or not at all; bytes of file names that are no text as escapes, ``\\udcfc``."""
     with replaced_file(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def link(path: Path, name: str) -> None:

@@ -103,14 +103,12 @@ def test_any_spacing(spacing) -> None:
 
 @pytest.mark.real
 def test_no_labelled_bone_is_removed_from_real_scans(shared_data: Path) -> None:
-    from diffux2ct.data.io.volume import read_labels
-    from diffux2ct.data.preparation.scan_reader import read_scan
-    from diffux2ct.data.sources import RawCase
+    from diffux2ct.data.io.volume import read_ct, read_labels
 
     folder = shared_data / "labelled_8bit"
     # Grey levels of these scans to HU, by their air, fat and muscle; one patient lies prone.
     for name, line in {"colonog_0646": (17.31, -1073.5), "colonog_0694": (17.39, -1094.7)}.items():
-        ct = read_scan(RawCase(name, folder / f"{name}_ct.nii.gz"), line)
+        ct = read_ct(folder / f"{name}_ct.nii.gz", None, line)
         labels = read_labels(folder / f"{name}_label.nii.gz").labels
         mask = body_mask(ct.hu, ct.spacing)
         assert mask[labels > 0].all()

@@ -1,5 +1,6 @@
 """Commands. Each module has a ``main``; bad input ends in one line and a non-zero exit."""
 
+import io
 import os
 import signal
 import sys
@@ -19,6 +20,9 @@ def run_main(command: Callable[[], object]) -> None:
     from diffux2ct.command_line import in_form
     from diffux2ct.errors import Stopped, UserError, remedy
 
+    for stream in (sys.stdout, sys.stderr):  # file names are bytes: none may end a command when it is printed
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         command()
     except UserError as error:

@@ -145,9 +145,9 @@ def _path(run: ScoredRun, case_id: str) -> Path:
 
 def _read_ct(run: ScoredRun, case_id: str) -> CtImage:
     # SimpleITK is slow to import, and a table needs none.
-    from diffux2ct.data.io.volume import read_ct
+    from diffux2ct.data.io.volume import read_own_ct
 
-    return read_ct(_path(run, case_id))
+    return read_own_ct(_path(run, case_id))
 
 
 def _index(dataset: PreparedDataset, case_id: str) -> int:

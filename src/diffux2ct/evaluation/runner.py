@@ -213,11 +213,11 @@ def _write_volume(folder: Path, volume: Tensor, window: tuple[float, float], cas
 
 def _report_case(dataset: EvaluationDataset, index: int, folder: Path, source: str) -> ReportCase:
     """A case for the report, its reconstruction read back, so that a long evaluation keeps no volume alive."""
-    from diffux2ct.data.io.volume import read_ct
+    from diffux2ct.data.io.volume import read_own_ct
 
     case = dataset.cases[index]
     truth = to_hu(dataset[index]["volume"], dataset.window)
-    made = read_ct(folder / "reconstructions" / f"{case.case_id}.nii.gz").hu
+    made = read_own_ct(folder / "reconstructions" / f"{case.case_id}.nii.gz").hu
     xrays = {view: image[0, 0].numpy() for view, image in _xrays(dataset, [index], source).items()}
     again = _reprojections(case, made) if source == "paired" else {}
     return ReportCase(case.case_id, truth, made, case.spacing, xrays, again)

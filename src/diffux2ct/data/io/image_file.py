@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+from diffux2ct.data.io.hu import AIR, check_hu
 from diffux2ct.data.io.nifti_file import MAX_DEFLATE, MAX_VOXELS, NO_ORIENTATION, nifti_kind, opened, read_nifti
 from diffux2ct.errors import UserError
 
-AIR = -1024  # HU: the floor of what is read, and the border of every resampled or padded volume
 _SPACINGS = (0.01, 50.0)  # mm: outside, the unit is wrong
 _MAX_EXTENT = 5000.0  # mm
 # Other files under the name of a scan, by their first bytes.
@@ -74,22 +74,7 @@ def as_volume(image: sitk.Image, path: Path, min_slices: int = 2) -> sitk.Image:
 def clip_to_hu(image: sitk.Image, path: Path) -> sitk.Image:
     """Check that values can be HU; int16 or float32 with padding raised to -1024."""
     values = sitk.GetArrayViewFromImage(image)
-    low, high = float(values.min()), float(values.max())
-    if not np.isfinite(low) or not np.isfinite(high):  # min and max pass NaN on
-        count = int(np.count_nonzero(~np.isfinite(values)))
-        raise UserError(f"{path}: {count} voxels are NaN or infinite; mend the file (set them to -1024)")
-    if low < 0 and high - low < 100:
-        raise UserError(
-            f"{path}: values from {low:g} to {high:g} span too little for HU (normalised?); give the scan in HU"
-        )
-    if low >= 0:
-        hint = "grey levels, not HU" if high <= 255 else "not HU (is the rescale intercept, often -1024, missing?)"
-        raise UserError(
-            f"{path}: values from {low:g} to {high:g} are {hint}; convert the scan to HU first, "
-            "or prepare it with dataset.prepare.rescale"
-        )
-    if high > 100_000:
-        raise UserError(f"{path}: values up to {high:g} cannot be HU; convert the scan to HU first")
+    low, high = check_hu(values, path)
     fits_int16 = values.dtype.kind in "iu" and high <= np.iinfo(np.int16).max
     if low < AIR:
         image = sitk.Clamp(image, image.GetPixelID(), AIR, high)

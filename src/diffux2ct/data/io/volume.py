@@ -19,7 +19,8 @@ from diffux2ct.atomic import replaced_file
 from diffux2ct.data.io.ct_image import CtImage, LabelImage, triple
 from diffux2ct.data.io.dicom.kind import is_dicom
 from diffux2ct.data.io.dicom.series import read_series
-from diffux2ct.data.io.image_file import AIR, as_volume, clip_to_hu, read_image
+from diffux2ct.data.io.hu import AIR, padding_of
+from diffux2ct.data.io.image_file import as_volume, clip_to_hu, read_image
 from diffux2ct.errors import UserError
 
 _OBLIQUE = 1e-4  # largest direction cosine error that counts as rounding; below 0.03 mm over half a metre
@@ -42,8 +43,9 @@ def read_ct(
     series_uid, patient: SeriesInstanceUID and PatientID of the folder's series that is read.
     folders: where the files of a DICOM series lie, if it is spread over several folders below ``path``.
     rescale: (slope, intercept) of a file of grey levels, HU = slope * grey + intercept; None: its values are HU.
-    An oblique scan is resampled (linear, border -1024 HU) onto the LPS axes. Values below -1024 HU (padding) become
-    -1024. Raises UserError for anything but a CT volume in HU, and for a DICOM series with ``rescale``.
+    An oblique scan is resampled (linear, border -1024 HU) onto the LPS axes. Values below -1024 HU become -1024, and so
+    does padding of another value (``padding_of``; resampled scans are often padded with 0 HU), with a note.
+    Raises UserError for anything but a CT volume in HU, and for a DICOM series with ``rescale``.
     """
     path = Path(path)
     with _one_line(path):
@@ -67,8 +69,21 @@ def read_ct(
             slope, intercept = rescale
             image = sitk.Cast(image, sitk.sitkFloat32) * slope + intercept
             notes.append(f"{path}: grey levels taken as HU = {slope:g} * grey {intercept:+g}")
-        image = _to_lps(clip_to_hu(image, path), path, sitk.sitkLinear, AIR)
+        image = _padding_to_air(clip_to_hu(image, path), path, notes)
+        image = _to_lps(image, path, sitk.sitkLinear, AIR)
         return CtImage(sitk.GetArrayFromImage(image), triple(image.GetSpacing()), triple(image.GetOrigin()), meta)
+
+
+def read_own_ct(path: str | Path) -> CtImage:
+    """Read a NIfTI file that this project wrote. Its values are not judged: a poor model's need not look like HU.
+
+    Raises UserError for a file that is missing, damaged or no volume.
+    """
+    path = Path(path)
+    with _one_line(path):
+        _check_exists(path, "write it again")
+        image = _to_lps(as_volume(read_image(path)[0], path), path, sitk.sitkLinear, AIR)
+        return CtImage(sitk.GetArrayFromImage(image), triple(image.GetSpacing()), triple(image.GetOrigin()))
 
 
 def read_labels(path: str | Path) -> LabelImage:
@@ -113,6 +128,20 @@ def sample_labels(
 def use_threads(count: int) -> None:
     """Limit SimpleITK to ``count`` threads in this process."""
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(count)
+
+
+def _padding_to_air(image: sitk.Image, path: Path, notes: list[str]) -> sitk.Image:
+    """The image with padding of one value that is not air's made air, and a note."""
+    found = padding_of(sitk.GetArrayViewFromImage(image))
+    if found is None:
+        return image
+    value, padding = found
+    notes.append(f"{path}: {100 * padding.mean():.0f}% are padding of exactly {value:g} HU; taken for air")
+    hu = sitk.GetArrayFromImage(image)
+    hu[padding] = AIR
+    cleared = sitk.GetImageFromArray(hu)
+    cleared.CopyInformation(image)
+    return cleared
 
 
 def _to_lps(image: sitk.Image, path: Path, interpolator: int, outside: int) -> sitk.Image:

@@ -13,10 +13,9 @@ import numpy as np
 from diffux2ct.atomic import sha256_of
 from diffux2ct.data.body import remove_couch
 from diffux2ct.data.io.ct_image import CtImage, LabelImage, content_hash
-from diffux2ct.data.io.volume import read_labels, sample_labels
+from diffux2ct.data.io.volume import read_ct, read_labels, sample_labels
 from diffux2ct.data.labels import LABELS, REMAP, contradiction, hips_by_position, remap
 from diffux2ct.data.preparation.cube import cube_centre, cut_cube, filled_share, random_centres, seed_of
-from diffux2ct.data.preparation.scan_reader import read_scan
 from diffux2ct.data.preparation.settings import PrepareSettings
 from diffux2ct.data.prepared.writer import read_case, write_case
 from diffux2ct.data.sources import RawCase
@@ -125,15 +124,17 @@ def _read(job: ScanJob) -> tuple[CtImage, LabelImage | None, dict[str, Any]]:
 
     Raises UserError where the settings need labelled vertebrae and there are none.
     """
-    ct = read_scan(job.raw, job.rescale)
+    raw = job.raw
+    ct = read_ct(raw.path, raw.series_uid, job.rescale, patient=raw.patient_id, folders=raw.folders)
     notes = list(ct.meta["notes"])
-    labels, is_mask = _read_labels(job, notes)
+    labels, is_mask = _read_labels(job, ct, notes)
     meta = describe(job, ct, notes)
     meta["labels_are_own"] = labels is not None and (job.raw.remap is None or is_mask)
     if is_mask:
         meta["labels_are_mask"] = True
     if job.needs_vertebrae and labels is None:
-        raise UserError("no labels, which grid=lumbar and instrument= need; use grid=centre and instrument=null")
+        why = "no labels" if job.raw.labels is None else notes[-1]
+        raise UserError(f"{why}, which grid=lumbar and instrument= need; use grid=centre and instrument=null")
     if job.needs_vertebrae and meta["labels_are_own"]:
         raise UserError(
             "the meaning of its label numbers is unknown; set dataset.prepare.labels=ours (L1 is 20) or ctspine1k"
@@ -161,7 +162,7 @@ def describe(job: ScanJob, ct: CtImage, notes: list[str]) -> dict[str, Any]:
     }
 
 
-def _read_labels(job: ScanJob, notes: list[str]) -> tuple[LabelImage | None, bool]:
+def _read_labels(job: ScanJob, ct: CtImage, notes: list[str]) -> tuple[LabelImage | None, bool]:
     """The labels, in our numbers where their scheme is known, and whether they are a 0/1 mask.
 
     Raises UserError where the scheme that the user chose contradicts the anatomy.
@@ -173,6 +174,9 @@ def _read_labels(job: ScanJob, notes: list[str]) -> tuple[LabelImage | None, boo
         labels = read_labels(path)
     except UserError as error:
         notes.append(f"labels left out: {error}")
+        return None, False
+    if fault := _misplaced(labels, ct):
+        notes.append(f"labels left out: {path}: {fault}")
         return None, False
     chosen = job.scheme is not None
     names_c1 = numbers is None or numbers.get(1) == LABELS["C1"]
@@ -190,6 +194,24 @@ def _read_labels(job: ScanJob, notes: list[str]) -> tuple[LabelImage | None, boo
     if chosen and (fault := contradiction(labels.labels, labels.spacing)):
         raise UserError(f"labels={job.scheme} contradicts the anatomy in {path}: {fault}; {_OTHER_SCHEME}")
     return labels, False
+
+
+def _misplaced(labels: LabelImage, ct: CtImage) -> str | None:
+    """The fault of labels with as many voxels along each axis as the CT and another place; None where they fit.
+
+    Labels on a grid of their own lie where their affine places them; those of the CT's own array were drawn on it, and
+    another affine (often the identity) moves them off what they name.
+    """
+    if sorted(labels.labels.shape) != sorted(ct.hu.shape):
+        return None
+    apart = float(np.abs(np.subtract(labels.origin, ct.origin)).max())
+    same_place = apart <= 0.51 * min(ct.spacing) and np.allclose(labels.spacing, ct.spacing, rtol=0.01, atol=0)
+    if same_place and labels.labels.shape == ct.hu.shape:
+        return None
+    return (
+        f"of its CT's size, yet its affine places it elsewhere (first voxels {apart:.0f} mm apart, "
+        f"{' x '.join(f'{s:.3g}' for s in labels.spacing)} mm a voxel); save it with the CT's affine"
+    )
 
 
 def _look(job: ScanJob, result: ScanResult) -> None:

@@ -1,19 +1,11 @@
-"""Read one scan for preparation: its HU, its grey levels brought back to HU, its padding made air."""
+"""Grey levels of scans that are not in HU, and the numbers that make them HU."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from diffux2ct.data.body import label_parts
-from diffux2ct.data.io.ct_image import CtImage
-from diffux2ct.data.io.image_file import AIR
-from diffux2ct.data.io.volume import read_ct
 from diffux2ct.data.prepared.tables import read_rows
-from diffux2ct.data.sources import RawCase
 from diffux2ct.errors import UserError
 
 FIELDS = ("file", "slope", "intercept")
@@ -74,38 +66,3 @@ def _line(slope: Any, intercept: Any, where: str) -> Line:
     if not all(map(math.isfinite, line)) or line[0] <= 0:
         raise UserError(f"{where}: slope {slope}, intercept {intercept}; give two numbers, the slope above 0")
     return line
-
-
-_FLAT = 0.05  # of a scan: that many voxels of one value, corners included, were never measured
-
-
-def read_scan(raw: RawCase, line: Line | None) -> CtImage:
-    """The CT of a raw case in HU, axes LPS. line: (slope, intercept) that make its grey levels HU; None: they are HU.
-
-    Padding with one value other than air (resampled scans are often padded with 0 HU, which is water) becomes air, and
-    ``meta["notes"]`` says so. Raises UserError for what is no CT in HU.
-    """
-    ct = read_ct(raw.path, raw.series_uid, line, patient=raw.patient_id, folders=raw.folders)
-    value = _padding_value(ct.hu)
-    if value is None:
-        return ct
-    pad = _padding(ct.hu, value)
-    note = f"{raw.path}: {100 * pad.mean():.0f}% are padding of exactly {value:g} HU; taken for air"
-    ct.hu[pad] = AIR
-    return replace(ct, meta={**ct.meta, "notes": [*ct.meta["notes"], note]})
-
-
-def _padding_value(hu: np.ndarray) -> float | None:
-    """The value of the corners, if all have one that is not air's and it fills much of the scan; else None."""
-    corners = hu[:: hu.shape[0] - 1, :: hu.shape[1] - 1, :: hu.shape[2] - 1]
-    value = corners.flat[0]
-    if value <= -900 or np.any(corners != value) or np.count_nonzero(hu == value) < _FLAT * hu.size:
-        return None
-    return float(value)
-
-
-def _padding(hu: np.ndarray, value: float) -> np.ndarray:
-    """Voxels of exactly ``value`` that hang together with a corner: noise never gives tissue one value."""
-    names, _ = label_parts(hu == value)
-    corners = names[:: hu.shape[0] - 1, :: hu.shape[1] - 1, :: hu.shape[2] - 1]
-    return np.isin(names, np.unique(corners))

@@ -97,11 +97,11 @@ def evaluate_segmentation(
 def read_reconstruction(folder: Path, dataset: EvaluationDataset, index: int) -> Float[Tensor, "1 d h w"]:
     """The reconstruction of a case, in [-1, 1]. UserError unless it lies on the case's grid."""
     # SimpleITK is needed here only.
-    from diffux2ct.data.io.volume import read_ct
+    from diffux2ct.data.io.volume import read_own_ct
 
     case = dataset.cases[index]
     path = folder / f"{case.case_id}.nii.gz"
-    ct = read_ct(path)
+    ct = read_own_ct(path)
     shape = tuple(dataset[index]["volume"].shape[1:])
     # NIfTI keeps its affine in single precision.
     near = 1e-3 * min(case.spacing)

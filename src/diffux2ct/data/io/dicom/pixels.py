@@ -20,7 +20,8 @@ from pydicom.uid import (
 )
 
 from diffux2ct.data.io.dicom.frames import Frame, plain_text, quiet_pydicom
-from diffux2ct.data.io.image_file import AIR, quiet_stderr
+from diffux2ct.data.io.hu import AIR
+from diffux2ct.data.io.image_file import quiet_stderr
 from diffux2ct.errors import UserError
 
 _MAX_SIDE = 8192  # pixels: beyond any CT matrix; a damaged header must not ask for gigabytes
