@@ -148,7 +148,7 @@ def _render(cfg: Radiograph, hu: np.ndarray, camera: Any) -> tuple[dict[str, np.
 
     settings = {"water": {"kev": cfg.kev}, "two_material": {"kvp": cfg.kvp}}.get(cfg.attenuation, {})
     attenuation = ATTENUATIONS[cfg.attenuation](**settings)
-    jitter = cfg.pose_jitter or Jitter(0, 0)
+    jitter = cfg.pose_jitter or Jitter(0.0, 0.0)
     drawn = random_poses(np.random.default_rng(cfg.seed), jitter.degrees, jitter.mm)
     poses = {view: Pose(cfg.rotation, cfg.shift).moved(pose) for view, pose in drawn.items()}
     effects = XrayEffects(**asdict(cfg.effects))

@@ -1,6 +1,7 @@
 """Every setting of configs/dataset/prepare reaches the cases, and nothing else moves them."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -198,11 +199,12 @@ def test_a_folder_of_before_these_settings_goes_on(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["folder", "lumbarv", "ctspine1k", "ctpelvic1k", "lidc_idri", "lumbarv_open"])
 def test_the_configs_name_settings_that_exist(name: str) -> None:
-    from diffux2ct.cli.prepare import Recipe, _settings
+    from diffux2ct.cli.prepare import Recipe
 
     with initialize_config_module("diffux2ct.configs", version_base="1.3"):
         cfg = compose("prepare", overrides=[f"dataset={name}"])
-    settings = _settings(read(Recipe, OmegaConf.to_container(cfg.dataset.prepare, resolve=True)))
+    recipe = read(Recipe, OmegaConf.to_container(cfg.dataset.prepare, resolve=True))
+    settings = PrepareSettings(**{field.name: getattr(recipe, field.name) for field in fields(PrepareSettings)})
     settings.check()
     chest = name in ("lidc_idri", "x2ct")
     assert settings.camera == ("x2ct" if chest else "lumbar")

@@ -155,7 +155,9 @@ def test_a_patient_s_own_scan_twice_is_kept_and_told(raw: Path, tmp_path: Path) 
 def test_dry_run_tells_what_the_run_will_do_and_writes_nothing(raw: Path, tmp_path: Path) -> None:
     (raw / "broken.nii.gz").write_bytes((raw / "p0.nii.gz").read_bytes()[:300])
     scan(raw / "z.mha", 2)
-    sitk.WriteImage(sitk.GetImageFromArray(np.ones((24, 30, 36), np.uint8)), str(raw / "p3_seg.nii.gz"))
+    labels = sitk.GetImageFromArray(np.ones((24, 30, 36), np.uint8))
+    labels.CopyInformation(sitk.ReadImage(str(raw / "p3.nii.gz")))
+    sitk.WriteImage(labels, str(raw / "p3_seg.nii.gz"))
     before = files_of(tmp_path)
     rows, dry = survey(raw, settings=SETTINGS, split={"test": 1}, **QUIET)
     assert files_of(tmp_path) == before

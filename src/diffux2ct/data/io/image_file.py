@@ -6,6 +6,7 @@ import math
 import os
 import re
 import sys
+import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -121,7 +122,6 @@ def _sniff(path: Path) -> str:
 
 def _read_itk(path: Path, kind: str) -> tuple[sitk.Image, list[str]]:
     reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
     reader.SetImageIO("NrrdImageIO" if kind == "nrrd" else "MetaImageIO")
     with path.open("rb") as file:
         head = file.read(65536)
@@ -129,7 +129,8 @@ def _read_itk(path: Path, kind: str) -> tuple[sitk.Image, list[str]]:
     data = _data_file(path, kind)
     oriented = re.search(_ORIENTED["nrrd" if kind == "nrrd" else "mha"], head, re.MULTILINE | re.IGNORECASE)
     try:
-        with quiet_stderr():
+        with quiet_stderr(), _in_utf8(path, data) as name:
+            reader.SetFileName(name)
             reader.ReadImageInformation()
             # The header alone decides how much memory ITK takes, so it is held against the file first.
             count = math.prod(reader.GetSize()) * max(reader.GetNumberOfComponents(), 1)
@@ -139,6 +140,22 @@ def _read_itk(path: Path, kind: str) -> tuple[sitk.Image, list[str]]:
         fault = next((what for word, what in _ITK.items() if word in str(error).lower()), "truncated or damaged")
         raise UserError(f"{path}: cannot be read, {fault}; fetch or convert it again") from error
     raise UserError(f"{path}: {reader.GetSize()} voxels, more than the file can hold: truncated; fetch the file again")
+
+
+@contextlib.contextmanager
+def _in_utf8(path: Path, data: Path) -> Iterator[str]:
+    """The name of a header, beside its voxels' file ``data``, for ITK, which takes UTF-8 alone: else a link's name."""
+    try:
+        str(path).encode()
+        yield str(path)
+    except UnicodeEncodeError:
+        with tempfile.TemporaryDirectory() as folder:
+            header, voxels = Path(folder, f"image{path.suffix}"), Path(folder, data.relative_to(path.parent))
+            header.symlink_to(path.absolute())
+            if data != path:
+                voxels.parent.mkdir(parents=True, exist_ok=True)
+                voxels.symlink_to(data.absolute())
+            yield str(header)
 
 
 def _data_file(path: Path, kind: str) -> Path:

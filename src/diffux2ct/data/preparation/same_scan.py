@@ -3,7 +3,7 @@
 No patient may be in train and in test, and no case may carry the name of a scan that it was not cut from.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ def same_scan_note(kept: ScanJob) -> str:
 def holds(job: ScanJob, sha256: str) -> bool:
     """True while the scan's files have this SHA-256."""
     try:
-        return sha256_of(job.raw.path) == sha256
+        return job.sha256 == sha256
     except OSError:  # the reader names the fault
         return False
 
@@ -61,7 +61,7 @@ def made_of_another(job: ScanJob, records: Mapping[str, Mapping[str, Any]]) -> d
             i for i, then in labelled.items() if then is not None
         ]
     else:
-        now = _hash_since(job, path, labelled)
+        now = _hash_since(job, (path,), lambda: sha256_of(path), labelled)
         found[f"without the labels {path}"] = [i for i, then in labelled.items() if then is None]
         found[f"from another content of {path}"] = [
             i for i, then in labelled.items() if now and then not in (None, now)
@@ -70,7 +70,7 @@ def made_of_another(job: ScanJob, records: Mapping[str, Mapping[str, Any]]) -> d
 
 
 def _of_another_scan(job: ScanJob, records: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    now = _hash_since(job, job.raw.path, records)
+    now = _hash_since(job, job.raw.folders or (job.raw.path,), lambda: job.sha256, records)
     others = [case_id for case_id, record in records.items() if now and record["sha256"] != now]
     if others and job.raw.path.is_dir():
         # The folder's other files may have changed, and this series not.
@@ -79,13 +79,12 @@ def _of_another_scan(job: ScanJob, records: Mapping[str, Mapping[str, Any]]) -> 
     return others
 
 
-def _hash_since(job: ScanJob, path: Path, cases: Iterable[str]) -> str | None:
-    """SHA-256 of a scan's file or folder if it may have changed since the cases were made; else None."""
+def _hash_since(job: ScanJob, paths: Sequence[Path], sha256: Callable[[], str], cases: Iterable[str]) -> str | None:
+    """``sha256`` of a scan's files or folders if they may have changed since the cases were made; else None."""
     made = [job.root / "cases" / case_id / "case.json" for case_id in cases]
     try:
-        if not made or _last_change(path, job.raw_root) < min(case.stat().st_mtime_ns for case in made):
-            return None
-        return sha256_of(path)
+        last = max(_last_change(path, job.raw_root) for path in paths)
+        return sha256() if made and last >= min(case.stat().st_mtime_ns for case in made) else None
     except OSError:  # an unreadable file does not invalidate a finished case
         return None
 

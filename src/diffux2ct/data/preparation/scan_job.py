@@ -1,6 +1,7 @@
 """One raw scan -> its cases: read, clear, instrument, cut, clip, project. The unit of work of ``prepare``."""
 
 import errno
+import hashlib
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -58,6 +59,12 @@ class ScanJob:
     def source(self) -> str:
         """The scan's path below the raw folder."""
         return str(self.raw.path.relative_to(self.raw_root)) or "."
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the scan's file, or of the files of its folders. Raises OSError where they cannot be read."""
+        hashes = [sha256_of(path) for path in self.raw.folders or (self.raw.path,)]
+        return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
     def below_raw(self, text: str) -> str:
         """A line for the user with paths from the raw folder on."""
@@ -227,7 +234,7 @@ def _cut_cases(job: ScanJob, result: ScanResult) -> None:
     settings = job.settings
     # Read the scan and place its cubes.
     ct, labels, meta = _read(job)
-    meta["sha256"] = sha256_of(job.raw.path)
+    meta["sha256"] = job.sha256
     with suppress(OSError):
         meta["labels_sha256"] = "" if job.raw.labels else None  # "" if they cannot be read
         meta["labels_sha256"] = job.raw.labels and sha256_of(job.raw.labels)

@@ -11,9 +11,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from diffux2ct.data.io.dicom.kind import has_dicom_magic, named_dicom
+from diffux2ct.data.io.dicom.kind import has_dicom_magic, is_image, named_dicom
 
-SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
+SUFFIXES = (".nii.gz", ".nii", ".hdr", ".mha", ".mhd", ".nrrd", ".nhdr")
+_VOXELS = (".img", ".img.gz", ".raw", ".raw.gz", ".zraw")  # of a header beside
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".7z", ".rar")
 _LABEL = re.compile(r"\d*(labels?|masks?|segs?|segmentations?|4label|5label)(maps?)?(tr|ts)?\d*")
 _NEUTRAL = {"ct", "data", "image", "images", "img", "volume", "volumes", "vol", "scan"}  # in names of all scans
@@ -22,6 +23,9 @@ _KINDS = {
     "CR": "radiograph", "DX": "radiograph", "SEG": "segmentation", "SR": "report", "RTSTRUCT": "contours",
     "PR": "presentation state", "KO": "key object note",
 }  # fmt: skip
+
+
+_NO_SCAN = "by its content no CT scan or label map"
 
 
 @dataclass(frozen=True)
@@ -121,9 +125,29 @@ def walk(raw: Path) -> Tree:
             elif name != "DICOMDIR":
                 rest.append(path)
         # By name first: a thousand patients' slices need not all be opened.
-        if any(map(named_dicom, rest)) or any(map(has_dicom_magic, rest)):
+        others = [path for path in rest if not named_dicom(path) and not has_dicom_magic(path)]
+        if len(others) < len(rest):
             tree.dicom.append(Path(where))
+        images = [path for path in others if is_image(path)]
+        tree.files.extend(images)
+        tree.others.extend(_unused([path for path in others if path not in images], tree))
     return tree
+
+
+def _unused(paths: list[Path], tree: Tree) -> list[tuple[str, str]]:
+    """Files of one folder that are no scans: one by one, or by suffix where they are many."""
+    by_suffix: dict[str, list[Path]] = {}
+    for path in paths:
+        name = path.name.lower()
+        if not name.endswith(_VOXELS) or not any(other.stem == path.name.split(".")[0] for other in tree.files):
+            by_suffix.setdefault(path.suffix, []).append(path)
+    lines = []
+    for suffix, group in by_suffix.items():
+        if len(group) <= 3:
+            lines += [(tree.below(path), _NO_SCAN) for path in group]
+        else:
+            lines.append((tree.below(group[0].with_name(f"*{suffix}")), f"{len(group)} files: {_NO_SCAN}"))
+    return lines
 
 
 def probe(folder: Path) -> DicomFolder:
@@ -167,8 +191,8 @@ def not_a_ct(found: DicomFolder) -> str | None:
 def stem(path: Path) -> str:
     """A volume file's name without its suffix."""
     name = path.name
-    suffix = next(s for s in SUFFIXES if name.lower().endswith(s))
-    return name[: -len(suffix)]
+    suffix = next((s for s in SUFFIXES if name.lower().endswith(s)), path.suffix)
+    return name.removesuffix(name[len(name) - len(suffix) :])
 
 
 def is_label(path: Path) -> bool:

@@ -1,5 +1,8 @@
-"""DICOM files recognised by first bytes and name, with the standard library alone."""
+"""Files recognised by first bytes and name, with the standard library alone: DICOM, and other scans."""
 
+import gzip
+import re
+import zlib
 from pathlib import Path
 
 DICOM_SUFFIXES = (".dcm", ".ima")
@@ -20,6 +23,20 @@ def is_dicom(path: str | Path) -> bool:
     """True if a file has DICOM's magic word, or a DICOM suffix and is not empty."""
     head = _head(Path(path))
     return head[_PREAMBLE:] == _MAGIC or (named_dicom(path) and len(head) > 0)
+
+
+def is_image(path: Path) -> bool:
+    """True if a file of any name is NIfTI (packed or not), NRRD or MetaImage by its first bytes."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(4096)
+        if head[:2] == b"\x1f\x8b":
+            with gzip.open(path) as file:
+                head = file.read(4096)
+    except (OSError, EOFError, zlib.error):
+        return False
+    nifti = head[344:347] in (b"n+1", b"ni1") or head[4:7] in (b"n+2", b"ni2")
+    return nifti or head.startswith(b"NRRD000") or re.search(rb"^\s*NDims\s*=", head, re.MULTILINE) is not None
 
 
 def _head(path: Path) -> bytes:
