@@ -99,7 +99,7 @@ def run(config: DictConfig) -> None:
     ct = read_ct(cfg.ct)
     for note in ct.meta.get("notes", ()):
         print(note)
-    hu = cut_cube(ct, size, spacing, np.array(ct.centre))
+    hu = np.round(cut_cube(ct, size, spacing, np.array(ct.centre)))  # whole HU, as a case is stored
     origin = [middle - (size - 1) / 2 * spacing for middle in ct.centre]
     if cfg.window is not None:
         hu = hu.clip(*cfg.window)
