@@ -59,7 +59,7 @@ def read_nifti(path: Path) -> tuple[sitk.Image, list[str]]:
             image = kind.from_file_map(files)
             _check_size(path, image, voxel_path, isinstance(voxels, gzip.GzipFile))
             array = np.asanyarray(image.dataobj)
-            voxels.read(1)  # past its end a gzip file tells whether its checksum is right
+            voxels.read(1)  # a gzip file checks its checksum when it is read past its end
             return _to_sitk(path, image, array)
     except (UserError, MemoryError, PermissionError):
         raise

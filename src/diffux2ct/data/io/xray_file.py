@@ -166,10 +166,9 @@ def _read_picture(path: Path) -> np.ndarray:
 
     try:
         with Image.open(path) as picture:
-            orientation = picture.getexif().get(0x0112, 1)
-            white_is_zero = picture.format == "TIFF" and picture.getexif().get(0x0106) == 0
-            is_tiff = picture.format == "TIFF"
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            tags, is_tiff = picture.getexif(), picture.format == "TIFF"
+            orientation, white_is_zero = tags.get(0x0112, 1), is_tiff and tags.get(0x0106) == 0
+    except Exception as error:  # Pillow raises whatever a damaged header leads to
         raise UserError(f"{path}: cannot be read, truncated or not an image; write it again") from error
     if is_tiff and orientation not in (1, 4):  # SimpleITK's reader obeys 4 and makes colours of the others
         raise UserError(f"{path}: turned by its tag Orientation={orientation}; save it upright")
@@ -192,11 +191,7 @@ def _upright(values: np.ndarray, orientation: int) -> np.ndarray:
 
 def _read_volume_format(path: Path) -> tuple[np.ndarray, tuple[float, float] | None, bool]:
     """Pixels, pitch, and True if the first row shows the head: one slice declares it, a 2-D image is a picture."""
-    import SimpleITK as sitk
-
     image = _open(path)
-    if image.GetDimension() == 3 and image.GetNumberOfComponentsPerPixel() == 1:
-        image = sitk.DICOMOrient(image, "LPS")
     values, spacing = _to_array(image, path), image.GetSpacing()[::-1]
     if values.ndim == 3 and 1 in values.shape:
         thin = 0 if values.shape[0] == 1 else 1 if values.shape[1] == 1 else 2
@@ -208,11 +203,14 @@ def _read_volume_format(path: Path) -> tuple[np.ndarray, tuple[float, float] | N
 
 
 def _open(path: Path) -> Any:
+    """A file's SimpleITK image, its axes LPS if it has three."""
     # Reading a prepared folder must work without SimpleITK, so it is imported where a file needs it.
     import SimpleITK as sitk
 
     try:
-        return sitk.ReadImage(str(path))
+        image = sitk.ReadImage(str(path))
+        is_volume = image.GetDimension() == 3 and image.GetNumberOfComponentsPerPixel() == 1
+        return sitk.DICOMOrient(image, "LPS") if is_volume else image
     except RuntimeError as error:
         raise UserError(f"{path}: cannot be read, truncated or not an image; write it again") from error
 

@@ -84,7 +84,7 @@ class SeriesInfo:
 class Frame:
     """One image of a series: a single-frame file, or frame ``index`` of an enhanced one.
 
-    uid: SOPInstanceUID. order: by InstanceNumber. acquisition: its number, then what tells phases apart.
+    uid: SOPInstanceUID. order: by InstanceNumber. acquisition: its number, then the values of _PHASE.
     position: centre of its first pixel, mm LPS (x, y, z); axes: unit vectors along a row and along a column [2, 3];
     pixel_spacing: mm along a row and along a column (x, y); NaN where the file does not declare them.
     rescale: (slope, intercept). is_axial: not a localizer nor a picture with colours.
