@@ -182,6 +182,20 @@ def test_real_scans_get_their_labels(shared_data: Path) -> None:
     assert {reason for _, reason in discovery.left_out} <= {"by its content no CT scan or label map"}
 
 
+def test_everything_that_is_not_used_is_listed(tmp_path: Path) -> None:
+    write_volume(tmp_path / "p1.nii.gz")
+    write_volume(tmp_path / "p2.nii.gz").rename(tmp_path / "p2_of_monday")  # by its content
+    write_volume(tmp_path / "pair/p3.hdr")
+    for index in range(30):
+        (tmp_path / f"preview{index}.jpg").write_bytes(b"\xff\xd8\xff")
+    (tmp_path / "thesis.pdf").write_bytes(b"%PDF")
+    (tmp_path / "empty").write_bytes(b"")
+    found = discover("folder", tmp_path)
+    assert [case.patient for case in found.cases] == ["p1", "p2_of_monday", "p3"]
+    reason = "by its content no CT scan or label map"
+    assert found.left_out == [("*.jpg", f"30 files: {reason}"), ("empty", reason), ("thesis.pdf", reason)]
+
+
 def test_errors(tmp_path: Path) -> None:
     write_text(tmp_path / "notes.txt", "")
     for name in SOURCES:

@@ -1,0 +1,74 @@
+"""Labels that lie off their CT, and file names that are no text."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from diffux2ct.data.preparation.prepare import PrepareSettings, prepare, survey
+from diffux2ct.data.prepared.dataset import PreparedDataset
+from diffux2ct.data.prepared.tables import unescaped
+
+SETTINGS = PrepareSettings(8, 10.0, camera="parallel")
+QUIET = {"workers": 1, "progress": False}
+
+
+def write(path: Path, labels: bool = False, spacing: tuple[float, ...] = (4.0, 4.0, 5.0), shift: float = 0.0) -> Path:
+    """A scan of a bone in air, or the bone's mask."""
+    values = np.random.default_rng(len(path.name)).normal(-950, 15, (16, 18, 20)).clip(-1020).astype(np.int16)
+    values[4:12, 5:12, 6:14] = 700
+    image = sitk.GetImageFromArray((values == 700).astype(np.uint8) * 20 if labels else values)
+    image.SetSpacing(spacing)
+    image.SetOrigin((shift, 0.0, 0.0))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sitk.WriteImage(image, str(path))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "used"),
+    [
+        ({}, True),
+        ({"shift": 1.5}, True),  # less than half a voxel: another convention of a voxel's corner
+        ({"shift": 40.0}, False),
+        ({"spacing": (1.0, 1.0, 1.0)}, False),
+        ({"spacing": (4.0, 4.0, 2.5)}, False),
+    ],
+)
+def test_labels_of_the_ct_s_array_in_another_place_are_left_out(tmp_path: Path, change: dict, used: bool) -> None:
+    write(tmp_path / "raw/p1.nii.gz")
+    write(tmp_path / "raw/p1_seg.nii.gz", labels=True, **change)
+    report = prepare("folder", tmp_path / "raw", tmp_path / "out", settings=SETTINGS, labels="ours", **QUIET)
+    case = tmp_path / "out/cases/p1"
+    assert (case / "labels.npy").is_file() is used
+    assert any("labels left out: p1_seg.nii.gz: of its CT's size" in note for note in report.notes) is not used
+    if used:
+        assert np.load(case / "volume.npy")[np.load(case / "labels.npy") > 0].mean() > 0
+
+
+def test_labels_on_a_grid_of_their_own_are_placed_by_it(tmp_path: Path) -> None:
+    write(tmp_path / "raw/p1.nii.gz")
+    image = sitk.ReadImage(str(write(tmp_path / "seg.nii.gz", labels=True)))
+    sitk.WriteImage(image[4:16, 3:14, 2:14], str(tmp_path / "raw/p1_seg.nii.gz"))
+    prepare("folder", tmp_path / "raw", tmp_path / "out", settings=SETTINGS, labels="ours", **QUIET)
+    case = tmp_path / "out/cases/p1"
+    assert np.load(case / "volume.npy")[np.load(case / "labels.npy") > 0].mean() > 0
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".mha", ".nrrd"])
+def test_a_name_that_is_no_text_loses_no_work(tmp_path: Path, suffix: str) -> None:
+    write(tmp_path / f"raw/good{suffix}")
+    name = os.fsdecode(b"M\xfcller") + suffix
+    os.rename(write(tmp_path / f"raw/other{suffix}"), tmp_path / "raw" / name)
+    rows, dry = survey(tmp_path / "raw", settings=SETTINGS, split={"test": 1}, **QUIET)
+    report = prepare("folder", tmp_path / "raw", tmp_path / "out", settings=SETTINGS, split={"test": 1}, **QUIET)
+    assert (dry.split, dry.bad, report.bad) == (report.split, [], [])
+    assert [row["source"] for row in rows] == [name, f"good{suffix}"]
+    root = tmp_path / "out"
+    assert json.loads((root / "cases/M_ller/case.json").read_text())["source"] == name
+    assert name in unescaped((root / "manifest.csv").read_text(encoding="utf-8"))
+    patients = {case.patient for part in ("train", "test") for case in PreparedDataset(root, part).cases}
+    assert patients == {os.fsdecode(b"M\xfcller"), "good"}
