@@ -1,6 +1,7 @@
 """The Hydra configs, installed as the package ``diffux2ct.configs``, and the resolvers that they use."""
 
 import json
+import re
 from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
@@ -13,15 +14,20 @@ ConfigStore.instance().store("own", OmegaConf.create({}, flags={"struct": False}
 def run_name(*own: str, _root_: DictConfig) -> str:
     """Name of a run: its experiment, or else its model, then whatever differs from the experiment's own choices.
 
-    ``own``: the experiment's name and the model, dataset and size that go without saying in it. The default
-    experiment has none, the others name at least their model.
+    ``own``: the experiment's name and the model, dataset, size and objective that go without saying in it. The default
+    experiment has none, the others name at least their model. A plain folder of CTs adds its own name.
     """
-    name, model, dataset, size = (*own, "", "", "", "")[:4]
+    name, model, dataset, size, objective = (*own, "", "", "", "", "")[:5]
     parts = [name or _root_.method]
     parts += [_root_.method] if name and _root_.method != model else []
     parts += [_root_.dataset.name] if _root_.dataset.name != dataset else []
+    if _root_.dataset.name == "folder" and not OmegaConf.is_missing(_root_.dataset, "root"):
+        parts.append(re.sub(r"[^\w.-]+", "-", Path(_root_.dataset.root).absolute().name).strip("-"))
     parts += [_root_.size] if _root_.size != (size or "paper") else []
-    return "-".join(str(part) for part in parts)
+    if "${diffusion" in OmegaConf.to_yaml(_root_.model) and OmegaConf.is_config(_root_.diffusion):
+        kind = _root_.diffusion.prediction_type
+        parts += [kind] if kind != (objective or "epsilon") else []
+    return "-".join(str(part) for part in parts if part != "")
 
 
 def stored_size(*, _parent_: DictConfig) -> int:

@@ -182,10 +182,20 @@ def test_runs_of_different_models_experiments_data_sets_and_sizes_have_names_of_
         ("experiment=demo dataset=lumbarv size=paper", "demo-lumbarv-paper"),
         ("experiment=pilot", "pilot"),
         ("experiment=table3_full", "table3_full-lumbarv"),
-        ("experiment=table3_full scale=laptop", "table3_full-phantom_study-tiny"),
+        ("experiment=table3_full scale=laptop", "table3_full-phantom_study-tiny-v"),
         ("experiment=table1_x2ct_gan dataset=lidc_idri", "table1_x2ct_gan-lidc_idri"),
         ("model=x2ct_gan trainer.max_steps=5 trainer.max_minutes=2", "x2ct_gan-lumbarv"),
         ("model=x2ct_gan name=mine", "mine"),
+        ("objective=v", "diffux2ct-lumbarv-v"),
+        ("dataset=phantom size=small objective=x0", "diffux2ct-phantom-small-x0"),
+        ("objective=v model=icm_reg", "icm_reg-lumbarv"),  # which has none
+        ("experiment=demo objective=epsilon", "demo-epsilon"),
+        ("experiment=table1_diffux2ct_v", "table1_diffux2ct_v-lumbarv"),
+        ("experiment=table1_diffux2ct_v scale=laptop", "table1_diffux2ct_v-phantom_study-tiny"),
+        ("experiment=table1_diffux2ct_epsilon scale=laptop", "table1_diffux2ct_epsilon-phantom_study-tiny"),
+        ("dataset=folder dataset.root=a/clinic_1", "diffux2ct-folder-clinic_1"),
+        ("experiment=pilot dataset.root='a/x(2)'", "pilot-x-2"),
+        ("dataset=folder dataset.name=clinic dataset.root=a", "diffux2ct-clinic"),
     ],
 )
 def test_a_run_is_named_by_its_experiment_or_model_data_set_and_size(words, name):

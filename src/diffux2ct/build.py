@@ -16,7 +16,7 @@ from torch import nn
 
 from diffux2ct.arguments import read
 from diffux2ct.data.prepared.dataset import PreparedDataset, read_manifest
-from diffux2ct.diffusion.samplers.sampling import Sampler
+from diffux2ct.diffusion.samplers.sampling import Sampler, inference_timesteps
 from diffux2ct.errors import UserError
 from diffux2ct.evaluation.metric import function_keys, measure
 from diffux2ct.reconstructors.base import Reconstructor, Trainable
@@ -63,6 +63,19 @@ def build_reconstructor(cfg: DictConfig) -> Trainable:
 def reconstructs(cfg: DictConfig) -> bool:
     """True where ``cfg.model`` reconstructs CTs; a segmentation network does not."""
     return issubclass(get_class(cfg.model._target_), Reconstructor)
+
+
+def samples(cfg: DictConfig) -> bool:
+    """True where ``cfg.model`` draws its CTs with a sampler."""
+    return reconstructs(cfg) and "sampler" in get_class(cfg.model._target_).settings()
+
+
+def check_sampler(cfg: DictConfig) -> None:
+    """UserError where the sampler refuses its settings, or takes more steps than the diffusion has."""
+    if samples(cfg):
+        steps = build_sampler(cfg.sampler).num_inference_steps
+        if "diffusion" in cfg and steps is not None:
+            inference_timesteps(cfg.diffusion.num_train_timesteps, steps)
 
 
 def build_settings(cfg: DictConfig) -> TrainerSettings:
@@ -130,8 +143,7 @@ def build_validator(cfg: DictConfig) -> Validator | None:
     dataset = build_dataset(cfg.dataset, "val")
     window = as_window(cfg.dataset)
     metrics = {key: partial(measure, key, window=window) for key in function_keys(cfg.metrics.names)}
-    sampled = "sampler" in get_class(cfg.model._target_).settings()
-    sampling = {"sampler": build_sampler(cfg.sampler)} if sampled else {}
+    sampling = {"sampler": build_sampler(cfg.sampler)} if samples(cfg) else {}
     return Validator(dataset, metrics, sampling, window)
 
 

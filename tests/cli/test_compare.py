@@ -114,7 +114,7 @@ def test_curves_of_losses_instead_of_a_table(tmp_path, capsys):
     compare.run([*runs, "--losses", str(tmp_path / "x" / "losses.svg"), "--smooth", "2"])
     assert capsys.readouterr().out == f"wrote {tmp_path / 'x' / 'losses.svg'}\n"
     assert (tmp_path / "x" / "losses.svg").stat().st_size > 1000
-    with pytest.raises(UserError, match="--smooth 0: must be at least 1"):
+    with pytest.raises(UserError, match="--smooth=0: out of range; give a whole number of at least 1"):
         compare.run([*runs, "--losses", str(tmp_path / "y.png"), "--smooth", "0"])
     with pytest.raises(UserError, match=r"c: no metrics.csv here"):
         compare.run([str(tmp_path / "c"), "--losses", str(tmp_path / "y.png")])
@@ -245,6 +245,12 @@ def mistakes(runs: dict[str, Path], tmp: Path) -> list[tuple[list, str]]:
         ([good, "--reference", "x"], "--reference x: is not among the runs; choose from diffusion"),
         ([good, "--out", tmp / "t.pdf"], "unknown suffix; choose one of .md, .tex, .html, .csv"),
         ([good, "--format", "pdf"], "invalid choice"),
+        ([good, "--cases", "abc"], "--cases=abc: not a whole number; give a whole number of at least 1"),
+        ([good, "--cases", "-1"], "--cases=-1: out of range"),
+        ([good, "--smooth", "1.5"], "--smooth=1.5: not a whole number"),
+        ([good, "--out", ""], "--out=: not a path"),
+        ([good, "--names", ""], "--names=: not a name"),
+        ([""], "RUN=: not a name"),
         ([good, "--test", "t"], "invalid choice"),
     ]
 

@@ -11,7 +11,8 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from PIL import Image
 
-from diffux2ct.cli.drr import Radiograph, run
+from diffux2ct.arguments import read
+from diffux2ct.cli.drr import Radiograph, idle_settings, run
 from diffux2ct.errors import UserError
 from diffux2ct.xray.attenuation import ATTENUATIONS
 from diffux2ct.xray.drr import OUTPUTS, PROJECTORS, decode_output
@@ -279,3 +280,17 @@ def test_the_choices_are_those_of_the_renderer():
     assert set(get_args(kinds["projector"])) == set(PROJECTORS)
     assert set(get_args(kinds["attenuation"])) == set(ATTENUATIONS)
     assert set(get_args(kinds["output"])) == set(OUTPUTS)
+
+
+@pytest.mark.parametrize(
+    ("words", "idle"),
+    [
+        ("", {"kev", "kvp", "effects.electronic_noise", "effects.scatter_width", "seed"}),
+        ("attenuation=water effects.photons=1e5", {"kvp", "effects.scatter_width"}),
+        ("attenuation=two_material effects.scatter_to_primary=1", {"kev", "effects.electronic_noise", "seed"}),
+    ],
+)
+def test_settings_without_effect_are_named(words, idle):
+    with initialize_config_module("diffux2ct.configs", version_base="1.3"):
+        cfg = compose("drr", ["ct=a", "out=b", *words.split()])
+    assert idle_settings(read(Radiograph, cfg)).keys() == idle

@@ -7,7 +7,7 @@ import pytest
 
 from diffux2ct.arguments import read
 from diffux2ct.cli.evaluate import Evaluation
-from diffux2ct.cli.hydra_app import hydra_app, keep_text
+from diffux2ct.cli.hydra_app import hydra_app, keep_text, warn_idle
 from diffux2ct.cli.train import fixed_keys, sweep_suffix
 from diffux2ct.command_line import as_typed
 
@@ -22,7 +22,7 @@ def call(monkeypatch, tmp_path):
         got = []
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", [config, *words, *fixed_keys(words)])
-        hydra_app(config, lambda cfg: got.append((cfg, sweep_suffix())))
+        hydra_app(config, lambda cfg: got.append((cfg, sweep_suffix(cfg))))
         return got
 
     return call
@@ -73,6 +73,16 @@ def test_help_shows_the_options_of_groups_that_a_user_chooses_from(call, capsys)
     assert "runs/<name>.1" in shown
 
 
+def test_words_without_effect_are_warned_of_by_the_word_as_typed(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["drr", "ct=a", "out=b", "kev=50", "effects.gamma=2", "seed=1"])
+    hydra_app("drr", lambda cfg: warn_idle({"kev": "it is of attenuation=water", "effects": "x", "see": "y"}))
+    assert capsys.readouterr().err.splitlines() == [
+        "warning: kev=50: no effect, it is of attenuation=water",
+        "warning: effects.gamma=2: no effect, x",
+    ]
+
+
 def test_keys_of_the_chosen_options_are_known(call):
     """``generate`` exists only with the phantoms, which come with the experiment."""
     with pytest.raises(SystemExit) as end:
@@ -113,8 +123,8 @@ def test_runs_of_a_sweep_have_names_that_can_be_typed_and_litter_nothing(call, t
     names = [cfg.run_dir + suffix for cfg, suffix in got]
     # The steps are the same in all.
     assert names == [
-        f"runs/demo-objective-{objective}_dataset.window--{window}"
-        for objective in ("epsilon", "v")
+        f"runs/{name}-dataset.window--{window}"
+        for name in ("demo-epsilon", "demo")
         for window in ("1000-900", "500-900")
     ]
     assert [as_typed("ckpt", name) for name in names] == [f"ckpt={name}" for name in names]

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_module
 
-from diffux2ct.build import build_settings, resolved
-from diffux2ct.cli.train import check_nodes, typed_again, why_ended
+from diffux2ct.build import build_settings, resolved, unused_parts
+from diffux2ct.cli.train import check_nodes, idle_settings, run, typed_again, why_ended
 from diffux2ct.errors import UserError
 from diffux2ct.training.loop import Ended
 from diffux2ct.training.settings import TrainerSettings
@@ -103,3 +103,38 @@ def test_a_setting_of_the_wrong_type_is_refused_by_its_name(override, message):
     with pytest.raises(UserError, match=f"^{message}") as error:
         check(composed("experiment=demo", override))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "idle", "used"),
+    [
+        ("model=icm_reg", {"sampler", "objective", "loss", "diffusion"}, {"conditioning", "metrics"}),
+        ("model=vnet", {"sampler", "metrics", "trainer.val_every", "dataset.randomize"}, set()),
+        ("experiment=demo", {"metrics", "trainer.num_val_cases", "diffusion.eq8"}, {"sampler", "diffusion.beta_end"}),
+        ("objective=epsilon diffusion.schedule=cosine", {"diffusion.beta_start"}, {"diffusion.eq8", "metrics"}),
+        ("loss.projection_weight=0", {"loss.projection_mode"}, {"loss.norm"}),
+        ("dataset=folder", {"dataset.prepare.spacing", "trainer.max_step_backs"}, {"dataset.prepare.window"}),
+        ("trainer.on_divergence=step_back", {"logger.wandb.project"}, {"trainer.max_step_backs"}),
+    ],
+)
+def test_settings_that_a_training_does_not_use_are_named(words, idle, used):
+    cfg = composed(*words.split())
+    got = idle_settings(resolved(cfg), unused_parts(cfg)).keys()
+    assert idle <= got
+    assert not used & got
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("sampler=ddim sampler.eta=-1", "sampler.eta=-1: "),
+        ("sampler.num_inference_steps=0", "sampler.num_inference_steps=0: "),
+        ("sampler.num_inference_steps=1001", "sampler.num_inference_steps=1001: must lie between 1 and .*=1000"),
+        ("sampler.num_inference_steps=abc", "sampler.num_inference_steps=abc: not a whole number"),
+    ],
+)
+def test_a_sampler_is_checked_before_training_begins(words, message, tmp_path):
+    """It is used first after thousands of steps, when a case is validated."""
+    with pytest.raises(UserError, match=f"^{message}"):
+        run(composed(*words.split(), f"run_dir={tmp_path / 'run'}", "trainer.device=cpu"))
+    assert not list(tmp_path.iterdir())

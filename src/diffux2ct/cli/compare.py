@@ -1,12 +1,14 @@
 """``python scripts/compare.py RUN RUN ...``: runs x metrics with the floor and what each run costs."""
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+from diffux2ct.arguments import Count, convert
 from diffux2ct.cli import run_main
 from diffux2ct.errors import UserError
 
@@ -62,7 +64,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--merge-seeds": {"action": "store_true", "help": "runs that differ in trainer.seed alone as one row, mean ± sd"},
     "--names": {"metavar": "A,B", "help": "names of the rows, in the order of the runs (the runs' own)"},
     "--cases": {
-        "type": int,
+        "type": Count,
         "default": 3,
         "metavar": "N",
         "help": "how many cases an HTML page shows (3: best, median and worst; further ones in the viewer alone)",
@@ -79,7 +81,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "help": "draw what training logged (metrics.csv) instead, a panel per objective: .png .svg .pdf; needs the "
         "extra viz",
     },
-    "--smooth": {"type": int, "default": 1, "metavar": "N", "help": "losses averaged over N logged points (1)"},
+    "--smooth": {"type": Count, "default": 1, "metavar": "N", "help": "losses averaged over N logged points (1)"},
     "--title": {"default": "Comparison of runs", "help": "heading of the page, caption in LaTeX"},
 }
 """Options of the command line; the default in brackets."""
@@ -100,9 +102,21 @@ def parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    for flags, options in _OPTIONS.items():
-        made.add_argument(*flags.split(), **options)
+    for flag, options in _OPTIONS.items():
+        if not str(options.get("action")).startswith("store_"):
+            options = options | {"type": _typed(options.get("type", str), "RUN" if flag == "runs" else flag)}
+        made.add_argument(flag, **options)
     return made
+
+
+def _typed(annotation: Any, flag: str) -> Callable[[str], Any]:
+    """A converter of what is typed after ``flag``, as for the settings of the other commands."""
+
+    def take(text: str) -> Any:
+        number = annotation is Count and re.fullmatch(r"[+-]?\d+", text)
+        return convert(annotation, int(text) if number else text, flag)
+
+    return take
 
 
 def run(arguments: Sequence[str] | None = None) -> None:
@@ -156,10 +170,6 @@ def _check(asked: argparse.Namespace) -> None:
             raise UserError(f"--out {path}: unknown suffix; choose one of {', '.join(FORMATS)}")
         if path.is_dir():
             raise UserError(f"--out {path}: is a folder; give a file")
-    if asked.cases < 1:
-        raise UserError(f"--cases {asked.cases}: must be at least 1; --no-pictures leaves all out")
-    if asked.smooth < 1:
-        raise UserError(f"--smooth {asked.smooth}: must be at least 1")
 
 
 def _plot_losses(asked: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from diffux2ct import __version__
 from diffux2ct.arguments import NotNegative, Positive, Range, Seed, Size, Three, Window, read
 from diffux2ct.atomic import replaced_files, write_text
-from diffux2ct.cli.hydra_app import hydra_app
+from diffux2ct.cli.hydra_app import hydra_app, warn_idle
 from diffux2ct.errors import UserError
 
 # Torch and the readers are imported where they are used: --help answers at once.
@@ -90,6 +90,7 @@ def run(config: DictConfig) -> None:
     from diffux2ct.xray.drr import encode_output
 
     cfg = read(Radiograph, config)
+    warn_idle(idle_settings(cfg))
     size, spacing = cfg.size, cfg.spacing
     camera = camera_preset(cfg.camera, size, spacing)
     if cfg.out.exists() and not cfg.out.is_dir():
@@ -132,6 +133,18 @@ def run(config: DictConfig) -> None:
     _write(cfg.out, images, record)
     peaks = ", ".join(f"{view} up to {image.max():.2f}" for view, image in line_integrals.items())
     print(f"wrote {cfg.out}: {_OUTPUTS[cfg.output][0]} of {size}x{size}, camera {camera.name}; line integrals: {peaks}")
+
+
+def idle_settings(cfg: Radiograph) -> dict[str, str]:
+    """Settings without effect beside the others, and why."""
+    effects, random = cfg.effects, cfg.pose_jitter is not None or cfg.effects.photons is not None
+    return {
+        **({} if cfg.attenuation == "water" else {"kev": "it is of attenuation=water"}),
+        **({} if cfg.attenuation == "two_material" else {"kvp": "it is of attenuation=two_material"}),
+        **({} if effects.photons is not None else {"effects.electronic_noise": "effects.photons=null"}),
+        **({} if effects.scatter_to_primary else {"effects.scatter_width": "effects.scatter_to_primary=0"}),
+        **({} if random else {"seed": "neither pose_jitter nor effects.photons draws anything"}),
+    }
 
 
 def _render(cfg: Radiograph, hu: np.ndarray, camera: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -102,6 +102,17 @@ def keep_text(arguments: Sequence[str], keys: Set[str]) -> list[str]:
     return [kept(word) for word in arguments]
 
 
+def warn_idle(idle: Mapping[str, str]) -> None:
+    """Warn, once for all ranks, of words on the command line that nothing uses. idle: keys or groups, and why."""
+    if not HydraConfig.initialized() or int(os.environ.get("RANK", "0")):
+        return
+    for override in HydraConfig.get().overrides.task:
+        key = override.lstrip("+~").partition("=")[0]
+        for name, reason in idle.items():
+            if f"{key}.".startswith(f"{name}."):
+                print(f"warning: {override}: no effect, {reason}", file=sys.stderr)
+
+
 def _in_one_line(command: Callable[[], object], config_name: str) -> None:
     def explained() -> None:
         try:

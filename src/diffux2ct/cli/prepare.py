@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffux2ct.arguments import Count, Positive, Range, Seed, Share, Size, Whole, Window, read
 from diffux2ct.cli.drr import Jitter
-from diffux2ct.cli.hydra_app import hydra_app
+from diffux2ct.cli.hydra_app import hydra_app, warn_idle
 from diffux2ct.errors import UserError
 
 if TYPE_CHECKING:
@@ -103,7 +103,9 @@ def run(config: DictConfig) -> None:
     recipe = read(Recipe, values, "dataset.prepare.")  # type: ignore[arg-type]
     short = {key: getattr(cfg, key) for key in ("size", "spacing", "crops")}
     short = {key: value for key, value in short.items() if value is not None}
-    request = dict(vars(replace(recipe, **short)))
+    recipe = replace(recipe, **short)
+    warn_idle(idle_settings(cfg, recipe))
+    request = dict(vars(recipe))
     settings = PrepareSettings(**{field.name: request.pop(field.name) for field in fields(PrepareSettings)})
     arguments = {**request, "settings": settings, "workers": cfg.workers, "asked": short.keys() & {"size", "spacing"}}
     if cfg.dry_run:
@@ -118,6 +120,23 @@ def run(config: DictConfig) -> None:
         _print(report, out, sheets)
     if cfg.strict and report.bad:
         raise UserError(f"{len(report.bad)} scans could not be used (listed above), and strict=true")
+
+
+def idle_settings(cfg: Preparation, recipe: Recipe) -> dict[str, str]:
+    """Settings without effect on the preparation of this source, and why."""
+    source = f"dataset.prepare.source={recipe.source}"
+    idle = {f"dataset.{field.name}": "it is of training" for field in fields(Dataset)}
+    idle = {key: why for key, why in idle.items() if key not in ("dataset.name", "dataset.root", "dataset.prepare")}
+    if cfg.out is not None:
+        idle["dataset.root"] = f"out={cfg.out} is given"
+    if recipe.source != "x2ct":
+        idle["dataset.prepare.xrays"] = f"{source} holds no X-rays"
+    if recipe.source in ("ctspine1k", "ctpelvic1k", "lidc_idri", "x2ct"):
+        idle["dataset.prepare.labels"] = f"{source} has labels of its own or none"
+    for key in ("size", "spacing", "crops"):
+        if getattr(cfg, key) is not None:
+            idle[f"dataset.prepare.{key}"] = f"{key}={getattr(cfg, key)} is given"
+    return idle | ({"out": "dry_run=true", "contact_sheet": "dry_run=true"} if cfg.dry_run else {})
 
 
 def _print(report: "PrepareReport", out: Path, sheets: list[Path]) -> None:

@@ -1,4 +1,4 @@
-"""``python scripts/summarize_model.py``: what a model costs, counted on the meta device."""
+"""``python scripts/summarize_model.py``: parameters, FLOP and memory of a model, counted on the meta device."""
 
 import json
 import sys
@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from diffux2ct.arguments import convert
-from diffux2ct.cli.hydra_app import hydra_app
+from diffux2ct.cli.hydra_app import hydra_app, warn_idle
 from diffux2ct.cli.train import Training, check_nodes
 
 
@@ -17,6 +17,8 @@ def run(cfg: DictConfig) -> None:
 
     cfg = build.resolved(cfg)
     check_nodes(cfg)
+    idle = [f"trainer.{key}" for key in cfg.trainer if key != "checkpoint_stages"]
+    warn_idle(dict.fromkeys([*idle, "optim", "sampler", "metrics", "logger"], "it changes no cost that is counted"))
     as_json = convert(bool, cfg.json, "json")
     summary = summarize(cfg)
     if as_json:

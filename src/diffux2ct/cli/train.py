@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffux2ct.arguments import NotNegative, check_call, convert, read
 from diffux2ct.cli import run_main
-from diffux2ct.cli.hydra_app import hydra_app
+from diffux2ct.cli.hydra_app import hydra_app, warn_idle
 from diffux2ct.cli.prepare import Dataset
 from diffux2ct.command_line import as_typed, command
 from diffux2ct.errors import Stopped, UserError
@@ -119,13 +119,15 @@ def checked(cfg: DictConfig) -> tuple[DictConfig, TrainerSettings]:
     """The config with all interpolations resolved, and the trainer's settings; UserError for a value of no use."""
     from diffux2ct import build
 
-    warn_of_unused(cfg)
+    unused = build.unused_parts(cfg) if OmegaConf.is_config(cfg.model) else []
     cfg = build.resolved(cfg)
-    cfg.run_dir += sweep_suffix()
+    cfg.run_dir += sweep_suffix(cfg)
     check_nodes(cfg)
+    warn_idle(idle_settings(cfg, unused))
     settings = build.build_settings(cfg)
     resolve_device(settings.device)
     build.check_optimizer(cfg)
+    build.check_sampler(cfg)
     return cfg, settings
 
 
@@ -170,22 +172,31 @@ def _naming_the_next_command() -> Iterator[None]:
         raise UserError(f"{diverged}; continue with: {typed_again()} trainer.on_divergence=step_back") from diverged
 
 
-def warn_of_unused(cfg: DictConfig) -> None:
-    """Warns, on rank 0, of overrides of parts that the chosen model does not have."""
+def idle_settings(cfg: DictConfig, unused: Sequence[str] = ()) -> dict[str, str]:
+    """Settings without effect on the training that ``cfg`` describes, and why. unused: parts not in its model."""
     from diffux2ct import build
 
-    if not HydraConfig.initialized() or int(os.environ.get("RANK", "0")):
-        return
-    unused = build.unused_parts(cfg)
-    groups = {"objective": {"diffusion", "loss"}} | {part: {part} for part in build.PARTS}
-    for override in HydraConfig.get().overrides.task:
-        head = re.split(r"[.=]", override.lstrip("+~"), maxsplit=1)[0]
-        if groups.get(head, {""}) <= set(unused):
-            print(f"warning: {override}: no effect, model={cfg.method} has no {head}", file=sys.stderr)
+    selected, model, trainer = partial(OmegaConf.select, cfg), f"model={cfg.method}", cfg.trainer
+    idle = {part: f"{model} has no {part}" for part in unused}
+    idle |= {"objective": f"{model} has no objective"} if {"diffusion", "loss"} <= set(unused) else {}
+    idle |= {"loss.projection_mode": "loss.projection_weight=0"} if selected("loss.projection_weight") == 0 else {}
+    if selected("diffusion.prediction_type") != "epsilon":
+        idle |= {"diffusion.eq8": "it is of diffusion.prediction_type=epsilon"}
+    if selected("diffusion.schedule") != "linear":
+        idle |= dict.fromkeys(("diffusion.beta_start", "diffusion.beta_end"), "they are of diffusion.schedule=linear")
+    if not build.reconstructs(cfg):
+        keys = ("sampler", "metrics", "trainer.val_every", "trainer.num_val_cases", "dataset.randomize")
+        return idle | dict.fromkeys(keys, f"{model} is no reconstructor")
+    idle |= {} if build.samples(cfg) else {"sampler": f"{model} has no sampler"}
+    idle |= {} if trainer.val_every else dict.fromkeys(("metrics", "trainer.num_val_cases"), "trainer.val_every=0")
+    idle |= {} if trainer.on_divergence != "stop" else {"trainer.max_step_backs": "trainer.on_divergence=stop"}
+    idle |= {} if cfg.logger.wandb.mode != "disabled" else {"logger.wandb.project": "logger.wandb.mode=disabled"}
+    prepared = set(cfg.dataset.get("prepare") or ()) - {"size", "window"}
+    return idle | dict.fromkeys((f"dataset.prepare.{key}" for key in prepared), "the data set is prepared already")
 
 
 # What a run's name (`run_name` in configs) tells by itself; the launcher changes nothing.
-_IN_NAME = ("experiment", "model", "dataset", "size")
+_IN_NAME = ("experiment", "model", "dataset", "size", "objective")
 _NO_SETTING = ("name", "run_dir", "launcher")
 _FIXED_KEYS = "hydra.job.config.override_dirname.exclude_keys"
 
@@ -226,13 +237,13 @@ def _check_node(node: Any, prefix: str) -> None:
         _check_node(part, f"{prefix}{key}.")
 
 
-def sweep_suffix() -> str:
+def sweep_suffix(cfg: DictConfig) -> str:
     """In a sweep, the settings that vary in it, so that each run has its own folder."""
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         return ""
     hydra = HydraConfig.get()
     overrides = {o.partition("=")[0]: o for o in hydra.overrides.task}
-    named = () if {"name", "run_dir"} & set(overrides) else _IN_NAME
+    named = () if {"name", "run_dir"} & set(overrides) else _IN_NAME[: None if "diffusion" in cfg else -1]
     left_out = {*hydra.job.config.override_dirname.exclude_keys, *named, *_NO_SETTING}
     # No comma or equals sign: the name goes into other commands, where Hydra would read them as syntax.
     varying = [o for key, o in overrides.items() if key.lstrip("+~") not in left_out]
