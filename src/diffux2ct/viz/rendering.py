@@ -54,8 +54,7 @@ def render_case(
         raise RenderingUnavailable("pyvista is not installed; install the extra: pip install 'diffux2ct[viz]'")
     with tempfile.TemporaryDirectory(prefix="diffux2ct-rendering-") as folder:
         source, target = Path(folder) / "volumes.npz", Path(folder) / "pictures.npz"
-        given: dict[str, Any] = {"truth": truth, "reconstruction": reconstruction, "spacing": np.asarray(spacing)}
-        np.savez(source, **given, size=size)
+        np.savez(source, truth=truth, reconstruction=reconstruction, spacing=np.asarray(spacing), size=size)
         command = [sys.executable, "-m", "diffux2ct.viz.rendering", str(source), str(target)]
         try:
             done = subprocess.run(

@@ -55,9 +55,9 @@ def _mixed(
 ) -> np.ndarray:
     """Partial volume on the scanner's unclipped scale, then its clipping: edges saturate as in real scans."""
     new = hu.copy()
-    error = np.zeros(hu.shape, np.float32)
-    if settings.artefact:
-        error = metal_artefact(hu.astype(np.float32), metal, spacing, rng)
+    error = np.zeros(hu.shape, np.float32)  # of the artefact
+    for k in np.flatnonzero(metal.max((1, 2)) > 0.05) if settings.artefact else ():
+        error[k] = _slice_error(hu[k].astype(np.float32), metal[k], spacing, rng)
     touched = (metal > 0) | (error != 0)
     mixed = (1 - metal[touched]) * (hu[touched] + error[touched]) + metal[touched] * float(settings.metal_hu)
     mixed = mixed.clip(_LOWEST_HU, max(float(settings.clip_hu), float(hu.max())))
@@ -76,23 +76,8 @@ _PIXEL = 1.5  # mm, at least: streaks are broad
 _ANGLES = 180
 
 
-def metal_artefact(
-    hu: Float[np.ndarray, "D H W"],
-    metal: Float[np.ndarray, "D H W"],
-    spacing: Float[np.ndarray, "3"],
-    rng: np.random.Generator,
-) -> Float[np.ndarray, "D H W"]:
-    """HU to add to the axial slices that hold metal (0 elsewhere).
-
-    hu: the scan without the metal. metal: the share of each voxel that is metal. spacing: (x, y, z) mm.
-    """
-    error = np.zeros(hu.shape, np.float32)
-    for k in np.flatnonzero(metal.max((1, 2)) > 0.05):
-        error[k] = _slice_error(hu[k], metal[k], spacing, rng)
-    return error
-
-
 def _slice_error(hu: np.ndarray, metal: np.ndarray, spacing: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """HU to add to an axial slice. hu: without the metal. metal: share of each voxel. spacing: (x, y, z) mm."""
     extent = np.array([hu.shape[0] * spacing[1], hu.shape[1] * spacing[0]])
     pixel = max(_PIXEL, float(min(spacing[:2])))
     size = np.maximum(1, np.round(extent / pixel)).astype(int)

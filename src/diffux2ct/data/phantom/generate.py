@@ -59,10 +59,13 @@ def generate_dataset(
         for i, case_id in enumerate(ids)
         if read_case(root, case_id) is None
     ]
+    if workers is None:  # one where starting others, some seconds each, takes longer than the work
+        seconds = len(missing) * 0.5 * (max(size, MIN_PAINTED_SIZE) / 128) ** 2
+        workers = num_cores() if seconds > 10 else 1
     job = partial(_write_phantom, root, size=size, extent_mm=float(extent_mm), seed=seed, camera=camera, region=region)
     try:
         with tqdm(total=len(missing), desc="phantoms", unit="case", disable=not missing) as progress:
-            for _ in run_in_workers(job, missing, _choose_workers(len(missing), size, workers)):
+            for _ in run_in_workers(job, missing, min(workers, len(missing))):
                 progress.update()
         spacing = [float(extent_mm / size)] * 3
         name = "phantom" if region == "lumbar" else f"phantom_{region}"
@@ -108,11 +111,3 @@ def _write_phantom(
         "phantom": phantom.meta,
     }
     write_case(root, case_id, phantom.hu, phantom.spacing, phantom.origin, camera, labels=phantom.labels, meta=meta)
-
-
-def _choose_workers(num_cases: int, size: int, workers: int | None) -> int:
-    """As many as cores, or one where starting others takes longer than the work."""
-    if workers is None:
-        seconds = num_cases * 0.5 * (max(size, MIN_PAINTED_SIZE) / 128) ** 2
-        workers = num_cores() if seconds > 10 else 1  # another process takes some seconds to start
-    return min(workers, num_cases)

@@ -39,19 +39,13 @@ def add_scan_noise(canvas: Canvas, rng: np.random.Generator, sigma: Real, thickn
     power = 1.0
     for axis, taps in ((0, (near,)), (1, (near, far)), (2, (near, far))):
         total = noise.copy()
+        values, sums = np.moveaxis(noise, axis, 0), np.moveaxis(total, axis, 0)
         for lag, weight in enumerate(taps, start=1):
-            head, tail = _shifted(axis, lag)
-            total[head] += weight * noise[tail]
-            total[tail] += weight * noise[head]
+            sums[lag:] += weight * values[:-lag]
+            sums[:-lag] += weight * values[lag:]
         power *= 1 + 2 * sum(float(w) ** 2 for w in taps)
         noise = total
     # Larger voxels average more of it; less than white noise, because it is correlated.
     level = min(sigma * (2.0 / canvas.voxel) ** 0.58, 3 * sigma) / np.sqrt(power)
     noise *= (level * thickness).astype(np.float32)[:, None, None]
     canvas.hu += noise
-
-
-def _shifted(axis: int, lag: int) -> tuple[tuple, tuple]:
-    head, tail = [slice(None)] * 3, [slice(None)] * 3
-    head[axis], tail[axis] = slice(lag, None), slice(None, -lag)
-    return tuple(head), tuple(tail)

@@ -102,13 +102,11 @@ def _paint_lungs(body: Body, box: Box, lungs: np.ndarray, oblique: np.ndarray, c
     middle = np.float32(chest.carina[1])
     hu = a["lung"] + 0.35 * np.clip(box.y - middle, -70, 70) + (16 + 0.4 * a["emphysema"]) * texture
     hu += 330 * np.clip(texture - 1.2, 0, 1.2)  # vessels too small to draw one by one
-    voxel = canvas.voxel
-    for field, where in ((oblique, None), (box.z - np.float32(chest.hila[-1][2]) + 0 * box.x, "right")):
-        fissure = 1 - np.abs(field + body.warp[box.slices]) * np.float32(1 / voxel)
-        fissure = np.clip(fissure, 0, 1) * np.float32(260 / max(voxel, 1.0))
-        if where == "right":  # the horizontal fissure runs from the oblique one forwards, in the right lung only
-            fissure *= (oblique > 0) & (box.x < chest.carina[0]) & (box.y < middle + 20)
-        hu = hu + fissure
+    # The horizontal fissure runs from the oblique one forwards, in the right lung only.
+    right = (oblique > 0) & (box.x < chest.carina[0]) & (box.y < middle + 20)
+    for field, where in ((oblique, 1), (box.z - np.float32(chest.hila[-1][2]), right)):
+        fissure = 1 - np.abs(field + body.warp[box.slices]) * np.float32(1 / canvas.voxel)
+        hu = hu + np.clip(fissure, 0, 1) * np.float32(260 / max(canvas.voxel, 1.0)) * where
     canvas.fill(box, lungs, hu)
 
 

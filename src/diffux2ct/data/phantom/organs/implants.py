@@ -66,8 +66,7 @@ def _paint_prosthesis(body: Body) -> None:
 def _paint_plate(body: Body, first_screw: int) -> None:
     """A curved plate over the front of one side of the pelvic ring, with five screws."""
     canvas, a, side = body.canvas, body.anatomy, body.anatomy.hip_side
-    socket, sym = a.socket(side), a.symphysis()
-    s = a.pelvic_scale
+    socket, sym, s = a.socket(side), a.symphysis(), a.pelvic_scale
     knots = [
         shift(sym, -side * 14, -3, 16), shift(sym, side * 18, 2, 19), shift(socket, -side * 22, -24, 26),
         shift(socket, -side * 26, 0, 44 * s), shift(socket, -side * 26, 22, 62 * s),

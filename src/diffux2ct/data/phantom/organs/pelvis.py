@@ -43,13 +43,6 @@ def hip_box(body: Body, side: int) -> Box:
     return body.canvas.box(top + low, top + high)
 
 
-def ischium(anatomy: Anatomy, side: int) -> np.ndarray:
-    """The ischial tuberosity."""
-    wide = 58 if anatomy.is_["female"] else 52
-    s = anatomy.pelvic_scale
-    return anatomy.socket(side) * (0, 1, 1) + np.array([anatomy.sacral_top[0] + side * wide * s, 30, -72 * s])
-
-
 def paint_hip(body: Body, side: int) -> None:
     """Iliac wing, socket, and the ring of pubis and ischium."""
     canvas, a = body.canvas, body.anatomy
@@ -60,10 +53,10 @@ def paint_hip(body: Body, side: int) -> None:
     thick = thick + 10 * np.clip(low - 0.6, 0, 1)
     notch = np.float32(top[2] - 76 * s) + 44 * fraction(0.62 - u, 0, 0.5) - box.z  # the greater sciatic notch
     d = np.maximum(np.maximum(np.abs(sheet) - thick, rim), notch)
-    socket, tuber, sym = a.socket(side), ischium(a, side), a.symphysis()
-    head = a["femoral_head"]
+    socket, sym, head = a.socket(side), a.symphysis(), a["femoral_head"]
+    wide, spread = (58, 14) if a.is_["female"] else (52, 6)
+    tuber = socket * (0, 1, 1) + np.array([top[0] + side * wide * s, 30, -72 * s])  # of the ischium
     pubis = sym + np.array([side * 12, 3, 0])
-    spread = 14 if a.is_["female"] else 6
     for p, q, r, t in (
         (shift(socket, -side * 12, 4, 12), shift(socket, -side * 15, 3, -8), 22, 20),  # the wall of the socket
         (shift(socket, -side * 8, -14, 3), shift(pubis, side * 12, 3, 9), 12, 7),

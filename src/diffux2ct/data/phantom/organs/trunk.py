@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -28,10 +29,9 @@ class Body:
     planes: np.ndarray
     texture: np.ndarray
 
-    def muscle(self, slices: tuple[slice, slice, slice] | None = None) -> np.ndarray:
+    def muscle(self, slices: Any = ...) -> np.ndarray:
         """HU of muscle with fat grown into it, more so with adiposity; over the whole canvas or a part of it."""
-        t = self.texture if slices is None else self.texture[slices]
-        a = self.anatomy
+        t, a = self.texture[slices], self.anatomy
         marbling = np.clip(t - 0.4, 0, 2)
         marbling *= -(10 + 24 * a["adiposity"])
         marbling += 5 * t
