@@ -30,6 +30,7 @@ def write_series(
     number: int = 1,
     uid: str | None = None,
     image_type: tuple[str, ...] = ("ORIGINAL", "PRIMARY", "AXIAL"),
+    study: str = "1.2.3",
 ) -> str:
     """A DICOM series of 4x4 slices as files 1-01.dcm, ...; returns its UID."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -44,7 +45,7 @@ def write_series(
         data.SOPClassUID, data.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
         data.Modality, data.SeriesInstanceUID, data.SeriesNumber = modality, uid, number
         data.PatientID, data.PatientName, data.ImageType = patient, patient, list(image_type)
-        data.StudyInstanceUID = "1.2.3"
+        data.StudyInstanceUID = study
         if modality not in ("SR", "SEG"):
             data.Rows = data.Columns = 4
             data.BitsAllocated, data.BitsStored, data.HighBit = 16, 12, 11

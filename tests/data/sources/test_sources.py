@@ -153,6 +153,18 @@ def test_one_patient_id_for_all_is_an_anonymisers(tmp_path: Path) -> None:
     assert "ANON in P1, P2, P3" in discovery.notes[0]
 
 
+def test_scans_of_one_study_are_of_one_patient(tmp_path: Path) -> None:
+    """Folders with one anonymiser's PatientID, or with none; a chain of studies is one patient too."""
+    studies = {"P1/late": "1.1", "P2/early": "1.1", "P3": "1.2", "P4": "1.3", "P5": "1.4", "P6": "1.4"}
+    for name in ("ANON", ""):
+        for folder, study in studies.items():
+            write_series(tmp_path / f"raw{name}" / folder, patient=name, study=study)
+        write_series(tmp_path / f"raw{name}" / "P2/other", patient=name, study="1.2")
+        discovery = discover("folder", tmp_path / f"raw{name}")
+        assert [case.patient for case in discovery.cases] == ["P1", "P1", "P1", "P1", "P4", "P5", "P5"]
+        assert any(note.startswith("study 1.4 is in P5, P6, taken for one patient") for note in discovery.notes)
+
+
 def test_links_in_a_circle_end(tmp_path: Path) -> None:
     write_volume(tmp_path / "p1/ct.nii.gz")
     os.symlink(tmp_path, tmp_path / "p1/again")

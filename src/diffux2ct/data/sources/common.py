@@ -18,7 +18,9 @@ _VOXELS = (".img", ".img.gz", ".raw", ".raw.gz", ".zraw")  # of a header beside
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".7z", ".rar")
 _LABEL = re.compile(r"\d*(labels?|masks?|segs?|segmentations?|4label|5label)(maps?)?(tr|ts)?\d*")
 _NEUTRAL = {"ct", "data", "image", "images", "img", "volume", "volumes", "vol", "scan"}  # in names of all scans
-_TAGS = ["Modality", "SeriesInstanceUID", "SeriesNumber", "PatientID", "ImageType", "NumberOfFrames"]
+_TAGS = [
+    "Modality", "SeriesInstanceUID", "SeriesNumber", "PatientID", "StudyInstanceUID", "ImageType", "NumberOfFrames",
+]  # fmt: skip
 _KINDS = {
     "CR": "radiograph", "DX": "radiograph", "SEG": "segmentation", "SR": "report", "RTSTRUCT": "contours",
     "PR": "presentation state", "KO": "key object note",
@@ -36,7 +38,7 @@ class RawCase:
     ``.h5``. labels: its label file. series_uid, patient_id: which series of a DICOM folder; None = its CT series with
     most slices. folders: where the files of a series lie that is spread over several folders below path. remap: how
     its label values become ours, a key of ``labels.REMAP``; None = as stored. origin: the part of a collection that it
-    is from, such as COLONOG or CLINIC-metal.
+    is from, such as COLONOG or CLINIC-metal. study: StudyInstanceUID, which one patient alone has.
     """
 
     patient: str
@@ -47,6 +49,7 @@ class RawCase:
     origin: str = ""
     patient_id: str | None = None
     folders: tuple[Path, ...] = ()
+    study: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,7 @@ class DicomFolder:
     series_uid: str
     series_number: str
     patient: str
+    study: str
     localizer: bool
     mixed: bool
 
@@ -159,7 +163,7 @@ def probe(folder: Path) -> DicomFolder:
     picked = [paths[i] for i in sorted({round(k * (len(paths) - 1) / 4) for k in range(5)})] if paths else []
     headers = [header for header in map(read_header, picked) if header]
     first = headers[0] if headers else {}
-    tags = (first.get(tag, "") for tag in ("Modality", "SeriesInstanceUID", "SeriesNumber", "PatientID"))
+    tags = (first.get(tag, "") for tag in (*_TAGS[:4], "StudyInstanceUID"))
     localizer = bool(headers) and all("LOCALIZER" in header.get("ImageType", "").upper() for header in headers)
     mixed = len({(header.get("SeriesInstanceUID"), header.get("PatientID")) for header in headers}) > 1
     return DicomFolder(folder, len(paths), *tags, localizer, mixed)

@@ -81,13 +81,14 @@ def _series(tree: Tree) -> tuple[list[RawCase], list[tuple[str, str]], list[str]
             left_out.append((tree.below(folder), reason))
             continue
         else:
-            mixed = [(found.series_uid, RawCase(patient, folder, patient_id=found.patient))]
+            mixed = [(found.series_uid, RawCase(patient, folder, patient_id=found.patient, study=found.study))]
         for uid, case in mixed:
             parts.setdefault((uid, case.patient_id or ""), []).append(case)
     joined_notes: list[str] = []
     for (uid, _), own in parts.items():
         cases += _joined(uid, own, tree, joined_notes)
     cases, notes = _by_patient_id([(case, case.patient_id or "") for case in cases], tree)
+    cases = _by_study(cases, notes)
     return cases, left_out, [*joined_notes, *notes]
 
 
@@ -111,12 +112,14 @@ def _mixed_series(
 ) -> tuple[list[tuple[str, RawCase]], list[tuple[str, str]]]:
     """A scan, with its series, for each CT series of a patient in a folder that holds several; reads all headers."""
     counts: dict[tuple[str, str, str], int] = {}
+    studies: dict[str, str] = {}
     for path in sorted(found.path.iterdir()):
         if path.is_file() and (header := read_header(path)).get("SeriesInstanceUID"):
             series = (header["SeriesInstanceUID"], header.get("Modality", ""), header.get("PatientID", ""))
             # Each file is judged by itself: a scout may have the series of its slices.
             slices = 0 if "LOCALIZER" in header.get("ImageType", "").upper() else _frames(header)
             counts[series] = counts.get(series, 0) + slices
+            studies[series[0]] = header.get("StudyInstanceUID", "")
     cases, left_out = [], []
     for (uid, modality, patient_id), count in counts.items():
         where = f"{tree.below(found.path)} series {uid}"
@@ -125,13 +128,31 @@ def _mixed_series(
         elif count < 2:
             left_out.append((where, "a localizer (scout) or a single slice, not a CT volume"))
         else:
-            cases.append((uid, RawCase(patient, found.path, series_uid=uid, patient_id=patient_id)))
+            cases.append((uid, RawCase(patient, found.path, series_uid=uid, patient_id=patient_id, study=studies[uid])))
     return cases, left_out
 
 
 def _frames(header: dict[str, str]) -> int:
     number = header.get("NumberOfFrames", "")
     return int(number) if number.isdecimal() else 1
+
+
+def _by_study(cases: list[RawCase], notes: list[str]) -> list[RawCase]:
+    """Scans of one study are of one patient, whatever their folders are called; a note where that joins some.
+
+    A study of several PatientIDs, and one that all scans have, is no evidence: an anonymiser gave it.
+    """
+    studies = {case.study for case in cases} - {""}
+    owners: dict[str, str] = {}
+    for study in sorted(studies) if len(studies) > 1 else ():
+        own = [case for case in cases if case.study == study]
+        names, ids = {case.patient for case in own}, {case.patient_id for case in own} - {"", None}
+        names = {owners.get(name, name) for name in names}
+        if len(names) > 1 and len(ids) <= 1:
+            first = min(names & ids or names)
+            owners |= {name: first for name in [*owners, *names] if owners.get(name, name) in names}
+            notes.append(f"study {study} is in {', '.join(sorted(names))}, taken for one patient, {first}")
+    return [replace(case, patient=owners.get(case.patient, case.patient)) for case in cases]
 
 
 def _by_patient_id(series: Sequence[tuple[RawCase, str]], tree: Tree) -> tuple[list[RawCase], list[str]]:
