@@ -14,6 +14,7 @@ from PIL import Image
 from tests.cli import conftest as cli
 from tests.cli.tiny_run import SIZE
 from tests.cli.tiny_run import reconstruct as command
+from tests.data.io.test_xray_file import ramp, write_dicom
 
 import diffux2ct
 from diffux2ct.data.io.camera_file import read_camera_files
@@ -132,6 +133,14 @@ def test_bad_input_gets_one_line(model, change, message):
         diffux2ct.reconstruct(**given)
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_exchanged_radiographs_are_refused_by_their_headers(model, tmp_path):
+    frontal = write_dicom(tmp_path / "f.dcm", ramp(8, 8), ViewPosition="AP", PatientOrientation=["L", "F"])
+    lateral = write_dicom(tmp_path / "l.dcm", ramp(8, 8)[::-1], ViewPosition="LL")
+    diffux2ct.reconstruct(model, frontal, lateral, precision="fp32")
+    with pytest.raises(UserError, match=r"l\.dcm: given as frontal, but a lateral view by its own header; exchange"):
+        diffux2ct.reconstruct(model, lateral, frontal)
 
 
 def test_a_model_without_its_run_is_refused(model, xrays):
