@@ -3,6 +3,7 @@ import torch
 from torch import Tensor
 
 from diffux2ct.models.conditioning import Conditioning, ExpandConditioning, ImplicitConditioning, NoConditioning
+from diffux2ct.models.layers.blocks import ResBlock
 
 SMALL = {"channels": (8, 12, 16), "plane_channels": 16, "encoder_channels": (16, 24, 32, 32), "num_blocks": 1}
 
@@ -106,3 +107,25 @@ def test_implicit_conditions_are_channels_last_as_the_denoiser_is():
         assert h.dtype == torch.bfloat16
         assert h.is_contiguous(memory_format=torch.channels_last_3d)
         assert not h.is_contiguous()
+
+
+DROPOUTS = {"paper": 0.2, "small": 0.1, "tiny": 0.0}
+MODELS = ("model=diffux2ct", "model=diffux2ct conditioning=expand", "model=icm_reg", "model=x_ctrsnet_like")
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("size", DROPOUTS)
+def test_every_block_of_the_paper_s_models_has_its_dropout(model, size):
+    """The paper: 0.2 "for all experiments"; also in the plane encoder and decoder and in the regressors."""
+    from hydra import compose, initialize_config_module
+
+    from diffux2ct import build
+
+    with initialize_config_module("diffux2ct.configs", version_base="1.3"):
+        cfg = compose("train", ["dataset=phantom", "dataset.size=32", f"size={size}", *model.split()])
+    with torch.device("meta"):
+        network = build.build_reconstructor(build.resolved(cfg))
+    rates = [module.p for module in network.modules() if isinstance(module, torch.nn.Dropout)]
+    blocks = [module for module in network.modules() if isinstance(module, ResBlock)]
+    assert set(rates) == {DROPOUTS[size]}
+    assert len(rates) >= max(9, len(blocks))

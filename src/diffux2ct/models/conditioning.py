@@ -45,7 +45,7 @@ class ImplicitConditioning(Conditioning):
     Args:
         size: voxels per side, or (D, H, W).
         channels: C_h of each scale, finest first.
-        plane_channels ... num_blocks, uv_fusion, fusion, learnable_embedding: see `TriplaneGenerator`.
+        plane_channels ... num_blocks, uv_fusion, fusion, learnable_embedding, dropout: see `TriplaneGenerator`.
         hidden: width of the implicit decoder; None is plane_channels.
         checkpoint_decoder: recompute the voxel activations in backward (1 GiB in fp32 at 128^3, hidden 64).
     """
@@ -62,6 +62,7 @@ class ImplicitConditioning(Conditioning):
         fusion: str = "modulators",
         learnable_embedding: bool = True,
         checkpoint_decoder: bool = False,
+        dropout: float = 0.0,
     ):
         super().__init__()
         self.channels, self.checkpoint_decoder = tuple(channels), checkpoint_decoder
@@ -74,6 +75,7 @@ class ImplicitConditioning(Conditioning):
             uv_fusion=uv_fusion,
             fusion=fusion,
             learnable_embedding=learnable_embedding,
+            dropout=dropout,
         )
         self.size = self.generator.size
         self.decoders = nn.ModuleList(
@@ -114,6 +116,7 @@ class ExpandConditioning(Conditioning):
         plane_channels: int = 64,
         encoder_channels: Sequence[int] = (64, 128, 256, 256),
         num_blocks: int = 2,
+        dropout: float = 0.0,
     ):
         super().__init__()
         if len(channels) > len(encoder_channels):
@@ -122,8 +125,8 @@ class ExpandConditioning(Conditioning):
             )
         self.channels = tuple(channels)
         self.stem = conv_norm_act(2, 1, plane_channels)
-        self.encoder = PlaneEncoder(plane_channels, encoder_channels, num_blocks)
-        self.decoder = PlaneDecoder(encoder_channels, plane_channels)
+        self.encoder = PlaneEncoder(plane_channels, encoder_channels, num_blocks, dropout)
+        self.decoder = PlaneDecoder(encoder_channels, plane_channels, dropout)
         self.projections = nn.ModuleList(nn.Conv2d(plane_channels, width, 1) for width in self.channels)
 
     def features(self, xray: Tensor) -> list[Tensor]:

@@ -133,7 +133,7 @@ class UNet3d(nn.Module):
         if any(side % factor for side in x.shape[2:]):
             raise UserError(f"denoiser: a volume of {tuple(x.shape[2:])} voxels; choose sides divisible by {factor}")
         if len(conditions) != len(self.down):
-            raise ValueError(f"denoiser: {len(conditions)} conditions for {len(self.down)} stages")
+            raise UserError(f"denoiser: {len(conditions)} conditions for {len(self.down)} stages; give one for each")
         sides = [max(x.shape[2:]) // 2**i for i in range(len(self.down))]
         if not self.checkpoint_stages.issubset(sides):
             raise UserError(

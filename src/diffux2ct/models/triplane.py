@@ -69,13 +69,13 @@ class InterleavedConv(nn.Module):
 class PlaneEncoder(nn.Module):
     """2D encoder, the same for both views: residual blocks per level, a convolution of stride 2 between."""
 
-    def __init__(self, in_channels: int, channels: Sequence[int], num_blocks: int):
+    def __init__(self, in_channels: int, channels: Sequence[int], num_blocks: int, dropout: float = 0.0):
         super().__init__()
         self.levels, self.downsample = nn.ModuleList(), nn.ModuleList()
         below = in_channels
         for i, width in enumerate(channels):
             widths = [below] + [width] * (num_blocks - 1)
-            self.levels.append(nn.Sequential(*(ResBlock(2, w, width) for w in widths)))
+            self.levels.append(nn.Sequential(*(ResBlock(2, w, width, dropout=dropout) for w in widths)))
             if i < len(channels) - 1:
                 self.downsample.append(Downsample(2, width, width))
             below = width
@@ -94,11 +94,11 @@ class PlaneEncoder(nn.Module):
 class PlaneDecoder(nn.Module):
     """The light decoder, the same for all planes: bilinear x2, concatenate the skip, one residual block."""
 
-    def __init__(self, channels: Sequence[int], out_channels: int):
+    def __init__(self, channels: Sequence[int], out_channels: int, dropout: float = 0.0):
         super().__init__()
         *skips, bottom = channels
-        self.bottom = ResBlock(2, bottom, out_channels)
-        self.levels = nn.ModuleList(ResBlock(2, out_channels + skip, out_channels) for skip in skips)
+        self.bottom = ResBlock(2, bottom, out_channels, dropout=dropout)
+        self.levels = nn.ModuleList(ResBlock(2, out_channels + skip, out_channels, dropout=dropout) for skip in skips)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Encoder features, finest first -> decoded planes of every level, finest first."""
@@ -169,9 +169,9 @@ class MeanFusion(nn.Module):
 class ResBlockFusion(nn.Module):
     """Eq. 4 replaced by a residual block on both views (Table 3, ResNet)."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, dropout: float = 0.0):
         super().__init__()
-        self.block = ResBlock(2, 2 * channels, channels)
+        self.block = ResBlock(2, 2 * channels, channels, dropout=dropout)
 
     def forward(self, front: Tensor, side: Tensor) -> Tensor:
         """Two [b, c, h, w] -> one."""
@@ -203,6 +203,7 @@ class TriplaneGenerator(nn.Module):
         uv_fusion: how Eq. 4 lays out the axial plane: literal, transpose or axis (`lay_out_axial`).
         fusion: modulators (Eq. 3-4), or Table 3's mean and resnet.
         learnable_embedding: False drops Eq. 5's second term (Table 3).
+        dropout: before the second convolution of each residual block.
 
     Raises:
         UserError: sides that do not fit the levels or the fusion; X-rays of another size.
@@ -218,6 +219,7 @@ class TriplaneGenerator(nn.Module):
         uv_fusion: str = "literal",
         fusion: str = "modulators",
         learnable_embedding: bool = True,
+        dropout: float = 0.0,
     ):
         super().__init__()
         self.size = (size, size, size) if isinstance(size, int) else tuple(size)
@@ -228,10 +230,10 @@ class TriplaneGenerator(nn.Module):
         self.perturbation_shape = (encoder_channels[-1], height // factor, width // factor)
         self.stem = conv_norm_act(2, 1, plane_channels)
         self.interleave = InterleavedConv(plane_channels)
-        self.encoder = PlaneEncoder(plane_channels, encoder_channels, num_blocks)
-        self.fusions = nn.ModuleList(_make_fusion(fusion, width) for width in encoder_channels)
+        self.encoder = PlaneEncoder(plane_channels, encoder_channels, num_blocks, dropout)
+        self.fusions = nn.ModuleList(_make_fusion(fusion, width, dropout) for width in encoder_channels)
         self.embedding = LearnableEmbedding(*self.perturbation_shape) if learnable_embedding else None
-        self.decoder = PlaneDecoder(encoder_channels, plane_channels)
+        self.decoder = PlaneDecoder(encoder_channels, plane_channels, dropout)
 
     def forward(
         self, frontal: Float[Tensor, "b 1 d w"], lateral: Float[Tensor, "b 1 d h"], z: Plane | None = None
@@ -279,10 +281,10 @@ class TriplaneGenerator(nn.Module):
             )
 
 
-def _make_fusion(fusion: str, channels: int) -> nn.Module:
+def _make_fusion(fusion: str, channels: int, dropout: float) -> nn.Module:
     if fusion == "mean":
         return MeanFusion()
-    return ViewModulators(channels) if fusion == "modulators" else ResBlockFusion(channels)
+    return ViewModulators(channels) if fusion == "modulators" else ResBlockFusion(channels, dropout)
 
 
 def _check_options(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffux2ct.models.conditioning import Conditioning
-from diffux2ct.models.layers.blocks import conv_norm_act
+from diffux2ct.models.layers.blocks import two_convs
 from diffux2ct.types import Plane, Volume, Xrays
 
 
@@ -22,15 +22,15 @@ class FeatureDecoder3d(nn.Module):
     convolutions of h^(i)'s width; then a convolution to one channel.
     """
 
-    def __init__(self, channels: Sequence[int]) -> None:
+    def __init__(self, channels: Sequence[int], dropout: float = 0.0) -> None:
         super().__init__()
         fine_first = list(channels)
         below = fine_first.pop()
-        self.coarsest = nn.Sequential(conv_norm_act(3, below, below), conv_norm_act(3, below, below))
+        self.coarsest = two_convs(3, below, below, dropout)
         self.stages = nn.ModuleList()
         while fine_first:
             width = fine_first.pop()
-            self.stages.append(nn.Sequential(conv_norm_act(3, below + width, width), conv_norm_act(3, width, width)))
+            self.stages.append(two_convs(3, below + width, width, dropout))
             below = width
         self.out = nn.Conv3d(below, 1, 3, padding=1)
 
@@ -46,13 +46,16 @@ class FeatureDecoder3d(nn.Module):
 
 
 class IcmReg(nn.Module):
-    """X-rays -> conditions -> CT. Any conditioning will do; the paper's is implicit, with four scales."""
+    """X-rays -> conditions -> CT. Any conditioning will do; the paper's is implicit, with four scales.
 
-    def __init__(self, conditioning: Conditioning) -> None:
+    dropout: of the decoder; the conditioning has its own.
+    """
+
+    def __init__(self, conditioning: Conditioning, dropout: float = 0.0) -> None:
         super().__init__()
         self.conditioning = conditioning
         self.size = getattr(conditioning, "size", None)
-        self.decoder = FeatureDecoder3d(conditioning.channels)
+        self.decoder = FeatureDecoder3d(conditioning.channels, dropout)
 
     def forward(self, xrays: Xrays, z: Plane | None = None) -> Volume:
         """X-rays in [-1, 1], and the z of Eq. 5 (see `Conditioning`) -> CT, not clamped."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from diffux2ct.errors import UserError
 from diffux2ct.models.baselines.icm_reg import FeatureDecoder3d
-from diffux2ct.models.layers.blocks import Downsample, conv_norm_act
+from diffux2ct.models.layers.blocks import Downsample, conv_norm_act, two_convs
 from diffux2ct.models.triplane import PlaneEncoder
 from diffux2ct.types import Volume, Xray, Xrays
 
@@ -47,10 +47,11 @@ class ViewLift(nn.Module):
         encoder_channels: Sequence[int],
         num_blocks: int,
         channels: Sequence[int],
+        dropout: float,
     ) -> None:
         super().__init__()
         self.stem = conv_norm_act(2, 1, plane_channels)
-        self.encoder = PlaneEncoder(plane_channels, encoder_channels, num_blocks)
+        self.encoder = PlaneEncoder(plane_channels, encoder_channels, num_blocks, dropout)
         self.lifts = nn.ModuleList(
             ChannelsToDepth(view, planes, width, size // 2**level)
             for level, (planes, width) in enumerate(zip(encoder_channels, channels, strict=True))
@@ -75,6 +76,7 @@ class XCtrsNetLike(nn.Module):
         plane_channels, encoder_channels, num_blocks: of the 2D encoders; a level for each entry.
         view_channels: of one view's volume at each level.
         volume_channels: of the U-Net at each level.
+        dropout: before the second convolution of each block.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class XCtrsNetLike(nn.Module):
         num_blocks: int = 2,
         view_channels: Sequence[int] = (8, 16, 32, 64),
         volume_channels: Sequence[int] = (32, 64, 128, 256),
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         num_levels = len(encoder_channels)
@@ -100,17 +103,16 @@ class XCtrsNetLike(nn.Module):
             )
         self.size = size
         self.frontal, self.lateral = (
-            ViewLift(view, size, plane_channels, encoder_channels, num_blocks, view_channels) for view in _RAY_AXIS
+            ViewLift(view, size, plane_channels, encoder_channels, num_blocks, view_channels, dropout)
+            for view in _RAY_AXIS
         )
         self.stages, self.downsample = nn.ModuleList(), nn.ModuleList()
         below = 0
         for view_width, width in zip(view_channels, volume_channels, strict=True):
-            self.stages.append(
-                nn.Sequential(conv_norm_act(3, below + 2 * view_width, width), conv_norm_act(3, width, width))
-            )
+            self.stages.append(two_convs(3, below + 2 * view_width, width, dropout))
             below = width
         self.downsample.extend(Downsample(3, width, width) for width in volume_channels[:-1])
-        self.decoder = FeatureDecoder3d(volume_channels)
+        self.decoder = FeatureDecoder3d(volume_channels, dropout)
 
     def forward(self, xrays: Xrays) -> Volume:
         """X-rays in [-1, 1] -> CT, not clamped."""

@@ -43,6 +43,18 @@ def conv_norm_act(dims: int, in_channels: int, out_channels: int) -> nn.Sequenti
     return nn.Sequential(conv, GroupNormSiLU(out_channels))
 
 
+def two_convs(dims: int, in_channels: int, out_channels: int, dropout: float) -> nn.Sequential:
+    """Two `conv_norm_act` with dropout between them, where a residual block has it."""
+    _check_dropout(dropout)
+    first, second = conv_norm_act(dims, in_channels, out_channels), conv_norm_act(dims, out_channels, out_channels)
+    return nn.Sequential(first, nn.Dropout(dropout), second)
+
+
+def _check_dropout(dropout: float) -> None:
+    if not 0 <= dropout < 1:
+        raise UserError(f"dropout={dropout}: must lie between 0 and 1")
+
+
 class ResBlock(nn.Module):
     """SR3's residual block in 2D or 3D: GN-SiLU-Conv, + Linear(time), GN-SiLU-Dropout-Conv, 1-wide skip.
 
@@ -53,8 +65,7 @@ class ResBlock(nn.Module):
         self, dims: int, in_channels: int, out_channels: int, time_channels: int | None = None, dropout: float = 0.0
     ):
         super().__init__()
-        if not 0 <= dropout < 1:
-            raise UserError(f"dropout={dropout}: must lie between 0 and 1")
+        _check_dropout(dropout)
         conv = CONV[dims]
         self.norm1 = GroupNormSiLU(in_channels)
         self.conv1 = conv(in_channels, out_channels, 3, padding=1)
