@@ -152,3 +152,18 @@ def test_waiting_for_data_is_told(tmp_path):
         train_toy(tmp_path / name, cases=cases, max_steps=4, log_every=4)
         share = read_csv(tmp_path / name)[4, "data_wait_share"]
         assert low <= share <= high, name
+
+
+def test_wandb_without_a_network_records_offline_and_says_so(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("wandb")
+    from diffux2ct.training.loggers import WandbLogger
+
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    logger = WandbLogger(tmp_path, {}, project="p", name="n", mode="online")
+    logger.scalars(1, {"loss": 0.5})
+    logger.close()
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 1
+    assert "logger.wandb.mode=online: http://127.0.0.1:9 cannot be reached" in warnings[0]
+    assert len(list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))) == 1

@@ -1,9 +1,13 @@
 """Loggers of a run's numbers and pictures: CSV always, TensorBoard and Weights & Biases on request."""
 
 import csv
+import os
 import secrets
+import sys
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import numpy as np
 
@@ -99,6 +103,10 @@ class WandbLogger:
         known = resume_step > 0 and note.exists()
         run_id = note.read_text(encoding="utf-8").strip() if known else secrets.token_hex(4)
         note.write_text(run_id + "\n", encoding="utf-8")
+        if mode == "online" and (fault := _unreachable(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))):
+            warning = f"warning: logger.wandb.mode=online: {fault}; recording offline (wandb sync uploads it later)"
+            print(warning, file=sys.stderr)
+            mode = "offline"
         self.run = wandb.init(
             dir=str(run_dir), config=config, project=project, name=name, id=run_id, resume="allow", mode=mode
         )
@@ -113,6 +121,17 @@ class WandbLogger:
 
     def close(self) -> None:
         self.run.finish()
+
+
+def _unreachable(url: str) -> str | None:
+    """Why a server does not respond, by way of a proxy where one is set; None where it does, if only to refuse."""
+    try:
+        urlopen(url, timeout=10).close()
+    except HTTPError:
+        return None
+    except (OSError, ValueError) as error:
+        return f"{url} cannot be reached ({getattr(error, 'reason', error)})"
+    return None
 
 
 class Loggers:
