@@ -76,7 +76,7 @@ def test_loss_curve_of_twenty_steps_is_golden(go, request):
     golden = json.loads(GOLDEN.read_text())["losses"]
     # Wide enough for another CPU's order of summation, far narrower than any change of the method.
     np.testing.assert_allclose(losses, golden, rtol=5e-3)
-    assert sum(losses[10:]) < sum(losses[:10])  # it learns
+    assert np.mean(losses[10:]) < 0.7 * losses[0]  # it learns, at whatever timesteps were drawn
 
 
 def test_accumulated_parts_give_the_whole_batch_s_step(go):

@@ -28,6 +28,7 @@ from diffux2ct.evaluation.results import summarize
 from diffux2ct.evaluation.scored_case import ScoredCase
 from diffux2ct.intensity import to_hu
 from diffux2ct.reconstructors.precision import autocast, effective
+from diffux2ct.seeding import CPU, seeded_generator
 from diffux2ct.types import VIEWS
 
 XRAY_SOURCES = ("paired", "shuffled", "swapped")
@@ -120,7 +121,7 @@ class _Job:
     def reconstruct(self, indices: Sequence[int]) -> tuple[Tensor, float]:
         """Volumes [B, 1, D, H, W] on the CPU, and seconds per volume (transfers included)."""
         xrays = _xrays(self.dataset, indices, self.xray_source)
-        generator = _generator(self.seed, indices[0])
+        generator = seeded_generator(CPU, self.seed, indices[0])  # on the CPU: a seed gives the same noise everywhere
         start = time.perf_counter()
         with torch.inference_mode(), autocast(self.precision, self.device):
             on_device = {view: image.to(self.device) for view, image in xrays.items()}
@@ -161,12 +162,6 @@ def _check(dataset: EvaluationDataset, out_dir: Path, xray_source: str, context:
     clash = sorted(key for key in context if key in _OWN_KEYS or find_metric(key))
     if clash:
         raise ValueError(f"context may not redefine {', '.join(clash)}")
-
-
-def _generator(seed: int, index: int) -> torch.Generator:
-    """On the CPU, whatever the device computes, so that a seed gives the same noise everywhere."""
-    state = int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0])
-    return torch.Generator().manual_seed(state >> 1)
 
 
 def _xrays(dataset: EvaluationDataset, indices: Sequence[int], source: str) -> dict[str, Tensor]:

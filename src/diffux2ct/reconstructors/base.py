@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from diffux2ct.errors import UserError
+from diffux2ct.seeding import CPU, seeded_generator
 from diffux2ct.types import VIEWS, Volume, Xrays
 
 Batch = Mapping[str, Tensor]
@@ -99,7 +100,7 @@ def seeded_normal(shape: Sequence[int], seeds: Tensor, device: torch.device, sal
 
     A sample's noise then depends neither on its place in the batch nor on how many processes share the batch.
     """
-    generators = [seeded_generator(seed, device, salt) for seed in seeds.tolist()]
+    generators = [seeded_generator(device, seed, salt) for seed in seeds.tolist()]
     return torch.stack([torch.randn(shape, generator=generator, device=device) for generator in generators])
 
 
@@ -108,20 +109,12 @@ def seeded_perturbation(network: nn.Module, seeds: Tensor, device: torch.device,
     draw: Callable[..., Tensor | None] | None = getattr(network, "sample_perturbation", None)
     if draw is None:
         return None
-    generators = [seeded_generator(seed, device, salt) for seed in seeds.tolist()]
+    generators = [seeded_generator(device, seed, salt) for seed in seeds.tolist()]
     draws = [draw(1, generator, device) for generator in generators]
     return None if draws[0] is None else torch.cat([z for z in draws if z is not None])
 
 
 def seeded_integers(high: int, seeds: Tensor, device: torch.device, salt: int = 0) -> Tensor:
     """Integers [B] uniform in 0 .. high-1, each sample from its own seed."""
-    cpu = torch.device("cpu")
-    draws = [int(torch.randint(high, (), generator=seeded_generator(seed, cpu, salt))) for seed in seeds.tolist()]
+    draws = [int(torch.randint(high, (), generator=seeded_generator(CPU, seed, salt))) for seed in seeds.tolist()]
     return torch.tensor(draws, device=device)
-
-
-def seeded_generator(seed: int, device: torch.device, salt: int = 0) -> torch.Generator:
-    """A generator on ``device``; ``salt`` keeps several draws of one sample independent."""
-    # The meta device has no generator and draws no values.
-    own = torch.device("cpu") if device.type == "meta" else device
-    return torch.Generator(device=own).manual_seed((seed * 1_000_003 + salt) % (2**63 - 1))

@@ -15,6 +15,7 @@ from diffux2ct.errors import UserError
 from diffux2ct.reconstructors.base import Objective, Trainable
 from diffux2ct.reconstructors.cost import step_flops
 from diffux2ct.reconstructors.precision import effective
+from diffux2ct.seeding import seed_all
 from diffux2ct.training.checkpoints import file as checkpoint
 from diffux2ct.training.checkpoints.resume import Resume, case_digest
 from diffux2ct.training.divergence import Diverged, LossWatch, write_bad_batch
@@ -24,12 +25,13 @@ from diffux2ct.training.processes.distributed import is_sharded, shard
 from diffux2ct.training.processes.signals import Interrupted, StopSignal
 from diffux2ct.training.settings import TrainerSettings, resolve_device
 from diffux2ct.training.state import Ema, OptimizerFactory, RunState, prepare_model
-from diffux2ct.training.steps import endless_batches, step_objectives, step_seed
+from diffux2ct.training.steps import endless_batches, step_objectives
 from diffux2ct.training.validation import Validator
 
 BEST_METRIC = "val/psnr3d"
 # Between the seeds of a run before and after it stepped back.
 _STEP_BACK_SEEDS = 15_485_863
+_STEP = 1  # salt of what a step draws globally: dropout
 
 
 @dataclass
@@ -76,7 +78,7 @@ class Run:
         """Step each objective in order on the same batch; returns losses and gradient norms by name."""
         state = self.state
         # After the batches: a loader that starts draws from the global generator too, and a resumed run starts one.
-        torch.manual_seed(step_seed(self.draws.seed, state.step, self.rank))
+        seed_all(self.draws.seed, state.step, self.rank, _STEP)
         losses = step_objectives(self.objectives, state, self.run_step, self.wrapped, parts, self.settings, self.device)
         if state.ema:
             state.ema.update(state.model)

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from diffux2ct.errors import UserError
 from diffux2ct.reconstructors.base import Objective
 from diffux2ct.reconstructors.precision import autocast
+from diffux2ct.seeding import derived_seed
 from diffux2ct.training.processes import distributed
 from diffux2ct.training.processes.failures import of_worker
 from diffux2ct.training.processes.signals import leave_to_the_main_process
@@ -18,16 +19,9 @@ from diffux2ct.training.settings import TrainerSettings
 from diffux2ct.training.state import RunState
 
 
-def step_seed(seed: int, step: int, rank: int) -> int:
-    """The seed of one step on one rank; feeds dropout and anything else that draws globally."""
-    return (seed * 1_000_003 + step) * 4_099 + rank
-
-
 def sample_seeds(seed: int, step: int, first: int, count: int) -> Tensor:
     """One seed per sample [count] of the global batch, starting at its ``first`` sample."""
-    # Below 2**62, whatever the seed, to fit a tensor of int64.
-    base = ((seed * 1_000_003 + step) * 65_537 + first) % 2**62
-    return torch.tensor([base + i for i in range(count)])
+    return torch.tensor([derived_seed(seed, step, first + i) for i in range(count)])
 
 
 def endless_batches(

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from diffux2ct.intensity import denormalize_hu
 from diffux2ct.reconstructors.base import Reconstructor, Trainable, xrays_of
 from diffux2ct.reconstructors.precision import autocast
+from diffux2ct.seeding import CPU, seeded_generator
 from diffux2ct.training.loggers import Loggers
 from diffux2ct.training.settings import TrainerSettings
 from diffux2ct.training.state import Ema
@@ -53,7 +54,7 @@ class Validator:
         with _evaluating(model), ema.applied_to(model) if ema else nullcontext():
             for index in range(count):
                 case = {k: v[None].to(device) for k, v in self.dataset[index].items() if isinstance(v, Tensor)}
-                generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + index)
+                generator = seeded_generator(CPU, settings.seed, index)
                 with stoppable(), autocast(settings.precision, device):
                     volume = model.reconstruct(xrays_of(case), generator=generator, **self.sampling)
                 prediction, truth = volume[0, 0].float().cpu(), case["volume"][0, 0].cpu()

@@ -16,7 +16,10 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Sampler
 
+from diffux2ct.seeding import CPU, seeded_generator
 from diffux2ct.training.settings import TrainerSettings
+
+_SHUFFLE = 2  # salt of the order of an epoch
 
 
 def start() -> tuple[int, int]:
@@ -125,7 +128,7 @@ class StepSampler(Sampler[list[int]]):
     def _index(self, position: int) -> int:
         epoch, offset = divmod(position, self.length)
         if epoch != self._epoch:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            generator = seeded_generator(CPU, self.seed, epoch, _SHUFFLE)
             self._epoch, self._order = epoch, torch.randperm(self.length, generator=generator)
         return int(self._order[offset])
 

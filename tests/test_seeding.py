@@ -1,0 +1,52 @@
+"""Streams of different numbers differ, in all bits that a generator keeps."""
+
+import numpy as np
+import pytest
+import torch
+
+from diffux2ct.seeding import derived_seed, seed_all, seeded_generator
+from diffux2ct.training.steps import sample_seeds
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.slow
+def test_no_two_of_a_million_samples_share_a_seed():
+    """Of 500,000 steps. An earlier mixing gave sample 1 of step s the noise of sample 0 of step s + 65535."""
+    seeds = [sample_seeds(0, step, 0, 2) for step in range(500_000)]
+    assert len(torch.cat(seeds).unique()) == 1_000_000
+    assert derived_seed(0, 65535 + 7, 1) != derived_seed(0, 7, 0)
+
+
+def test_a_generator_on_the_cpu_keeps_more_than_32_bits():
+    """manual_seed alone gives these two the same stream."""
+    a, b = (torch.Generator().manual_seed(seed) for seed in (5, 5 + 2**32))
+    assert torch.equal(torch.randn(9, generator=a), torch.randn(9, generator=b))
+    words = {tuple(seeded_generator(CPU, n).get_state()[24:64].tolist()) for n in range(2000)}
+    assert len(words) == 2000
+
+
+def test_the_stream_is_numpy_s_mersenne_twister_of_the_same_words():
+    """So that a PyTorch whose state lies otherwise is noticed."""
+    drawn = torch.empty(2000, dtype=torch.int64).random_(0, 2**20, generator=seeded_generator(CPU, 3, 1, 4))
+    twister = np.random.MT19937()
+    key = np.random.SeedSequence([3, 1, 4]).generate_state(624)
+    twister.state = {"bit_generator": "MT19937", "state": {"key": key, "pos": 624}}
+    np.testing.assert_array_equal(drawn.numpy(), twister.random_raw(2000) % 2**20)
+
+
+def test_normal_draws_are_normal_and_follow_their_numbers():
+    draws = [torch.randn(100_000, generator=seeded_generator(CPU, 0, step)) for step in (1, 2, 1)]
+    torch.testing.assert_close(draws[0], draws[2], rtol=0, atol=0)
+    assert abs(float(torch.corrcoef(torch.stack(draws[:2]))[0, 1])) < 0.02
+    assert abs(float(draws[0].mean())) < 0.02
+    assert abs(float(draws[0].std()) - 1) < 0.02
+
+
+def test_the_global_generator_follows_its_numbers():
+    seed_all(1, 2, 3)
+    first = torch.rand(5)
+    seed_all(1, 2, 4)
+    assert not torch.equal(torch.rand(5), first)
+    seed_all(1, 2, 3)
+    assert torch.equal(torch.rand(5), first)
