@@ -97,6 +97,8 @@ def test_every_data_set_passes(dataset):
         ("+dataset.foo=1", "unknown key 'dataset.foo'"),
         ("+model.foo=1", "unknown key 'model.foo'"),
         ("+optim.foo=1", "unknown key 'optim.foo'"),
+        ("model._target_=abc", "model._target_=abc: no such class"),
+        ("loss._target_=null", "loss._target_=None: no such class"),
     ],
 )
 def test_a_setting_of_the_wrong_type_is_refused_by_its_name(override, message):

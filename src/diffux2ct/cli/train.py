@@ -232,7 +232,11 @@ def _check_node(node: Any, prefix: str) -> None:
     if not isinstance(node, Mapping):
         return
     if "_target_" in node:
-        check_call(get_class(node["_target_"]), node, prefix)
+        try:
+            target = get_class(node["_target_"])
+        except Exception as error:
+            raise UserError(f"{prefix}_target_={node['_target_']}: no such class; name one of ours or yours") from error
+        check_call(target, node, prefix)
     for key, part in node.items():
         _check_node(part, f"{prefix}{key}.")
 
