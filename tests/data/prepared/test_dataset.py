@@ -119,6 +119,9 @@ def test_damage_is_named(root: Path) -> None:
     np.save(root / "cases" / "a" / "volume.npy", np.zeros((16, 16, 8), np.int16))
     with pytest.raises(UserError, match=r"cases/a/volume\.npy: int16 \(16, 16, 8\), where .* promises \(16, 16, 16\)"):
         PreparedDataset(root)
+    (root / "cases" / "a" / "volume.npy").write_bytes(b"")
+    with pytest.raises(UserError, match=r"volume\.npy: missing or damaged"):
+        PreparedDataset(root)
     (root / "cases" / "a" / "volume.npy").unlink()
     with pytest.raises(UserError, match=r"volume\.npy: missing or damaged"):
         PreparedDataset(root)

@@ -228,7 +228,7 @@ def load_array(folder: Path, name: str) -> np.ndarray:
     path = folder / f"{name}.npy"
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path}: missing or damaged; delete {folder} and prepare it again") from error
 
 
