@@ -148,29 +148,19 @@ def reconstruct(
 
     # Load the model and check that the X-rays are what it was trained on.
     run, weights = _loaded(ckpt, device, weights)
-    dataset = run.cfg.dataset
-    size, grid_spacing = model_grid(dataset) if spacing is None else (int(dataset.size), list(spacing_xyz(spacing)))
-    notes = check_cameras(cameras, size, grid_spacing, dataset)
-    notes += [note for image in images.values() for note in image.meta.get("notes", ())]
-    first_voxel, origin_source = place(cameras, size, grid_spacing, given and list(given))
-    xrays = prepare_xrays(images, size, dataset.xray_normalization)
+    grid = _grid(run.cfg.dataset, cameras, spacing, given and list(given))
+    xrays = prepare_xrays(images, grid["size"], run.cfg.dataset.xray_normalization)
     sampling = run.sampling(sampler or {}, perturbation)
-
     start = time.perf_counter()
-    volume = _sample(run, xrays, seed, precision, sampling)
-    hu = to_hu(volume[None], tuple(dataset.window))
+    hu = to_hu(_sample(run, xrays, seed, precision, sampling)[None], tuple(run.cfg.dataset.window))
     record = _record(run, weights, images, hashes) | {
         "seed": seed,
         "sampler": sampling_record(sampling),
-        "size": size,
-        "spacing": grid_spacing,
-        "origin": first_voxel,
-        "origin_source": origin_source,
-        "notes": notes,
+        **grid,
         "precision": effective(precision, _device(run.reconstructor)),
         "seconds": round(time.perf_counter() - start, 3),
     }
-    return Reconstruction(hu, grid_spacing, first_voxel, xrays, record)
+    return Reconstruction(hu, grid["spacing"], grid["origin"], xrays, record)
 
 
 def prepare_xrays(
@@ -317,6 +307,16 @@ def _plain_numbers(value: Any) -> Any:
         return value if value is None else np.asarray(value, dtype=float).tolist()
     except (TypeError, ValueError):
         return value
+
+
+def _grid(
+    dataset: DictConfig, cameras: Mapping[str, CameraFile], spacing: Any, given: list[float] | None
+) -> dict[str, Any]:
+    """Size, spacing and position of the CT, and notes on the cameras, as ``reconstruct.json`` has them."""
+    size, steps = model_grid(dataset) if spacing is None else (int(dataset.size), list(spacing_xyz(spacing)))
+    notes = check_cameras(cameras, size, steps, dataset)
+    origin, source = place(cameras, size, steps, given)
+    return {"size": size, "spacing": steps, "origin": origin, "origin_source": source, "notes": notes}
 
 
 def _record(
