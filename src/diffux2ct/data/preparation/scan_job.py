@@ -97,11 +97,7 @@ def prepare_scan(job: ScanJob) -> ScanResult:
 
 
 def survey_scan(job: ScanJob) -> ScanResult:
-    """Read one scan and its labels as ``prepare_scan`` does, writing nothing: ``found`` holds entries of case.json.
-
-    All of the scan is read, and implants are put in where the settings say so: only its voxels show whether it is
-    whole, in HU and the same as another, and whether its pedicles can take screws.
-    """
+    """Read one scan and its labels as ``prepare_scan`` does, implants included, for ``found``; write nothing."""
     if job.settings.grid == "stored":
         from diffux2ct.data.preparation.stored import look_at_stored
 
@@ -179,11 +175,9 @@ def _read_labels(job: ScanJob, ct: CtImage, notes: list[str]) -> tuple[LabelImag
         return None, False
     try:
         labels = read_labels(path)
+        _check_place(labels, ct, path)
     except UserError as error:
         notes.append(f"labels left out: {error}")
-        return None, False
-    if fault := _misplaced(labels, ct):
-        notes.append(f"labels left out: {path}: {fault}")
         return None, False
     chosen = job.scheme is not None
     names_c1 = numbers is None or numbers.get(1) == LABELS["C1"]
@@ -203,22 +197,19 @@ def _read_labels(job: ScanJob, ct: CtImage, notes: list[str]) -> tuple[LabelImag
     return labels, False
 
 
-def _misplaced(labels: LabelImage, ct: CtImage) -> str | None:
-    """The fault of labels with as many voxels along each axis as the CT and another place; None where they fit.
+def _check_place(labels: LabelImage, ct: CtImage, path: Path) -> None:
+    """UserError for labels with the CT's numbers of voxels and another place.
 
-    Labels on a grid of their own lie where their affine places them; those of the CT's own array were drawn on it, and
-    another affine (often the identity) moves them off what they name.
+    They were drawn on the CT, and another affine (often the identity) moves them off what they name.
     """
-    if sorted(labels.labels.shape) != sorted(ct.hu.shape):
-        return None
     apart = float(np.abs(np.subtract(labels.origin, ct.origin)).max())
-    same_place = apart <= 0.51 * min(ct.spacing) and np.allclose(labels.spacing, ct.spacing, rtol=0.01, atol=0)
-    if same_place and labels.labels.shape == ct.hu.shape:
-        return None
-    return (
-        f"of its CT's size, yet its affine places it elsewhere (first voxels {apart:.0f} mm apart, "
-        f"{' x '.join(f'{s:.3g}' for s in labels.spacing)} mm a voxel); save it with the CT's affine"
-    )
+    alike = labels.labels.shape == ct.hu.shape and np.allclose(labels.spacing, ct.spacing, rtol=0.01, atol=0)
+    fits = alike and apart <= 0.51 * min(ct.spacing)
+    if sorted(labels.labels.shape) == sorted(ct.hu.shape) and not fits:
+        raise UserError(
+            f"{path}: of its CT's size, yet its affine places it elsewhere (first voxels {apart:.0f} mm apart, "
+            f"{' x '.join(f'{s:.3g}' for s in labels.spacing)} mm a voxel); save it with the CT's affine"
+        )
 
 
 def _look(job: ScanJob, result: ScanResult) -> None:
@@ -235,8 +226,8 @@ def _cut_cases(job: ScanJob, result: ScanResult) -> None:
     # Read the scan and place its cubes.
     ct, labels, meta = _read(job)
     meta["sha256"] = job.sha256
-    with suppress(OSError):
-        meta["labels_sha256"] = "" if job.raw.labels else None  # "" if they cannot be read
+    meta["labels_sha256"] = "" if job.raw.labels else None
+    with suppress(OSError):  # "" if they cannot be read
         meta["labels_sha256"] = job.raw.labels and sha256_of(job.raw.labels)
     centres = _centres(ct, labels, job)
     # Clear the couch and put in implants.
@@ -272,7 +263,7 @@ def _cut_cases(job: ScanJob, result: ScanResult) -> None:
 def _centres(ct: CtImage, labels: LabelImage | None, job: ScanJob) -> list[tuple[np.ndarray, float]]:
     """The centre (mm LPS) of each of the scan's cubes, and the share of the cube that the scan fills.
 
-    Raises UserError where labels are missing that the grid needs, and where ``min_filled`` leaves the scan out.
+    Raises UserError where ``min_filled`` leaves the scan out.
     """
     settings = job.settings
     side = settings.size * settings.spacing

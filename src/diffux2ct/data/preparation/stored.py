@@ -90,14 +90,16 @@ def plan_stored(raw: Path, out: Path, request: Request) -> Plan:
         )
         notes += conflicts
     if split is None or (isinstance(split, Mapping) and dict(split) == SPLIT):
-        split = SPLIT
-        if lists is not None:
-            notes.append("split: by the lists that lie in raw; dataset.prepare.split.test=0.1, say, draws another")
-            # A val of none in our own lists is meant; X2CT-GAN's have no such list.
-            split = {"file": "official", "val": 0 if ours else SPLIT["val"]}
+        split = SPLIT if lists is None else _by_lists(ours, notes)
     parts = split_patients(everyone, split, settings.seed, official=lists, notes=notes)
     jobs.sort(key=lambda job: job.base)
     return Plan(jobs, parts, list(found.left_out), notes, {"source": "x2ct", "xrays": request.xrays}, bad)
+
+
+def _by_lists(ours: bool, notes: list[str]) -> dict[str, Any]:
+    """The split by the lists that lie in raw. A val of none in our own is meant; X2CT-GAN's have no such list."""
+    notes.append("split: by the lists that lie in raw; dataset.prepare.split.test=0.1, say, draws another")
+    return {"file": "official", "val": 0 if ours else SPLIT["val"]}
 
 
 def cut_stored(job: ScanJob, result: ScanResult) -> None:
