@@ -45,7 +45,7 @@ def test_import_takes_lists_and_keeps_xrays(tmp_path: Path) -> None:
     assert (report.written, report.found, len(report.bad)) == (4, 0, 1)
     assert "broken/ct_xray_data.h5" in report.bad[0][0]
     assert {part: len(ids) for part, ids in report.split.items()} == {"train": 2, "val": 0, "test": 2}
-    assert split["test"] == sorted(names[:2])
+    assert report.split["test"] == sorted(names[:2])
     assert any("LIDC-IDRI-0442 is in the lists of both train and test; put to test" in note for note in report.notes)
     case = json.loads((out / "cases" / names[0] / "case.json").read_text())
     assert (case["patient"], case["xrays"], case["xrays_scale"]) == ("LIDC-IDRI-0442", "stored", "estimated")
@@ -116,7 +116,7 @@ def test_export_then_import_is_the_same_data_set(phantoms: Path, tmp_path: Path)
         ):
             for key in ("ct", "xray1", "xray2", "ori_size", "spacing"):
                 np.testing.assert_array_equal(np.asarray(one[key]), np.asarray(two[key]))
-    assert discover("x2ct", tmp_path / "h5").split == {k: sorted(v) for k, v in report.split.items()}
+    assert discover("x2ct", tmp_path / "h5").split == {k: sorted(v) for k, v in split.items()}
     # X-rays of another camera are said to be of that.
     export_x2ct(phantoms, tmp_path / "theirs", views="x2ct", progress=False)
     command(f"raw={tmp_path / 'theirs'}", f"out={tmp_path / 'x'}")
