@@ -169,7 +169,7 @@ def test_evaluations_are_chosen(runs, capsys):
     assert newest.name == "phantom-test-ddim2-distortion"
     assert [p.name for p in find_evaluations(folder, "*ddim3*")] == [
         "phantom-test-ddim3-distortion",
-        "phantom-test-ddim3-shuffled-distortion",
+        "phantom-test-ddim3-distortion-shuffled",
     ]
     with pytest.raises(UserError, match=r"holds no evaluation x\*; choose from phantom-test-ddim2-distortion, phantom"):
         find_evaluations(folder, "x*")
@@ -187,7 +187,7 @@ def test_evaluations_are_chosen(runs, capsys):
     shutil.copytree(folder, folder.parent / "control", dirs_exist_ok=True)
     for name in ("phantom-test-ddim2-distortion", "phantom-test-ddim3-distortion"):
         shutil.rmtree(folder.parent / "control" / "evaluation" / name)
-    with pytest.raises(UserError, match=r"wrong X-rays only.*--evaluation phantom-test-ddim3-shuffled-distortion"):
+    with pytest.raises(UserError, match=r"wrong X-rays only.*--evaluation phantom-test-ddim3-distortion-shuffled"):
         find_evaluations(folder.parent / "control", None)
 
 
@@ -224,7 +224,7 @@ def test_files_are_written_by_their_suffix(runs, tmp_path, capsys):
     compare.run([str(runs["diffusion"]), str(runs["regressor"]), "--names", "Ours,X & Y", "--title", "T", *options])
     assert capsys.readouterr().out.splitlines() == [f"wrote {path}" for path in files]
     md, tex, html, text = (path.read_text(encoding="utf-8") for path in files)
-    assert md.startswith("| Run | Steps |")
+    assert md.startswith("| Run | Method | Steps |")
     assert r"X \& Y & 2 & 8" in tex
     assert "<h1>T</h1>" in html
     assert "X &amp; Y" in html
@@ -240,7 +240,7 @@ def mistakes(runs: dict[str, Path], tmp: Path) -> list[tuple[list, str]]:
         ([tmp], "is no run folder; give folders that train.py wrote"),
         ([raw], f"was never evaluated; first: python evaluate.py ckpt={raw}"),
         ([good, "--metrics", "psnr3"], "did you mean psnr3d?"),
-        ([good, "--sort", "size"], "--sort size: choose from run, steps, volumes"),
+        ([good, "--sort", "size"], "--sort size: choose from run, method, steps, volumes"),
         ([good, "--names", "a,b"], "--names: needs 1 different names, in this order: diffusion"),
         ([good, "--reference", "x"], "--reference x: is not among the runs; choose from diffusion"),
         ([good, "--out", tmp / "t.pdf"], "unknown suffix; choose one of .md, .tex, .html, .csv"),

@@ -42,6 +42,8 @@ def test_defaults_name_only_data_split_and_sampler():
     assert folder() == "phantom-test-ddim50"
     assert folder("num_report_cases=0", "device=cpu", "out=x") == folder()
     assert folder(sampling={}) == "phantom-test-direct"
+    # DDPM without a number takes all steps of the training.
+    assert folder(sampling={"sampler": Ddpm(), "perturbation": "random"}) == "phantom-test-ddpm"
 
 
 def test_every_key_of_the_schema_that_changes_numbers_changes_the_name():

@@ -67,7 +67,7 @@ def test_true_volumes_alone(vnet, phantoms, capsys):
 
 def test_reconstructions_of_an_evaluated_run(vnet, compose, folder, phantoms, capsys):
     regressor = trained(compose, folder, "regressor", "model=x_ctrsnet_like")
-    with pytest.raises(UserError, match=r"no evaluation; first: python evaluate.py ckpt="):
+    with pytest.raises(UserError, match=r"never evaluated; first: python evaluate.py ckpt="):
         evaluate.run(config("evaluate", f"ckpt={vnet}", f"run={regressor}"))
     evaluate.run(config("evaluate", f"ckpt={regressor}", "max_cases=2", "batch_size=2"))
     evaluate.run(config("evaluate", f"ckpt={vnet}", f"run={regressor}"))
@@ -106,7 +106,7 @@ def test_several_evaluations_are_told_apart(tmp_path):
     with pytest.raises(UserError, match=r"several evaluations \(a, b\)"):
         evaluate.find_evaluation(tmp_path)
     one = evaluate.find_evaluation(tmp_path / "evaluation" / "b")
-    assert evaluate.read_metrics(one) == {"split": "val"}
+    assert evaluate.data_of(one) == {"split": "val", "root": None}
     (one / "metrics.json").write_text("{")
-    with pytest.raises(UserError, match="damaged"):
-        evaluate.read_metrics(one)
+    with pytest.raises(UserError, match="not readable as JSON"):
+        evaluate.data_of(one)

@@ -23,8 +23,8 @@ _EXAMPLES = """examples:
   python scripts/compare.py runs/a/evaluation/test-ddim10 runs/a/evaluation/test-ddim50    two of one run
   python scripts/compare.py runs/a runs/b --losses losses.png --smooth 5     curves of what training logged, no table
 
-Each run must have been evaluated (python evaluate.py ckpt=RUN). The floor is what the mean of all training volumes
-scores as the answer to every case. Parameters and TFLOP are counted without allocating the model.
+Each run must have been evaluated (python evaluate.py ckpt=RUN). The floor is the score of the mean of all training
+volumes, the same for every case. Parameters and TFLOP are counted without allocating the model.
 """
 
 
@@ -88,7 +88,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, as all commands do."""
+    """Reports errors in one line, as all commands do."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; --help explains")
@@ -184,7 +184,7 @@ def _plot_losses(asked: argparse.Namespace) -> None:
 
 
 def written(table: Any, form: str, pictures: Callable[[], Any]) -> str:
-    """A table as text of this format; ``pictures`` are made for a page alone, since they take a while."""
+    """A table as text of this format; ``pictures`` are drawn for a page alone, since they take a while."""
     from diffux2ct.comparison.formats import as_csv, latex, markdown, page
 
     if form == "html":

@@ -17,7 +17,6 @@ from omegaconf import DictConfig, OmegaConf
 from diffux2ct.arguments import Count, Device, Precision, Seed, Split, Weights, Whole, read
 from diffux2ct.atomic import write_text
 from diffux2ct.cli.hydra_app import CONFIGS, hydra_app
-from diffux2ct.command_line import command
 from diffux2ct.errors import UserError
 
 
@@ -84,6 +83,7 @@ def score_reconstructor(loaded: Any, cfg: Evaluation) -> None:
     import torch
 
     from diffux2ct import build, load
+    from diffux2ct.evaluation.results import score_table
     from diffux2ct.evaluation.runner import evaluate
     from diffux2ct.training.checkpoints.provenance import processor
     from diffux2ct.training.settings import resolve_device
@@ -96,39 +96,35 @@ def score_reconstructor(loaded: Any, cfg: Evaluation) -> None:
     train_set = build.build_dataset(trained.dataset, "train")
     if cfg.max_cases is not None:
         dataset = dataset.first(cfg.max_cases)
-    name = Path(cfg.root).name if cfg.root else trained.dataset.name
     out = cfg.out or default_folder(loaded.path, trained, cfg, sampling)
 
-    # Build the metrics whose weights are here.
+    # Build the metrics whose weights are here, reconstruct, score and write.
     device = resolve_device(cfg.device)
     metrics = load.load_metrics(cfg.metrics, device, cfg.precision)
-
-    # Reconstruct, score and write.
+    context = {
+        "run": trained.name,
+        "dataset": cfg.root.name if cfg.root else trained.dataset.name,
+        "root": str(dataset.root),
+        "split": split,
+        "step": loaded.step,
+        "weights": cfg.weights,
+        "num_train_cases": len(train_set),
+        "processor": processor(device),
+        "threads": torch.get_num_threads(),
+    }
+    same = {key: getattr(cfg, key) for key in ("seed", "num_report_cases", "xray_source", "batch_size", "precision")}
     torch.manual_seed(cfg.seed)
+    mean = train_set.mean_volume()
     summary = evaluate(
         loaded.reconstructor,
         dataset,
         out,
         sampling=sampling,
-        mean_volume=train_set.mean_volume(),
+        mean_volume=mean,
         metrics=metrics,
-        seed=cfg.seed,
-        context={
-            "run": trained.name,
-            "dataset": name,
-            "root": str(dataset.root),
-            "split": split,
-            "step": loaded.step,
-            "weights": cfg.weights,
-            "num_train_cases": len(train_set),
-            "processor": processor(device),
-            "threads": torch.get_num_threads(),
-        },
+        context=context,
         device=device,
-        num_report_cases=cfg.num_report_cases,
-        xray_source=cfg.xray_source,
-        batch_size=cfg.batch_size,
-        precision=cfg.precision,
+        **same,
     )
     print(f"{loaded.path}: step {loaded.step} of {trained.trainer.max_steps}")
     print(score_table(summary))
@@ -148,13 +144,12 @@ def score_segmentation(loaded: Any, segmenter: Any, cfg: Evaluation) -> None:
 
     # Take the data set from root=, from the evaluation, or from the network's training.
     evaluation = None if cfg.run is None else find_evaluation(cfg.run)
-    evaluated = {} if evaluation is None else read_metrics(evaluation)
+    evaluated = {} if evaluation is None else data_of(evaluation)
     trained = loaded.cfg
     root, split = cfg.root or evaluated.get("root"), cfg.split or evaluated.get("split") or "test"
     if root is None and evaluation is not None:
-        raise UserError(
-            f"{evaluation}: the folder of its data set is unknown; give it as root= (and split=, unless test)"
-        )
+        remedy = "give it as root= (and split=, unless test)"
+        raise UserError(f"{evaluation}: the folder of its data set is unknown; {remedy}")
     if root is None:
         load.check_phantoms(trained.dataset, loaded.path)
         root = trained.dataset.root
@@ -181,61 +176,31 @@ def score_segmentation(loaded: Any, segmenter: Any, cfg: Evaluation) -> None:
     print(f"{dice_table(result)}\nscores: {out / 'dice.json'}")
 
 
-def score_table(summary: Mapping[str, Any]) -> str:
-    """What the console shows of metrics.json: each score beside its floor, and a word where it is not better."""
-    from diffux2ct.evaluation.metric import find_metric, metric_of
-
-    floors = summary["floor"]
-    keys = [key for key in summary if find_metric(key) or key in floors]
-    titles = {key: metric_of(key).heading for key in keys}
-    width = max(map(len, titles.values()), default=0)
-    cases = f"(floor: the mean training volume, {summary['num_cases']} cases)"
-    lines = [f"{'':{width}}{'model':>10}{'floor':>10}   {cases}"]
-    for key in keys:
-        line = f"{titles[key]:{width}}{summary[key]:10.3f}"
-        if key in floors:
-            metric = metric_of(key)
-            line += f"{floors[key]:10.3f}"
-            if metric.sign and not metric.better(summary[key], floors[key]):
-                line += "   no better than the floor"
-        if key in summary["num_scored"]:
-            line += f"   of {summary['num_scored'][key]} cases"
-        lines.append(line)
-    return "\n".join([*lines, *(f"{name}: unavailable: {why}" for name, why in summary["unavailable"].items())])
-
-
 def find_evaluation(run_dir: Path) -> Path:
     """The evaluation folder that ``run_dir`` is or holds. UserError: none, or several."""
-    if (run_dir / "metrics.json").is_file():
-        return run_dir
-    found = sorted(path.parent for path in (run_dir / "evaluation").glob("[!.]*/metrics.json"))
-    if not found:
-        raise UserError(f"{run_dir}: holds no evaluation; first: {command('evaluate')} ckpt={run_dir}")
+    from diffux2ct.comparison.find_runs import find_evaluations
+
+    found = find_evaluations(run_dir, "*")
     if len(found) > 1:
         names = ", ".join(path.name for path in found)
         raise UserError(f"{run_dir}: holds several evaluations ({names}); give one, for instance run={found[0]}")
     return found[0]
 
 
-def read_metrics(evaluation: Path) -> dict[str, Any]:
+def data_of(evaluation: Path) -> dict[str, Any]:
     """``split`` of an evaluation and ``root``, its data set's folder, or else that of the training."""
-    path = evaluation / "metrics.json"
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: damaged; run evaluate.py again") from error
-    found = {key: summary[key] for key in ("split", "root") if summary.get(key)}
-    config = evaluation.parent.parent / "config.yaml"
-    if "root" not in found and evaluation.parent.name == "evaluation" and config.is_file():
-        found["root"] = OmegaConf.select(OmegaConf.load(config), "dataset.root")  # type: ignore[arg-type]
-    return found
+    from diffux2ct.comparison.find_runs import read_config, read_evaluation
+
+    summary, _ = read_evaluation(evaluation)
+    trained_on = read_config(evaluation).get("dataset")
+    root = trained_on.get("root") if isinstance(trained_on, dict) else None
+    return {"split": summary.get("split"), "root": summary.get("root") or root}
 
 
 def default_settings() -> dict[str, Any]:
     """The keys of evaluate.yaml with their defaults."""
-    folder = files(CONFIGS)
-    settings = OmegaConf.create(folder.joinpath("evaluate.yaml").read_text(encoding="utf-8"))
-    return OmegaConf.to_container(settings)  # type: ignore[return-value]
+    text = files(CONFIGS).joinpath("evaluate.yaml").read_text(encoding="utf-8")
+    return OmegaConf.to_container(OmegaConf.create(text))  # type: ignore[return-value]
 
 
 def changes(cfg: Evaluation) -> Iterator[tuple[str, Any]]:
@@ -269,7 +234,7 @@ def default_folder(path: Path, trained: DictConfig, cfg: Evaluation, sampling: M
     skipped = _SAYS_NOTHING | {"root", "split", "sampler", "perturbation"}
     if sampling is not None:
         record, sampler = sampling_record(sampling), sampling.get("sampler")
-        marks.append(f"{record.get('name', 'direct')}{record.get('num_inference_steps', '')}")
+        marks.append(f"{record.get('name', 'direct')}{record.get('num_inference_steps') or ''}")
         changed = changed_settings(sampler) if sampler else {}
         marks += [f"{key}{_as_mark(value)}" for key, value in changed.items()]
         marks += ["z0"] if sampling.get("perturbation") == "zero" else []
@@ -296,7 +261,7 @@ _LABELS = {
     "weights": "",
     "max_cases": "first",
 }
-"""How a setting's mark begins; others begin with their key."""
+"""The beginning of a setting's mark; others begin with their key."""
 
 
 def _data_mark(root: Path | None, dataset: DictConfig) -> str:

@@ -25,16 +25,14 @@ from diffux2ct.training.checkpoints.resume import changed_keys
 
 
 def read_runs(folders: Sequence[str | Path], evaluation: str | None = None) -> tuple[list[ScoredRun], list[str]]:
-    """The runs in order, each evaluation once, with names that differ; and notes on what could not be counted.
+    """The runs in order, each evaluation once, with names that differ; and notes on failures.
 
     ``evaluation``: name or pattern of the evaluations to take; None takes each run's fullest with paired X-rays.
-
-    Raises:
-        UserError: no such folder, none evaluated, a damaged file.
+    UserError: no such folder, none evaluated, a damaged file.
     """
     found = dict.fromkeys(path for folder in folders for path in find_evaluations(Path(folder), evaluation))
     runs, configs, notes = [], [], _chosen_among_several(folders, found) if evaluation is None else []
-    # Counting what a volume costs takes seconds a run.
+    # Counting a volume's cost takes seconds a run.
     for path in tqdm(found, desc="compare", unit="run", leave=False):
         config = read_config(path)
         run, note = _read_run(path, config)
@@ -45,7 +43,7 @@ def read_runs(folders: Sequence[str | Path], evaluation: str | None = None) -> t
 
 
 def _chosen_among_several(folders: Sequence[str | Path], found: Iterable[Path]) -> list[str]:
-    """Which evaluation counts where a run has several; nothing of those that the user named."""
+    """A note on the evaluations chosen of runs that have several, unless the user named them."""
     named = {Path(folder).resolve() for folder in folders}
     chosen = [path for path in found if path not in named and len(list(path.parent.glob("[!.]*/metrics.json"))) > 1]
     if not chosen:
@@ -128,7 +126,7 @@ def run_folder(evaluation: Path) -> Path | None:
 
 
 def read_config(evaluation: Path) -> dict[str, Any]:
-    """The config of the run that an evaluation belongs to; empty where that is not known."""
+    """The config of the run that an evaluation belongs to; empty where that is unknown."""
     folder = run_folder(evaluation)
     if folder is None:
         return {}
@@ -145,22 +143,20 @@ def read_config(evaluation: Path) -> dict[str, Any]:
 def _read_run(evaluation: Path, config: dict[str, Any]) -> tuple[ScoredRun, str]:
     summary, cases = read_evaluation(evaluation)
     folder = run_folder(evaluation)
-    trainer = config.get("trainer") if isinstance(config.get("trainer"), dict) else {}
-    assert isinstance(trainer, dict)
+    trainer = _section(config, "trainer")
     recorded = _provenance(folder)
-    seed, batch = trainer.get("seed"), trainer.get("batch_size")
-    name = str(summary.get("run") or (folder or evaluation).name)
+    seed, batch, step = trainer.get("seed"), trainer.get("batch_size"), summary.get("step")
     cost, note = count_cost(config, summary.get("sampling") or {}, folder) if config else (None, "")
     run = ScoredRun(
-        name=name,
+        name=str(summary.get("run") or (folder or evaluation).name),
         folder=evaluation,
         summary=summary,
         cases=cases,
-        steps=summary.get("step") if isinstance(summary.get("step"), int) else None,
+        steps=step if isinstance(step, int) else None,
         batch_size=batch if isinstance(batch, int) else None,
         seeds=(seed,) if isinstance(seed, int) else (),
         cost=cost,
-        # Where an evaluation does not say what it ran on, the run's machine stands in for it.
+        # Without a machine of the evaluation, the training's is taken.
         machine=_machine(summary) or _machine(recorded),
         train_set=recorded.get("manifest_sha256"),
         method=_method(config),
@@ -172,10 +168,15 @@ def _method(config: dict[str, Any]) -> str | None:
     """The config's ``method``; where that is missing, the class of its network or of its reconstructor."""
     if isinstance(config.get("method"), str):
         return config["method"]
-    model = config.get("model")
-    parts = [model.get(name) for name in ("network", "generator")] + [model] if isinstance(model, dict) else []
-    targets = (part.get("_target_") for part in parts if isinstance(part, dict))
+    model = _section(config, "model")
+    parts = [_section(model, "network"), _section(model, "generator"), model]
+    targets = (part.get("_target_") for part in parts)
     return next((target.rpartition(".")[2] for target in targets if isinstance(target, str)), None)
+
+
+def _section(config: dict[str, Any], key: str) -> dict[str, Any]:
+    part = config.get(key)
+    return part if isinstance(part, dict) else {}
 
 
 def _provenance(folder: Path | None) -> dict[str, Any]:
@@ -192,14 +193,14 @@ def _provenance(folder: Path | None) -> dict[str, Any]:
 def _machine(recorded: dict[str, Any]) -> str | None:
     if "processor" not in recorded and "threads" not in recorded:
         return None
-    # Some processors bear no name; the operating system's then tells machines apart.
+    # Some processors have no name; then the operating system's name of the machine is taken.
     processor = recorded.get("processor") or recorded.get("machine") or "unnamed processor"
     threads = recorded.get("threads")
     return str(processor) + (f", {threads} thread{'' if threads == 1 else 's'}" if threads else "")
 
 
 def count_cost(config: dict[str, Any], sampling: dict[str, Any], folder: Path | None) -> tuple[Cost | None, str]:
-    """Cost of a volume, counted on the meta device; None and a sentence why where the config does not build."""
+    """Cost of a volume, counted on the meta device; None and the reason where the config does not build."""
     try:
         load.check_targets(config.get("model"), folder or Path("config.yaml"))
         with torch.device("meta"):
@@ -213,41 +214,30 @@ def count_cost(config: dict[str, Any], sampling: dict[str, Any], folder: Path | 
 
 
 def _named(runs: list[ScoredRun]) -> list[ScoredRun]:
-    """Where runs share a name, the folder's; where that is the same too, with the evaluation's."""
-    for name in (lambda run: (run_folder(run.folder) or run.folder).name, _with_evaluation, str):
+    """Where runs share a name, the folder's; where that is the same too, with the evaluation's, then its path."""
+
+    def folder(run: ScoredRun) -> str:
+        return (run_folder(run.folder) or run.folder).name
+
+    for name in (folder, lambda run: f"{folder(run)}/{run.folder.name}", lambda run: str(run.folder)):
         names = [run.name for run in runs]
-        if len(set(names)) == len(names):
-            break
-        shared = {n for n in names if names.count(n) > 1}
-        runs = [
-            replace(run, name=str(run.folder) if name is str else name(run)) if run.name in shared else run
-            for run in runs
-        ]
+        runs = [replace(run, name=name(run)) if names.count(run.name) > 1 else run for run in runs]
     return runs
 
 
-def _with_evaluation(run: ScoredRun) -> str:
-    return f"{(run_folder(run.folder) or run.folder).name}/{run.folder.name}"
-
-
 def _experiments(runs: list[ScoredRun], configs: Sequence[dict[str, Any]]) -> list[ScoredRun]:
-    """Each run with what it has in common with those that differ from it in their seed alone."""
+    """Each run with the experiment that it shares with those that differ from it in their seed alone."""
     marked = []
     for index, run in enumerate(runs):
         # A run of another seed often has another name, and on another machine the same cases lie elsewhere.
-        free = [{"trainer.seed", "name"} | ({"dataset.root"} if _same_cases(r, run) else set()) for r in runs[:index]]
-        alike = (i for i in range(index) if _same(configs[i], configs[index], free[i]))
-        first = next(alike, index)
+        first = index
+        for i, other in enumerate(runs[:index] if configs[index] else ()):
+            moved = {"dataset.root"} if run.train_set and other.train_set == run.train_set else set()
+            if configs[i] and set(changed_keys(configs[i], configs[index])) <= {"trainer.seed", "name"} | moved:
+                first = i
+                break
         marked.append(replace(run, experiment=str(first)))
     return marked
-
-
-def _same_cases(a: ScoredRun, b: ScoredRun) -> bool:
-    return a.train_set is not None and a.train_set == b.train_set
-
-
-def _same(a: dict[str, Any], b: dict[str, Any], free: set[str]) -> bool:
-    return bool(a) and bool(b) and set(changed_keys(a, b)) <= free
 
 
 # metrics.json and per_case.csv, checked.
@@ -259,11 +249,7 @@ _SECTIONS_OF_NUMBERS = ("floor", "num_scored")
 
 
 def read_evaluation(folder: Path) -> tuple[dict[str, Any], CaseScores | None]:
-    """metrics.json and per_case.csv (None where there is none) of an evaluation's folder.
-
-    Raises:
-        UserError: one of them is damaged, or they are not of the same cases.
-    """
+    """metrics.json and per_case.csv (None without one) of an evaluation. UserError: damaged, or of other cases."""
     path, table = folder / "metrics.json", folder / "per_case.csv"
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))

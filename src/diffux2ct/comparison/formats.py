@@ -3,20 +3,15 @@
 import csv
 import io
 import re
+from typing import Any
 
 from diffux2ct.comparison.pictures import NO_PICTURES, Pictures
 from diffux2ct.comparison.table import Cell, Column, Table
 from diffux2ct.viz.pages import templates
 
 _LATEX = {
+    **{character: rf"\{character}" for character in "{}%&#$_"},
     "\\": r"\textbackslash{}",
-    "{": r"\{",
-    "}": r"\}",
-    "%": r"\%",
-    "&": r"\&",
-    "#": r"\#",
-    "$": r"\$",
-    "_": r"\_",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "<": r"\textless{}",
@@ -78,29 +73,26 @@ def latex(table: Table) -> str:
         body.append(" & ".join(_latex_cell(cell, row.is_floor) for cell in row.cells) + r" \\")
         if row.is_floor and row is not table.rows[-1]:
             body.append(r"\midrule")
+    rows = "\n".join(body)
     notes = "\n".join(f"\\par {latex_escape(note)}" for note in table.notes)
-    return "\n".join(
-        [
-            r"% Needs \usepackage{booktabs} and \usepackage[T1]{fontenc}.",
-            r"\begin{table}[tbp]",
-            r"\centering",
-            rf"\caption{{{latex_escape(table.title)}}}",
-            r"\small",
-            rf"\begin{{tabular}}{{l{'r' * (width - 1)}}}",
-            r"\toprule",
-            head,
-            r"\midrule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\medskip",
-            r"\begin{minipage}{\linewidth}\footnotesize",
-            notes,
-            r"\end{minipage}",
-            r"\end{table}",
-            "",
-        ]
-    )
+    return rf"""% Needs \usepackage{{booktabs}} and \usepackage[T1]{{fontenc}}.
+\begin{{table}}[tbp]
+\centering
+\caption{{{latex_escape(table.title)}}}
+\small
+\begin{{tabular}}{{l{"r" * (width - 1)}}}
+\toprule
+{head}
+\midrule
+{rows}
+\bottomrule
+\end{{tabular}}
+\medskip
+\begin{{minipage}}{{\linewidth}}\footnotesize
+{notes}
+\end{{minipage}}
+\end{{table}}
+"""
 
 
 def latex_escape(text: str) -> str:
@@ -124,25 +116,25 @@ def _latex_cell(cell: Cell, is_floor: bool) -> str:
 
 def as_csv(table: Table) -> str:
     """Numbers in full, a column per key; spread, interval, cases scored, p and marks in columns of their own."""
-    extras = {
-        "sd": lambda cell: cell.spread,
-        "interval": lambda cell: cell.interval,
-        "scored": lambda cell: cell.scored,
-        "p": lambda cell: "" if cell.p is None else cell.p,
-        "marks": lambda cell: "".join(cell.marks),
-    }
-    columns: list[tuple[int, str, str]] = []
+    rows: list[dict[str, Any]] = [{} for _ in table.rows]
     for index, column in enumerate(table.columns):
-        columns.append((index, column.key, ""))
-        for name, get in extras.items():
-            if any(get(row.cells[index]) != "" for row in table.rows):
-                columns.append((index, f"{column.key}_{name}", name))
+        cells = [row.cells[index] for row in table.rows]
+        parts = {
+            "": [cell.value for cell in cells],
+            "_sd": [cell.spread for cell in cells],
+            "_interval": [cell.interval for cell in cells],
+            "_scored": [cell.scored for cell in cells],
+            "_p": [cell.p for cell in cells],
+            "_marks": ["".join(cell.marks) for cell in cells],
+        }
+        for suffix, values in parts.items():
+            if not suffix or any(value not in ("", None) for value in values):
+                for row, value in zip(rows, values, strict=True):
+                    row[column.key + suffix] = value
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([title for _, title, _ in columns])
-    for row in table.rows:
-        cells = [extras[name](row.cells[index]) if name else row.cells[index].value for index, _, name in columns]
-        writer.writerow(["" if cell is None else cell for cell in cells])
+    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     return out.getvalue()
 
 

@@ -1,4 +1,4 @@
-"""The sentences under a comparison: whether its rows may be compared, and how its numbers came about."""
+"""The sentences under a comparison: limits of comparing its rows, and the origin of its numbers."""
 
 import math
 from collections import defaultdict
@@ -8,22 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from diffux2ct.comparison.runs import (
-    FLOOR_TOLERANCE,
-    ScoredRun,
-    depends_on_segmenter,
-    differences,
-    plural,
-    test_set_name,
-)
-from diffux2ct.evaluation.metric import Metric
+from diffux2ct.comparison.runs import FLOOR_TOLERANCE, ScoredRun, depends_on_segmenter, differences, test_set_name
+from diffux2ct.evaluation.metric import Metric, plural
 
 SUPERSCRIPTS = "¹²³⁴⁵⁶⁷⁸⁹"
 
 
 def table_notes(runs: Sequence[ScoredRun], sets: Sequence[Sequence[ScoredRun]], machines: Sequence[str]) -> list[str]:
     """Notes for reading the rows against each other, most important first."""
-    notes = [*_test_sets(sets)]
+    notes = _test_sets(sets)
     notes += _alike(runs, "Volumes seen in training", lambda run: run.volumes_seen)
     notes += _alike(runs, "Seeds", lambda run: ", ".join(map(str, run.seeds)) or None)
     notes += _alike(runs, "Training set", _training_set)
@@ -45,7 +38,7 @@ def _test_sets(sets: Sequence[Sequence[ScoredRun]]) -> list[str]:
 
 
 def _alike(runs: Sequence[ScoredRun], what: str, value: Any) -> list[str]:
-    """One sentence: the same for all, or who has what; nothing where it is known of none."""
+    """One sentence: the value of all, or the values with their runs; nothing where none is known."""
     groups: dict[Hashable, list[str]] = defaultdict(list)
     for run in runs:
         groups[value(run)].append(run.name)
@@ -74,20 +67,15 @@ def _costs(runs: Sequence[ScoredRun]) -> list[str]:
         return []
     note = "Parameters: of the networks that a reconstruction runs"
     extra: dict[Hashable, list[str]] = defaultdict(list)
-    for run in counted:
-        if run.cost is not None and run.cost.training_only:
+    ways: dict[str, list[str]] = defaultdict(list)
+    for run in sorted(counted, key=lambda run: not run.cost.iterative):  # type: ignore[union-attr]
+        assert run.cost is not None
+        if run.cost.training_only:
             extra[f"{run.cost.training_only / 1e6:.2f} M"].append(run.name)
+        ways[_sampler(run.summary.get("sampling") or {}) if run.cost.iterative else "one pass"].append(run.name)
     note += f"; training has a further {_by_group(extra)}." if extra else "."
-    sampled: dict[Hashable, list[str]] = defaultdict(list)
-    for run in counted:
-        if run.cost is not None and run.cost.iterative:
-            sampled[_sampler(run.summary.get("sampling") or {})].append(run.name)
-    single = [run.name for run in counted if run.cost is not None and not run.cost.iterative]
-    ways = [f"{sampler} ({_names(names, counted)})" for sampler, names in sampled.items()] + (
-        [f"one pass ({_names(single, counted)})"] if single else []
-    )
     flop = "TFLOP: 2 per multiply-accumulate of convolutions and matrix products, for one volume as evaluated"
-    return [note, f"{flop}: {'; '.join(ways)}."]
+    return [note, f"{flop}: {'; '.join(f'{way} ({_names(names, counted)})' for way, names in ways.items())}."]
 
 
 def _names(names: Sequence[str], of: Sequence[ScoredRun]) -> str:
@@ -130,7 +118,7 @@ def _unavailable(runs: Sequence[ScoredRun]) -> list[str]:
 def same_segmenter(a: ScoredRun, b: ScoredRun) -> bool:
     """True if one network segmented for both, as far as is recorded.
 
-    An evaluation that names none may be older than the entry; its floor then tells another network.
+    An evaluation without a name may be older than the entry; another network then shows in its floor.
     """
     named = [run.summary.get("segmenter") for run in (a, b)]
     if None not in named and named[0] != named[1]:
@@ -150,30 +138,27 @@ def otherwise_segmented(group: Sequence[ScoredRun], key: str) -> bool:
 def other_cases(group: Sequence[ScoredRun], key: str) -> bool:
     """True if the means of a test set's runs are over different cases, because some have no value.
 
-    Where not every run tells which cases have one, their numbers are compared.
+    Runs without per_case.csv are compared by the number of cases alone.
     """
-    scored = [run for run in group if run.score(key) is not None]
-    if len({run.num_scored(key) for run in scored}) > 1:
-        return True
-    return len({_present(run, key) for run in scored} - {None}) > 1
-
-
-def _present(run: ScoredRun, key: str) -> frozenset[str] | None:
-    values = run.values(key)
-    if run.cases is None or values is None:
-        return None
-    return frozenset(case for case, has in zip(run.cases.cases, np.isfinite(values), strict=True) if has)
+    counts, present = set(), set()
+    for run in group:
+        values = run.values(key)
+        if run.score(key) is not None:
+            counts.add(run.num_scored(key))
+            if run.cases is not None and values is not None:
+                present.add(frozenset(np.array(run.cases.cases)[np.isfinite(values)].tolist()))
+    return len(counts) > 1 or len(present) > 1
 
 
 def column_notes(sets: Sequence[Sequence[ScoredRun]], metrics: Sequence[Metric]) -> list[str]:
-    """In which columns no score is bold, and why."""
+    """The columns without a bold score, and the reasons."""
     segmented = [m.title for m in metrics if any(otherwise_segmented(group, m.key) for group in sets)]
     parted = [m.title for m in metrics if m.title not in segmented and any(other_cases(g, m.key) for g in sets)]
     notes = []
     if parted:
         notes.append(
             f"Nothing bold in {', '.join(parted)}: the means are over different cases, as not every run has a value "
-            "in each, and who finds less may leave the hard ones out."
+            "in each, and a run that finds less may miss the hard ones."
         )
     if segmented:
         named = "; ".join(f"{run.name}: {_network(run.summary)}" for group in sets for run in group)

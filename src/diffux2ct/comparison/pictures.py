@@ -12,8 +12,8 @@ from diffux2ct.comparison.runs import ScoredRun
 from diffux2ct.errors import UserError
 from diffux2ct.evaluation.metric import Metric, metric_of
 from diffux2ct.evaluation.report.cases import Picture, error_picture, picture, pixel_aspect
-from diffux2ct.evaluation.report.plots import compared_distributions
-from diffux2ct.evaluation.report.report import PLOT_NOTE, VIEWER_BUDGET, choose_cases, ranking_metric
+from diffux2ct.evaluation.report.plots import distributions
+from diffux2ct.evaluation.report.report import PLOT_NOTE, VIEWER_BUDGET, choose_cases, ranking_metric, score_text
 from diffux2ct.evaluation.report.tables import number
 from diffux2ct.viz.slices import ERROR_LIMIT, PLANES, WINDOWS, bone_centre, grey, orthoslices
 from diffux2ct.viz.viewer import PackedCase, Pane, next_allowance, pack_case, viewer_html
@@ -106,13 +106,13 @@ def distribution_plots(runs: Sequence[ScoredRun], metrics: Sequence[Metric]) -> 
     ``runs``: of one test set, so that they have the same cases.
     """
     rows = {run.name: case_rows(run) for run in runs if run.cases is not None}
-    # The floor is the same for all, but a run may lack metrics of another, or have another order of cases.
+    # The floor is the same for all, but runs may differ in their metrics and in the order of their cases.
     by_case: dict[str, dict[str, Any]] = {}
     for row in (row for lane in rows.values() for row in lane):
         known = {key: value for key, value in row.items() if isinstance(value, str) or number(value) is not None}
         by_case[row["case_id"]] = known | by_case.get(row["case_id"], {})
     floor = list(by_case.values())
-    return compared_distributions(rows, floor, [metric.key for metric in metrics])
+    return distributions(rows, floor, [metric.key for metric in metrics])
 
 
 def case_rows(run: ScoredRun) -> list[dict[str, Any]]:
@@ -132,10 +132,8 @@ def case_sections(
 ) -> Pictures:
     """The viewer, then best, median and worst case in pictures.
 
-    Args:
-        runs: what ``load`` returns reconstructions of, in order.
-        ranked_by: the run that cases were chosen by, see `chosen_cases`.
-        chosen: (label, case) in order. They are loaded one by one, so that one at a time is in memory.
+    runs: those in the cases that ``load`` returns. ranked_by: the run that cases were chosen by, see `chosen_cases`.
+    chosen: (label, case) in order, loaded one by one, so that one at a time is in memory.
     """
     sections: list[dict[str, Any]] = []
     packed: list[PackedCase] = []
@@ -177,9 +175,6 @@ def _scores(runs: Sequence[ScoredRun], case: str) -> dict[str, str]:
     scores = {}
     for run in runs:
         rows = case_rows(run)
-        key = ranking_metric(rows) if rows else None
         row = next((row for row in rows if row["case_id"] == case), {})
-        value = None if key is None else number(row.get(key))
-        if key is not None and value is not None:
-            scores[run.name] = f"{metric_of(key).title} {metric_of(key).text(value)}"
+        scores[run.name] = score_text(ranking_metric(rows) if rows else None, row)
     return scores

@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from diffux2ct.errors import UserError
-from diffux2ct.evaluation.metric import CASE_COUNTS, Metric, find_metric, metric_of
+from diffux2ct.evaluation.metric import CASE_COUNTS, Metric, find_metric, metric_of, plural
 from diffux2ct.evaluation.statistics import ALPHA
 from diffux2ct.reconstructors.cost import Cost
 
@@ -46,7 +46,7 @@ class CaseScores:
 
 @dataclass(frozen=True)
 class ScoredRun:
-    """One row: an evaluation and what is known of the run that it belongs to. None where it is not known.
+    """One row: an evaluation, and its run's settings and costs; None where unknown.
 
     experiment: the same for runs that differ in their seed alone. seeds: more than one where such runs were merged.
     spread: standard deviation over the merged runs, by metric. merged: their evaluations' folders. method: the model's
@@ -130,10 +130,9 @@ def is_number(value: Any) -> TypeGuard[float]:
 def choose_metrics(runs: Sequence[ScoredRun], wanted: Sequence[str] | None) -> list[Metric]:
     """The metrics to show: those of ``wanted``, else those that the runs have; ["all"] leaves none out.
 
-    Raises:
-        UserError: no run has a metric of that name, or any.
+    UserError: no run has a metric of that name, or any.
     """
-    # Of metrics.json a metric is what has a floor, a value per case or a description: the rest are settings.
+    # Metrics of metrics.json have a floor, a value per case or a record: the other entries are settings.
     found: dict[str, None] = {}
     for run in runs:
         per_case = {} if run.cases is None else run.cases.scores
@@ -159,7 +158,7 @@ def choose_metrics(runs: Sequence[ScoredRun], wanted: Sequence[str] | None) -> l
 def test_sets(runs: Sequence[ScoredRun]) -> list[list[ScoredRun]]:
     """The runs in groups that were scored alike: same cases in whatever order, X-rays, protocol and floor.
 
-    The floor tells data sets apart whose cases bear the same names, and training sets whose mean differs. A run must
+    The floor distinguishes data sets whose cases have the same names, and training sets whose mean differs. A run must
     agree with all of its group: one without per_case.csv agrees with runs that do not with each other.
     """
     groups: list[list[ScoredRun]] = []
@@ -173,24 +172,19 @@ test_sets.__test__ = False  # type: ignore[attr-defined]  # it is no test, whate
 
 
 def differences(a: ScoredRun, b: ScoredRun) -> list[str]:
-    """In what the scoring of two runs differs; empty where their scores may be compared."""
-    found = []
-    # What an evaluation does not tell, because it is older than the setting, was the only way there was.
-    for key, word, before in (
-        ("dataset", "data set", None),
-        ("split", "split", None),
-        ("xray_source", "X-rays", "paired"),
-        ("protocol", "protocol", "paper"),
-    ):
-        if a.summary.get(key, before) != b.summary.get(key, before):
-            found.append(word)
+    """Differences in the scoring of two runs; empty where their scores may be compared."""
+    # An evaluation older than a setting has its value of then.
+    settings = {"dataset": ("data set", None), "split": ("split", None)}
+    settings |= {"xray_source": ("X-rays", "paired"), "protocol": ("protocol", "paper")}
+    found = [
+        word for key, (word, before) in settings.items() if a.summary.get(key, before) != b.summary.get(key, before)
+    ]
     if a.cases is not None and b.cases is not None:
         same = sorted(a.cases.cases) == sorted(b.cases.cases)
     else:
         same = a.summary.get("num_cases") == b.summary.get("num_cases")
-    if not same:
-        found.append("cases")
-    # A floor of segmentations tells networks apart, which part columns and not test sets.
+    found += [] if same else ["cases"]
+    # The floor of a segmentation depends on the network, which separates columns and not test sets.
     shared = {key for key in a.floor if key in b.floor and not depends_on_segmenter(key)}
     if any(not math.isclose(a.floor[k], b.floor[k], rel_tol=FLOOR_TOLERANCE) for k in shared) and not found:
         found.append("floor (the volumes or the training sets differ)")
@@ -218,8 +212,3 @@ def test_set_name(run: ScoredRun) -> str:
 
 
 test_set_name.__test__ = False  # type: ignore[attr-defined]
-
-
-def plural(count: int, noun: str) -> str:
-    """ "1 case", "3 cases"."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -21,10 +21,8 @@ def merge_seeds(runs: Sequence[ScoredRun]) -> list[ScoredRun]:
 
     Only what was trained for as many steps and scored alike is merged. A case's score becomes its mean over seeds, so
     that intervals and tests stay over patients. Scores, means, spread and intervals are all of the cases that have a
-    value in every seed; where that is none, or cannot be known, the row has no score and says why.
-
-    Raises:
-        UserError: the same seed twice.
+    value in every seed; where that is none, or unknown, the row has no score, with the reason. UserError: the same seed
+    twice.
     """
     groups: dict[Any, list[ScoredRun]] = defaultdict(list)
     for index, run in enumerate(runs):
@@ -84,12 +82,8 @@ def _means(group: Sequence[ScoredRun], cases: CaseScores | None) -> tuple[dict[s
         scores = [score for run in group if (score := run.score(key)) is not None]
         if len(scores) < len(group):
             continue
-        columns = [
-            run.cases.in_order(cases.cases).scores[key]
-            for run in group
-            if run.cases is not None and cases is not None and key in cases.scores
-        ]
-        if columns:
+        if cases is not None and key in cases.scores:
+            columns = [run.cases.in_order(cases.cases).scores[key] for run in group if run.cases is not None]
             shared = np.isfinite(np.sum(columns, axis=0))
             if shared.any():
                 means[key] = [float(values[shared].mean()) for values in columns]
@@ -98,5 +92,5 @@ def _means(group: Sequence[ScoredRun], cases: CaseScores | None) -> tuple[dict[s
         elif all(run.num_scored(key) == run.num_cases for run in group):
             means[key] = scores
         else:
-            missing[key] = "seeds lack values, and without per_case.csv it is not known in which cases"
+            missing[key] = "seeds have no value in some cases, and without per_case.csv these are unknown"
     return means, missing

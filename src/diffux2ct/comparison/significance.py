@@ -8,9 +8,9 @@ from itertools import combinations
 import numpy as np
 
 from diffux2ct.comparison.notes import otherwise_segmented
-from diffux2ct.comparison.runs import Difference, ScoredRun, plural, test_set_name, test_sets
+from diffux2ct.comparison.runs import Difference, ScoredRun, test_set_name, test_sets
 from diffux2ct.comparison.table import NOT_DIFFERENT, Marks
-from diffux2ct.evaluation.metric import Metric
+from diffux2ct.evaluation.metric import Metric, plural
 from diffux2ct.evaluation.statistics import (
     ALPHA,
     MIN_PATIENTS_INTERVAL,
@@ -33,7 +33,7 @@ def statistics_marks(
 ) -> Marks:
     """Intervals and tests of a table's scores.
 
-    ``test``: see `paired_test`; None makes none. ``reference``: name of the run that the others of its test set are
+    ``test``: see `paired_test`; None: no tests. ``reference``: name of the run that the others of its test set are
     tested against; None takes each set's best by PSNR3D (by the first metric where there is none), and then all pairs
     of runs count as comparisons, since the best by chance is the further from the others. All tests of the table are
     corrected together.
@@ -67,14 +67,13 @@ def _intervals(
 class _Made:
     """Tests so far. numbers: of patients behind each. family: comparisons that could have been among them.
 
-    against: each set's reference. chosen: whether a score chose any. untested: metrics by the reason.
+    against: each set's reference. untested: metrics by the reason.
     """
 
     tests: list[Difference] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
     family: int = 0
     against: list[str] = field(default_factory=list)
-    chosen: bool = False
     untested: dict[str, dict[str, None]] = field(default_factory=lambda: defaultdict(dict))
     notes: list[str] = field(default_factory=list)
 
@@ -96,7 +95,6 @@ def _tests(
         # With a reference that its score chose, any two runs could have been the ones to compare.
         pairs = combinations(group, 2) if chosen else ((run, base) for run in group if run is not base)
         made.family += sum(not _untestable(a, b, m.key) for a, b in pairs for m in fair)
-        made.chosen |= chosen
     corrected = holm([each.p_raw for each in made.tests], made.family)
     tests = [replace(each, p=p) for each, p in zip(made.tests, corrected, strict=True)]
     notes = [*made.notes, *(_test_notes(made, tests, test) if tests else ())]
@@ -123,11 +121,8 @@ def _test_set(made: _Made, group: Sequence[ScoredRun], base: ScoredRun, metrics:
 def _test_notes(made: _Made, tests: Sequence[Difference], test: str) -> list[str]:
     kind = "sign-flip permutation" if test == "permutation" else "Wilcoxon signed-rank"
     against, counted = ", ".join(made.against), plural(made.family, "comparison")
-    every = (
-        ", each of two runs, because its score chose the reference; --reference before looking needs fewer"
-        if made.family > len(tests)
-        else ""
-    )
+    every = ", each of two runs, because its score chose the reference; --reference before looking needs fewer"
+    every = every if made.family > len(tests) else ""
     notes = [
         f"Tested against {against}, over patients: {kind} test, Holm's correction for {counted}{every}, at {ALPHA:g}."
     ]
@@ -137,7 +132,7 @@ def _test_notes(made: _Made, tests: Sequence[Difference], test: str) -> list[str
 
 
 def _hopeless(made: _Made, tests: Sequence[Difference]) -> list[str]:
-    """Names the tests that could find nothing, whatever the scores: p falls no lower than the patients allow."""
+    """A note on tests that cannot be significant, whatever the scores: p falls no lower than the patients allow."""
     # Holm's p grows with each p of the family, so that of the smallest possible ones is the least there can be.
     least = holm([smallest_p(number) for number in made.numbers], made.family)
     hopeless = [(each, number) for each, number, p in zip(tests, made.numbers, least, strict=True) if p >= ALPHA]
@@ -147,12 +142,8 @@ def _hopeless(made: _Made, tests: Sequence[Difference]) -> list[str]:
         counts = sorted({number for each, number in hopeless if each.metric == key})
         whose = "" if len(runs) == sum(each.metric == key for each in tests) else f" of {', '.join(runs)}"
         found.append(f"{key}{whose} ({' or '.join(map(str, counts))} patients)")
-    if not found:
-        return []
-    return [
-        f"Among so many comparisons no difference can be significant in {'; '.join(found)}; name fewer --metrics or "
-        "runs."
-    ]
+    note = f"Among so many comparisons no difference can be significant in {'; '.join(found)}"
+    return [f"{note}; name fewer --metrics or runs."] if found else []
 
 
 def _too_few(base: ScoredRun, count: int) -> str:
@@ -167,7 +158,7 @@ def _too_few(base: ScoredRun, count: int) -> str:
 def _reference(
     group: Sequence[ScoredRun], metrics: Sequence[Metric], wanted: str | None
 ) -> tuple[ScoredRun | None, bool]:
-    """The run that the others are tested against, and whether its score chose it."""
+    """The run that the others are tested against, and True if its score chose it."""
     if wanted is not None:
         return next((run for run in group if run.name == wanted), None), False
     by = next((m for m in metrics if m.key == "psnr3d"), metrics[0])
@@ -178,12 +169,13 @@ def _reference(
 
 
 def _untestable(run: ScoredRun, base: ScoredRun, key: str) -> str:
-    """Why two runs cannot be tested in a metric; "" where they can."""
+    """The reason why two runs cannot be tested in a metric; "" where they can."""
     if run.cases is None or base.cases is None:
         return "a run has no per_case.csv"
-    if run.values(key) is None and base.values(key) is None and None not in (run.score(key), base.score(key)):
+    has = [one.values(key) is not None for one in (run, base)]
+    if not any(has) and None not in (run.score(key), base.score(key)):
         return "one number for all cases together, with no value by case to test"
-    if run.values(key) is None or base.values(key) is None:
+    if not all(has):
         return "not every run has it"
     a, b, patients = _paired(run, base, key)
     if len(by_patient(a - b, patients)[0]) < MIN_PATIENTS_TEST:

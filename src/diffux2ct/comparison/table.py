@@ -17,11 +17,11 @@ COSTS = ("steps", "volumes", "seeds", "parameters", "tflop", "seconds")
 
 @dataclass(frozen=True)
 class Cell:
-    """A value and how it is shown. ``spread`` is a standard deviation, ``interval`` the ends of a 95 % interval,
-    ``p`` that of the test against the reference, corrected; ``scored`` is "3 of 8" where a mean is over fewer cases
-    than there are, else empty."""
+    """A value and its text, "–" without one. ``spread`` is a standard deviation, ``interval`` the ends of a 95 %
+    interval, ``p`` that of the test against the reference, corrected; ``scored`` is "3 of 8" where a mean is over fewer
+    cases than there are, else empty."""
 
-    text: str
+    text: str = "–"
     value: float | int | str | None = None
     best: bool = False
     marks: tuple[str, ...] = ()
@@ -72,7 +72,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Marks:
-    """Statistics for a table: intervals by (run's name, metric's key), the tests that were made, sentences on both."""
+    """Statistics for a table: intervals by (run's name, metric's key), tests, and sentences on both."""
 
     intervals: Mapping[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
     tests: tuple[Difference, ...] = ()
@@ -94,8 +94,8 @@ def build_table(
     """The table of ``runs``; names must differ. ``problems`` are sentences to put under it as they are.
 
     The best score of each test set is bold, but where only one run was scored on it, or where the means are over
-    different cases or of different networks' segmentations; a score that is no better than
-    its floor is marked, and so is one that the statistics in ``marks`` do not tell from the reference.
+    different cases or of different networks' segmentations. A score no better than its floor is marked, and so is one
+    that does not differ from the reference by the statistics in ``marks``.
     """
     sets = test_sets(runs)
     machines = list(dict.fromkeys(run.machine for run in runs if run.machine))
@@ -120,7 +120,7 @@ def build_table(
             cells = [Cell(run.name, run.name), *method, *letter, *_costs(run, machines)]
             cells += [_score(run, metric, group, marks) for metric in metrics]
             rows.append(Row(tuple(cells), test_set=number))
-        no_method = [Cell("–")] if has_methods else []
+        no_method = [Cell()] if has_methods else []
         rows.append(_floor(group, metrics, [*no_method, *letter], number))
     notes = (*_legend(rows), *column_notes(sets, metrics), *table_notes(runs, sets, machines), *marks.notes, *problems)
     return Table(tuple(columns), tuple(rows), notes, title, marks.tests)
@@ -132,7 +132,7 @@ def sort_keys(metrics: Sequence[Metric]) -> list[str]:
 
 
 def _order(sort: str, metrics: Sequence[Metric]) -> Callable[[ScoredRun], tuple]:
-    """Best first for a metric, smallest first for the rest; what is not known comes last."""
+    """Best first for a metric, smallest first for the rest; unknown values last."""
     metric = next((m for m in metrics if m.key == sort), None)
 
     def key(run: ScoredRun) -> tuple:
@@ -160,7 +160,7 @@ def _number(run: ScoredRun, key: str) -> float | int | None:
 def _costs(run: ScoredRun, machines: Sequence[str]) -> list[Cell]:
     def cell(key: str, shown: Callable[[float | int], str], marks: tuple[str, ...] = ()) -> Cell:
         value = _number(run, key)
-        return Cell("–", None) if value is None else Cell(shown(value), value, marks=marks)
+        return Cell() if value is None else Cell(shown(value), value, marks=marks)
 
     seeds = ", ".join(str(seed) for seed in run.seeds)
     several = len(machines) > 1 and run.machine is not None
@@ -185,7 +185,7 @@ def _three(value: float | int) -> str:
 def _score(run: ScoredRun, metric: Metric, group: Sequence[ScoredRun], marks: Marks) -> Cell:
     value = run.score(metric.key)
     if value is None:
-        return Cell("–", None)
+        return Cell()
     others = [score for r in group if (score := r.score(metric.key)) is not None]
     fair = not other_cases(group, metric.key) and not otherwise_segmented(group, metric.key)
     best = fair and metric.sign != 0 and len(others) > 1 and not any(metric.better(other, value) for other in others)
@@ -195,12 +195,12 @@ def _score(run: ScoredRun, metric: Metric, group: Sequence[ScoredRun], marks: Ma
     found += [NOT_DIFFERENT] if test is not None and not test.significant else []
     spread, ends = run.spread.get(metric.key), marks.intervals.get((run.name, metric.key))
     return Cell(
-        f"{value:.{metric.digits}f}",
+        metric.plain(value),
         value,
         best,
         tuple(found),
-        "" if spread is None else f"{spread:.{metric.digits}f}",
-        "" if ends is None else f"{ends[0]:.{metric.digits}f} to {ends[1]:.{metric.digits}f}",
+        "" if spread is None else metric.plain(spread),
+        "" if ends is None else f"{metric.plain(ends[0])} to {metric.plain(ends[1])}",
         None if test is None else test.p,
         _of(run.num_scored(metric.key), run.num_cases),
     )
@@ -216,23 +216,22 @@ def _floor(group: Sequence[ScoredRun], metrics: Sequence[Metric], before: Sequen
     for metric in metrics:
         value = run.floor.get(metric.key)
         if value is None or otherwise_segmented(group, metric.key):
-            scores.append(Cell("–", None))
+            scores.append(Cell())
             continue
         by_case = run.values(f"floor_{metric.key}")
         count = None if by_case is None else int(np.isfinite(by_case).sum())
-        scores.append(Cell(f"{value:.{metric.digits}f}", value, scored=_of(count, run.num_cases)))
-    return Row((Cell(name, name), *before, *[Cell("–", None)] * len(COSTS), *scores), True, number)
+        scores.append(Cell(metric.plain(value), value, scored=_of(count, run.num_cases)))
+    return Row((Cell(name, name), *before, *[Cell()] * len(COSTS), *scores), True, number)
 
 
 def _legend(rows: Sequence[Row]) -> list[str]:
     cells = [cell for row in rows for cell in row.cells]
-    explained = []
-    if any(cell.best for cell in cells):
-        explained.append("Bold: the best of a test set.")
-    if any(BELOW_FLOOR in cell.marks for cell in cells):
-        explained.append(f"{BELOW_FLOOR}: no better than the floor, the mean of all training volumes.")
-    if any(cell.scored for cell in cells):
-        explained.append("n of m: the mean is over the n of m cases that have a value.")
-    if any(cell.spread for cell in cells):
-        explained.append("±: standard deviation over seeds.")
-    return explained
+    explained = {
+        "Bold: the best of a test set.": any(cell.best for cell in cells),
+        f"{BELOW_FLOOR}: no better than the floor, the mean of all training volumes.": any(
+            BELOW_FLOOR in cell.marks for cell in cells
+        ),
+        "n of m: the mean is over the n of m cases that have a value.": any(cell.scored for cell in cells),
+        "±: standard deviation over seeds.": any(cell.spread for cell in cells),
+    }
+    return [sentence for sentence, used in explained.items() if used]

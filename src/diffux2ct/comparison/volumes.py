@@ -30,8 +30,8 @@ def illustrate(
     """Pictures for the page, of one test set: that of ``reference``, which also ranks the cases.
 
     reference: None takes the first run. num_cases: to show. root: the prepared folder; None takes that which an
-    evaluation or its run's config names. volumes: False leaves only distributions. Whatever keeps volumes from being
-    shown is said in one line in their place.
+    evaluation or its run's config names. volumes: False leaves only distributions. Where volumes cannot be shown, one
+    line gives the reason.
     """
     first = runs[0] if reference is None else reference
     group = next(group for group in test_sets(runs) if any(run is first for run in group))
@@ -90,10 +90,8 @@ def _case_pictures(
 def find_truth(runs: Sequence[ScoredRun], case_id: str, root: Path | None) -> PreparedDataset:
     """The prepared split that the runs were scored on, at the size that they reconstruct.
 
-    root: its folder; None takes the first that a run names and that still exists.
-
-    Raises:
-        UserError: none is known, or none is there any more and holds ``case_id``; tells of the first.
+    root: its folder; None takes the first that a run names and that still exists. UserError: none is known, or none
+    exists and holds ``case_id``; the first one's reason.
     """
     problems = []
     for run in runs:
@@ -101,7 +99,7 @@ def find_truth(runs: Sequence[ScoredRun], case_id: str, root: Path | None) -> Pr
         config = config if isinstance(config, dict) else {}
         folder = root or known_root(run, config)
         if folder is None:
-            problems.append(f"{run.folder}: does not tell the data set's folder; give it as --root")
+            problems.append(f"{run.folder}: the data set's folder is unknown; give it as --root")
             continue
         try:
             size = _read_ct(run, case_id).hu.shape[0]

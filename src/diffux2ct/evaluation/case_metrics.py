@@ -1,4 +1,4 @@
-"""Metrics that score one case, in families: what is computed together. Each says under which keys it answers."""
+"""Metrics of one case, in families: scores that share their computation."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -27,24 +27,21 @@ Scores = dict[str, float | None]
 
 
 class Family(ABC):
-    """Scores volumes against one case. None as a value: not defined for this case."""
+    """Scores volumes against one case. A score of None is undefined for this case."""
 
     name: str
 
     @abstractmethod
     def score(self, case: ScoredCase, volumes: Float[Tensor, "n d h w"]) -> list[Scores]:
-        """One dict a volume, with the same keys; volumes in [-1, 1], on the CPU.
-
-        Raises `Unavailable` where the metric cannot be had for volumes like these.
-        """
+        """One dict a volume, with the same keys; volumes in [-1, 1], on the CPU. May raise `Unavailable`."""
 
     def counts(self, case: ScoredCase) -> dict[str, int | None]:
-        """What is true of the case itself, of `metric.CASE_COUNTS`; None where it is not known."""
+        """`metric.CASE_COUNTS` of the case itself; None where unknown."""
         return {}
 
 
 class Distortion(Family):
-    """PSNR, SSIM, MAE and the like under a named protocol."""
+    """PSNR, SSIM, MAE and the like under a named protocol, see `protocols.score`."""
 
     name = "distortion"
 
@@ -52,7 +49,6 @@ class Distortion(Family):
         self.protocol = protocol
 
     def score(self, case: ScoredCase, volumes: Tensor) -> list[Scores]:
-        """The keys of `protocols.score`."""
         return score(volumes, case.volume.expand_as(volumes), case.window, self.protocol)
 
 
@@ -65,12 +61,11 @@ class Functions(Family):
         self.keys = keys
 
     def score(self, case: ScoredCase, volumes: Tensor) -> list[Scores]:
-        """One key a function."""
         return [{key: measure(key, v, case.volume[0], case.window) for key in self.keys} for v in volumes]
 
 
 class Perceptual(Family):
-    """LPIPS."""
+    """LPIPS. The truth's features are computed once for all volumes."""
 
     name = "lpips"
 
@@ -78,7 +73,6 @@ class Perceptual(Family):
         self.network, self.device = network.to(device), device
 
     def score(self, case: ScoredCase, volumes: Tensor) -> list[Scores]:
-        """lpips. The truth's features are computed once for all volumes."""
         distances = self.network.distance(volumes.to(self.device), case.volume.to(self.device))
         return [{"lpips": float(value)} for value in distances]
 
@@ -89,41 +83,42 @@ class Bones(Family):
     name = "bones"
 
     def score(self, case: ScoredCase, volumes: Tensor) -> list[Scores]:
-        """dice_bone, hd95_bone."""
         return [bone_scores(_hu(case, v), case.hu, case.spacing) for v in volumes]
 
 
 class Segmentation(Family):
-    """Structures as a segmentation network finds them in both volumes, and the vertebrae among them."""
+    """Structures as a segmentation network finds them in both volumes, and the vertebrae among them.
+
+    dice_<s>, hd95_<s> of each structure: of both segmentations, and against labels; segmented_vertebra_*.
+    """
 
     name = "segmentation"
 
     def __init__(self, segmenter: Segmenter, device: torch.device | str, precision: str = "fp32") -> None:
         self.segmenter, self.device, self.precision = segmenter, device, precision
-        # The mean volume is the same for all cases: what the network finds in it is kept.
+        # The mean volume is the same for all cases: its segmentation is kept.
         self._floor: tuple[Tensor, np.ndarray] | None = None
-        # Only structures of a single label tell which vertebra they are.
+        # Only a structure of a single label is one vertebra.
         self.values = [min(v) if len(v := structure_values(s)) == 1 else 0 for s in segmenter.structures]
 
     def score(self, case: ScoredCase, volumes: Tensor) -> list[Scores]:
-        """dice_<s>, hd95_<s> of each structure: of both segmentations, and against labels; segmented_vertebra_*."""
         structures = self.segmenter.structures
         labels = None if case.labels is None else class_table(structures)[case.labels]
         truth = self._segment(case.volume)
         rows = []
         for index, volume in enumerate(volumes):
-            classes = self._segment_again(volume[None]) if index else self._segment(volume[None])
+            classes = self._segment(volume[None], keep=index > 0)
             row = segmented_scores(classes, truth, labels, structures, case.spacing)
             rows.append(row | self._vertebrae(case, classes))
         return rows
 
-    def _segment(self, volume: Tensor) -> np.ndarray:
-        return segment(self.segmenter, volume, self.device, self.precision)
-
-    def _segment_again(self, volume: Tensor) -> np.ndarray:
-        if self._floor is None or not torch.equal(self._floor[0], volume):
-            self._floor = volume.clone(), self._segment(volume)
-        return self._floor[1]
+    def _segment(self, volume: Tensor, keep: bool = False) -> np.ndarray:
+        if keep and self._floor is not None and torch.equal(self._floor[0], volume):
+            return self._floor[1]
+        classes = segment(self.segmenter, volume, self.device, self.precision)
+        if keep:
+            self._floor = volume.clone(), classes
+        return classes
 
     def _vertebrae(self, case: ScoredCase, classes: np.ndarray) -> Scores:
         if case.labels is None or not any(self.values):
@@ -135,33 +130,28 @@ class Segmentation(Family):
 
 
 class ImplantLocalisation(Family):
-    """Screws and rods: found or not, and how far off."""
+    """Screws and rods: found or not, and how far off. `Unavailable` where labels are of another size."""
 
     name = "implants"
 
     def score(self, case: ScoredCase, volumes: Tensor) -> list[Scores]:
-        """implant_recall, implant_precision, implant_tip_mm, implant_axis_deg, implant_rod_mm.
-
-        `Unavailable` where the case's labels are of another size than the volumes.
-        """
         return [implant_scores(_hu(case, v), case.implants, case.spacing).as_row() for v in volumes]
 
     def counts(self, case: ScoredCase) -> dict[str, int | None]:
-        """implant_unseen; not known without labels, and of voxels in which no implant is looked for."""
+        """implant_unseen; unknown without labels, and of voxels too coarse to look for implants."""
         known = case.labels is not None and max(case.spacing) <= MAX_VOXEL_MM
         return {"implant_unseen": case.implants.unseen if known else None}
 
 
 class Vertebrae(Family):
-    """Heights and spacing of the labelled vertebrae, found again in the reconstruction by their look."""
+    """Heights and spacing of the labelled vertebrae, matched in the reconstruction by their look.
+
+    `Unavailable` without labels, and where they are of another size than the volumes.
+    """
 
     name = "vertebrae"
 
     def score(self, case: ScoredCase, volumes: Tensor) -> list[Scores]:
-        """vertebra_height_mm, vertebra_spacing_mm, vertebra_found.
-
-        `Unavailable` without labels, and where they are of another size than the volumes.
-        """
         case.check_labels_fit(self.name)
         if case.labels is None:
             raise Unavailable(self.name, "the cases have no labels", "prepare the folder from scans with label files")
@@ -171,18 +161,17 @@ class Vertebrae(Family):
 
 
 class XrayConsistency(Family):
-    """Re-projection through the case's own cameras."""
+    """Re-projection through the case's own cameras; line integrals."""
 
     name = "xrays"
 
     def score(self, case: ScoredCase, volumes: Tensor) -> list[Scores]:
-        """xray_residual_frontal, xray_residual_lateral, and their root mean squares; line integrals."""
         try:
             xrays = case.xrays
         except UserError as error:
             raise Unavailable(self.name, str(error), "see the case's case.json") from error
         if xrays is None:
-            raise Unavailable(self.name, "the data do not tell their cameras", "evaluate a prepared folder")
+            raise Unavailable(self.name, "the data have no cameras", "evaluate a prepared folder")
         return [dict(residual_scores(xrays.residuals(_hu(case, v)))) for v in volumes]
 
 

@@ -1,4 +1,4 @@
-"""What an evaluation asks of a method and of a data set."""
+"""The interfaces of a method and of a data set that an evaluation uses."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -20,7 +20,7 @@ class SupportsReconstruct(Protocol):
 
 @runtime_checkable
 class EvaluationDataset(Protocol):
-    """What is needed of a dataset; `diffux2ct.data.prepared.dataset.PreparedDataset` is one."""
+    """A data set of cases, such as `diffux2ct.data.prepared.dataset.PreparedDataset`."""
 
     @property
     def cases(self) -> Sequence[Any]:
@@ -29,7 +29,7 @@ class EvaluationDataset(Protocol):
 
     @property
     def window(self) -> tuple[float, float]:
-        """HU that -1 and 1 stand for."""
+        """HU of -1 and 1."""
         ...
 
     def __len__(self) -> int: ...

@@ -45,7 +45,7 @@ _DIGITS = {"dB": 2, "HU": 1, "mm": 2, "deg": 1}
 
 @dataclass(frozen=True)
 class Metric:
-    """How a metric is named, shown and judged.
+    """Name, display and direction of a metric.
 
     key: in per_case.csv and metrics.json. unit: "dB", "HU", "mm", "deg" or "". larger_is_better: None only for a key
     without a record. about: one line. group: heading in the report. digits: decimals; None: those of the unit.
@@ -81,10 +81,13 @@ class Metric:
         """Which way is better, in words; "" without a direction."""
         return ("", "larger is better", "smaller is better")[self.sign]
 
+    def plain(self, value: float | int, sign: bool = False) -> str:
+        """A value rounded: "20.50"."""
+        return f"{value:{'+' if sign else ''}.{self.digits}f}"
+
     def text(self, value: float | int, sign: bool = False) -> str:
         """A value with its unit, rounded: "20.50 dB"."""
-        number = f"{value:{'+' if sign else ''}.{self.digits}f}"
-        return f"{number} {self.unit}" if self.unit else number
+        return f"{self.plain(value, sign)} {self.unit}".rstrip()
 
     def side(self, difference: float | int) -> str:
         """Judges a difference to another score: "better", "worse", or "" if equal or without a direction."""
@@ -96,6 +99,11 @@ class Metric:
         return self.side(a - b) == "better"
 
 
+def plural(count: int, noun: str) -> str:
+    """ "1 case", "3 cases"."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 _RECORDS: dict[str, Metric] = {}
 _FUNCTIONS: dict[str, MetricFunction] = {}
 _FAMILIES: list[Callable[[str], Metric | None]] = []
@@ -105,11 +113,10 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 def metric(key: str, **record: Any) -> Callable[[MetricFunction], MetricFunction]:
     """Decorator: registers a function of two volumes [D, H, W] with the `Metric` of these fields.
 
-    Raises:
-        UserError: no direction (``larger_is_better``), a key that another metric has, or an invalid field.
+    UserError: no direction (``larger_is_better``), a key that another metric has, or an invalid field.
     """
     try:
-        made = Metric(key, **{"title": key} | record)
+        own = Metric(key, **{"title": key} | record)
     except TypeError as error:
         fields = ", ".join(name for name in Metric.__dataclass_fields__ if name != "key")
         raise UserError(f"metric {key}: {error}; its fields are {fields}") from error
@@ -119,7 +126,7 @@ def metric(key: str, **record: Any) -> Callable[[MetricFunction], MetricFunction
         # A module that is imported twice (as a file and by its path) registers the same function again.
         if known is not None and (known.__module__, known.__qualname__) != (function.__module__, function.__qualname__):
             raise UserError(f"metric {key}: {known.__module__} has one of this name; choose another name")
-        computes(made)(function)
+        computes(own)(function)
         _FUNCTIONS[key] = function
         return function
 
@@ -130,9 +137,7 @@ def computes(*records: Metric) -> Callable[[_F], _F]:
     """Decorator: registers the records of what a function, or a class, computes. UserError without a direction."""
     for record in records:
         if not isinstance(record.larger_is_better, bool):
-            raise UserError(
-                f"metric {record.key}: no direction is declared; add larger_is_better=True or =False to its record"
-            )
+            raise UserError(f"metric {record.key}: no direction; add larger_is_better=True or =False to its record")
         _RECORDS[record.key] = record
     return lambda function: function
 
@@ -159,7 +164,7 @@ def all_metrics() -> Mapping[str, Metric]:
 
 
 def find_metric(key: str) -> Metric | None:
-    """The record of a key; None for what is no metric."""
+    """The record of a key; None if it is no metric's."""
     _import_all()
     if key in _RECORDS:
         return _RECORDS[key]
@@ -180,8 +185,7 @@ def function_names() -> list[str]:
 def function_keys(names: Iterable[str]) -> list[str]:
     """Keys of functions of two volumes, from keys or dotted paths of functions that `metric` decorates.
 
-    Raises:
-        UserError: no such name, module or function, or a function without a record.
+    UserError: no such name, module or function, or a function without a record.
     """
     keys = [_key_of_path(name) if "." in name else name for name in names]
     for key in keys:
@@ -199,17 +203,14 @@ def _key_of_path(path: str) -> str:
     try:
         function = getattr(importlib.import_module(module), name)
     except ImportError as error:
-        raise UserError(
-            f"metrics.names={path}: {error}; is its folder on PYTHONPATH, and are its imports installed?"
-        ) from error
+        hint = "is its folder on PYTHONPATH, and are its imports installed?"
+        raise UserError(f"metrics.names={path}: {error}; {hint}") from error
     except AttributeError as error:
         raise UserError(f"metrics.names={path}: {module} has no {name}; correct the path") from error
-    key = next((key for key, known in _FUNCTIONS.items() if known is function), None)
-    if key is None:
-        raise UserError(
-            f'metrics.names={path}: has no record; decorate it with @metric("{name}", larger_is_better=...)'
-        )
-    return key
+    for key, known in _FUNCTIONS.items():
+        if known is function:
+            return key
+    raise UserError(f'metrics.names={path}: has no record; decorate it with @metric("{name}", larger_is_better=...)')
 
 
 def measure(

@@ -1,7 +1,7 @@
-"""The metrics of one evaluation: which are asked for, which can be had here, and what came of the others.
+"""The metrics of one evaluation: those that can be computed here, and the reasons of those that cannot.
 
-What cannot be computed (weights that are absent, volumes too small, cameras unknown) is told with its reason and the
-way to get it. Nothing else is put in its place.
+A metric that cannot be computed (missing weights, volumes too small, unknown cameras) is reported as unavailable, with
+the reason and a remedy. Nothing is put in its place.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,28 +34,19 @@ from diffux2ct.evaluation.perception.weights import Unavailable
 from diffux2ct.evaluation.scored_case import ScoredCase
 from diffux2ct.evaluation.set_metrics import CtDistribution, MedClipDistribution, SetFamily
 
-FAMILIES = (
-    "distortion",
-    "lpips",
-    "bones",
-    "segmentation",
-    "implants",
-    "vertebrae",
-    "xrays",
-    "distribution",
-    "fid_medclip",
-)
+DEFAULT_FAMILIES = ("distortion", "lpips", "bones", "segmentation", "implants", "vertebrae", "xrays", "fid_medclip")
+"""Of evaluate.py (configs/metrics)."""
+
+FAMILIES = (*DEFAULT_FAMILIES, "distribution")
+"""The CT encoder's distances (distribution) take many seconds a volume."""
 
 DEFAULT_NAMES = ("psnr", "psnr3d", "ssim", "ssim3d")
-"""Functions of two volumes that `evaluate` computes unless told otherwise."""
-
-DEFAULT_FAMILIES = tuple(name for name in FAMILIES if name != "distribution")
-"""Of evaluate.py (configs/metrics); the CT encoder's distances take many seconds a volume."""
+"""Functions of two volumes that `evaluate` computes by default."""
 
 
 @dataclass
 class MetricSet:
-    """What scores an evaluation's cases. ``unavailable``: {family: reason; way to get it}."""
+    """Metrics of an evaluation's cases. ``unavailable``: {family: "reason; remedy"}."""
 
     families: list[Family]
     set_families: list[SetFamily] = field(default_factory=list)
@@ -145,22 +136,20 @@ class MetricSet:
         return own | counts | floor
 
     def finish(self) -> tuple[dict[str, float], dict[str, float], dict[str, Any]]:
-        """Values of the whole set by key, their floors, and by family what must be known to read them."""
+        """Values of the whole set by key, their floors, and by family the context of its values."""
         for name, (count, reason) in self._refused.items():
             of = count + self._scored.get(name, 0)
             self.unavailable[name] = reason if count == of else f"for {count} of {of} cases: {reason}"
-        values: dict[str, float] = {}
-        floors: dict[str, float] = {}
-        about: dict[str, Any] = {}
+        values, floors, about = {}, {}, {}
         for family in self.set_families:
             try:
-                found, floor, told = family.finish()
+                own, floor, context = family.finish()
             except UserError as error:
                 self.unavailable[family.name] = str(error)
                 continue
-            values |= found
+            values |= own
             floors |= floor
-            about[family.name] = told
+            about[family.name] = context
         return values, floors, about
 
 
@@ -171,9 +160,6 @@ def _stored_records(keys: Sequence[str]) -> dict[str, Any]:
 
 def _needed(segmenter: Segmenter | None) -> Segmenter:
     if segmenter is None:
-        raise Unavailable(
-            "segmentation",
-            "no segmentation network was given",
-            "train one (python train.py model=vnet ...) and give its run as metrics.segmenter=RUN",
-        )
+        remedy = "train one (python train.py model=vnet ...) and give its run as metrics.segmenter=RUN"
+        raise Unavailable("segmentation", "no segmentation network was given", remedy)
     return segmenter

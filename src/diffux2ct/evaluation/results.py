@@ -1,16 +1,16 @@
-"""From rows of per_case.csv to what metrics.json says of the whole set: means, intervals, what was left out."""
+"""Rows of per_case.csv to the entries of metrics.json for the whole set: means, intervals, counts."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from diffux2ct.evaluation.metric import CASE_COUNTS
+from diffux2ct.evaluation.metric import CASE_COUNTS, find_metric, metric_of, plural
 from diffux2ct.evaluation.metric_set import MetricSet
 from diffux2ct.evaluation.statistics import CONFIDENCE, NUM_RESAMPLES, bootstrap_interval
 
 INTERVAL_SEED = 0
-"""Of the resampling. Fixed, so that evaluations of the same scores tell the same intervals."""
+"""Of the resampling. Fixed, so that evaluations of the same scores have the same intervals."""
 
 _NO_METRIC = {"case_id", "patient", "seconds", *CASE_COUNTS}
 
@@ -28,20 +28,37 @@ def summarize(rows: Sequence[Mapping[str, Any]], metrics: MetricSet) -> dict[str
     floor = {key.removeprefix("floor_"): mean for key, mean in means.items() if key.startswith("floor_")}
     own = {key: mean for key, mean in means.items() if not key.startswith("floor_")}
     counts = {key: int(sum(values[key])) for key in CASE_COUNTS if values.get(key)}
-    return (
-        own
-        | of_the_set
-        | {
-            "num_cases": len(rows),
-            "num_scored": {key: len(values[key]) for key in own if len(values[key]) < len(rows)},
-            "floor": floor | floors,
-            "of_the_set": about,
-            "unavailable": metrics.unavailable,
-            "seconds_per_volume": float(np.mean([row["seconds"] for row in rows])),
-        }
-        | ({"left_out": counts} if counts else {})
-        | _intervals(rows, list(own))
-    )
+    summary = own | of_the_set
+    summary |= {
+        "num_cases": len(rows),
+        "num_scored": {key: len(values[key]) for key in own if len(values[key]) < len(rows)},
+        "floor": floor | floors,
+        "of_the_set": about,
+        "unavailable": metrics.unavailable,
+        "seconds_per_volume": float(np.mean([row["seconds"] for row in rows])),
+    }
+    return summary | ({"left_out": counts} if counts else {}) | _intervals(rows, list(own))
+
+
+def score_table(summary: Mapping[str, Any]) -> str:
+    """The console's table of metrics.json: each score beside its floor, with its cases where not all have a value.
+
+    No score is called worse than its floor where some cases have no value: the floor may have one in others.
+    """
+    floors, scored = summary["floor"], summary["num_scored"]
+    shown = {key: metric_of(key) for key in summary if find_metric(key) or key in floors}
+    width = max((len(metric.heading) for metric in shown.values()), default=0)
+    cases = f"(floor: the mean training volume, {plural(summary['num_cases'], 'case')})"
+    lines = [f"{'':{width}}{'model':>10}{'floor':>10}   {cases}"]
+    for key, metric in shown.items():
+        line, floor = f"{metric.heading:{width}}{summary[key]:10.3f}", floors.get(key)
+        line += "" if floor is None else f"{floor:10.3f}"
+        if key in scored:
+            line += f"   of {plural(scored[key], 'case')}"
+        elif floor is not None and metric.sign and not metric.better(summary[key], floor):
+            line += "   no better than the floor"
+        lines.append(line)
+    return "\n".join([*lines, *(f"{name}: unavailable: {why}" for name, why in summary["unavailable"].items())])
 
 
 def _intervals(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> dict[str, Any]:

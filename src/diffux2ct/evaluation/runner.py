@@ -1,4 +1,4 @@
-"""Score any reconstructor on a split of a prepared dataset; leave numbers, volumes and pictures behind."""
+"""Score any reconstructor on a split of a prepared dataset; write numbers, volumes and pictures."""
 
 import csv
 import json
@@ -33,9 +33,10 @@ from diffux2ct.types import VIEWS
 
 XRAY_SOURCES = ("paired", "shuffled", "swapped")
 
-_OWN_KEYS = {"num_cases", "num_scored", "floor", "seconds_per_volume", "sampling", "seed", "xray_source"}
-_OWN_KEYS |= {"batch_size", "precision", "unavailable", "of_the_set", "protocol"}
-_OWN_KEYS |= {"intervals", "bootstrap", "left_out", RECORDS_KEY}
+_OWN_KEYS = {
+    *("num_cases", "num_scored", "floor", "seconds_per_volume", "sampling", "seed", "xray_source", "batch_size"),
+    *("precision", "unavailable", "of_the_set", "protocol", "intervals", "bootstrap", "left_out", RECORDS_KEY),
+}
 
 
 def evaluate(
@@ -57,24 +58,21 @@ def evaluate(
     """Reconstruct every case, score it beside the mean training volume, and write ``out_dir``.
 
     ``out_dir`` gets metrics.json (means over the cases that have a value, under ``floor`` the same metrics of
-    ``mean_volume``, under ``unavailable`` what could not be computed and why, under ``intervals`` see `summary`),
-    per_case.csv, reconstructions/<case_id>.nii.gz (int16 HU at the case's true spacing and origin) and a
-    self-contained report.html. All is written beside it first and moved at the end, so an interrupted
-    evaluation leaves a former one untouched.
+    ``mean_volume``, under ``unavailable`` the metrics that could not be computed and why, under ``intervals`` see
+    `results.summarize`), per_case.csv, reconstructions/<case_id>.nii.gz (int16 HU at the case's true spacing and
+    origin) and a self-contained report.html. All is written beside it first and moved at the end, so an interrupted
+    evaluation leaves a former one untouched. Returns the content of metrics.json.
 
     Args:
         sampling: keyword arguments of ``reconstructor.reconstruct``.
-        mean_volume: mean of the training volumes in [-1, 1], the answer of a method that sees no X-ray.
+        mean_volume: mean of the training volumes in [-1, 1], the output of a method that sees no X-ray.
         metrics: a `MetricSet`; or names of functions of two volumes, see `metric.function_keys`.
         seed: with a case's index in the dataset it seeds the generator of that case. With ``batch_size`` 1 a
             case's result therefore does not depend on the others; a larger batch shares its first case's.
         context: further entries for metrics.json and the report's header: run, dataset, split, sampler, ...
         precision: "bf16": the reconstructor runs under bf16 autocast. The metrics never do.
-        xray_source: "paired"; or, as control experiments, "shuffled" (each case is given the X-rays of
-            another patient's case) or "swapped" (frontal and lateral exchanged).
-
-    Returns:
-        What metrics.json holds.
+        xray_source: "paired"; or, as control experiments, "shuffled" (each case gets the X-rays of another patient's
+            case) or "swapped" (frontal and lateral exchanged).
 
     Raises:
         UserError: an empty split, an unknown metric or X-ray source, a reconstruction that is not finite, or
@@ -101,7 +99,7 @@ def evaluate(
 
 @dataclass(frozen=True)
 class _Job:
-    """What reconstructs, from what, and how."""
+    """The method, its cases and its settings."""
 
     reconstructor: SupportsReconstruct
     dataset: EvaluationDataset
@@ -219,7 +217,7 @@ def _report_case(dataset: EvaluationDataset, index: int, folder: Path, source: s
 
 
 def _reprojections(case: Any, hu: np.ndarray) -> Mapping[str, ViewResidual]:
-    """The reconstruction through the case's own camera; nothing where that is not known."""
+    """The reconstruction through the case's own camera; nothing where that is unknown."""
     try:
         return CaseXrays(case.path, hu.shape[0]).residuals(hu)
     except UserError:
@@ -231,7 +229,7 @@ def _write_tables(folder: Path, summary: Mapping[str, Any], rows: Sequence[Mappi
     text = json.dumps(summary, indent=2, default=str, allow_nan=False)
     (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
     with (folder / "per_case.csv").open("w", newline="", encoding="utf-8") as file:
-        # A case without labels lacks their columns; None is an empty cell.
+        # A case without labels has no such columns; None is an empty cell.
         names = list(dict.fromkeys(key for row in rows for key in row))
         writer = csv.DictWriter(file, fieldnames=names, lineterminator="\n")
         writer.writeheader()
@@ -240,7 +238,7 @@ def _write_tables(folder: Path, summary: Mapping[str, Any], rows: Sequence[Mappi
 
 @contextmanager
 def _eval_mode(reconstructor: Any) -> Iterator[None]:
-    """Dropout and the like off while it lasts; nothing to do for what is not a torch module."""
+    """Dropout and the like are off inside; no effect on a reconstructor that is not a torch module."""
     was_training = bool(getattr(reconstructor, "training", False))
     if was_training:
         reconstructor.eval()

@@ -1,4 +1,4 @@
-"""What metrics are given of a case: the true volume, and all that its prepared folder tells besides."""
+"""A case as metrics take it: the true volume, labels, implants and X-rays of its prepared folder."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +17,7 @@ from diffux2ct.intensity import Window, to_hu
 
 @dataclass(frozen=True)
 class ScoredCase:
-    """A case to score reconstructions against. What is costly is worked out once, when first asked for.
+    """A case to score reconstructions against. Costly properties are computed once, on first use.
 
     volume: the truth in [-1, 1] of ``window`` (HU). spacing: (x, y, z) mm of its voxels. path: the prepared case's
     folder, None where the data come from elsewhere: metrics that need labels or X-rays then have no value.
@@ -55,15 +55,12 @@ class ScoredCase:
         """Raises `Unavailable` of ``metric`` where the case has labels, but of another size than the volume."""
         if self.labels is None and (stored := self._stored_labels) is not None:
             side = stored.shape[0]
-            raise Unavailable(
-                metric,
-                f"the labels are of {side} voxels a side, the volumes of {self.volume.shape[1]}",
-                f"evaluate a run of the stored size (trained with dataset.size={side})",
-            )
+            reason = f"the labels are of {side} voxels a side, the volumes of {self.volume.shape[1]}"
+            raise Unavailable(metric, reason, f"evaluate a run of the stored size (trained with dataset.size={side})")
 
     @cached_property
     def implants(self) -> Implants:
-        """True screws and rods, as far as the true volume shows them. Without labels, its metal tells.
+        """True screws and rods, as far as the true volume shows them; without labels, from its metal.
 
         Raises `Unavailable` where there are labels of another size: to go by the metal then would take dense bone for
         screws in cases that are known to have none.

@@ -19,7 +19,7 @@ CONFIDENCE = 0.95
 ALPHA = 0.05
 
 MIN_PATIENTS_INTERVAL = 5
-"""With fewer an interval would promise more than it holds: its coverage falls below 0.9 even for normal scores."""
+"""With fewer, an interval's coverage falls below 0.9 even for normal scores."""
 
 MIN_PATIENTS_TEST = 6
 """Of n paired differences the smallest two-sided p is 2 / 2^n: with 5 it is 0.0625, whatever the scores."""
@@ -35,8 +35,7 @@ class PairedTest:
     """Of the differences a - b of ``num_patients`` patients.
 
     difference: their mean over the cases that both have a value in, which is the difference of a table's means only
-    where all have one. p: two-sided; None where there are too few patients for a
-    test to find anything.
+    where all have one. p: two-sided; None where there are too few patients for a test to find anything.
     """
 
     difference: float
@@ -74,9 +73,7 @@ def bootstrap_interval(
     The expanded percentile interval (Hesterberg 2015, Sec. 4.4): the plain one is too narrow by the factor that a
     standard deviation with n in the place of n - 1 is, and takes a normal's quantiles for a t distribution's. It was
     chosen by simulated coverage: of a nominal 95 % on 16 normal scores it has 94.6 %, plain percentiles 91.9 %, BCa
-    91.3 %; on skewed (log-normal) ones 90.0, 86.9 and 87.7 %.
-
-    ``seed`` seeds the resampling.
+    91.3 %; on skewed (log-normal) ones 90.0, 86.9 and 87.7 %. ``seed`` is of the resampling.
     """
     names, sums, counts = by_patient(scores, patients)
     n = len(names)
@@ -91,7 +88,7 @@ def bootstrap_interval(
 
 @lru_cache(maxsize=2)
 def _resamples(n: int, num_resamples: int, seed: int) -> np.ndarray:
-    """How often each of ``n`` patients is drawn [resamples, n]; kept, because an evaluation has many metrics."""
+    """Counts of each of ``n`` patients in each resample [resamples, n]; cached, as an evaluation has many metrics."""
     drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=num_resamples)
     drawn.flags.writeable = False
     return drawn
@@ -105,16 +102,14 @@ def paired_test(
     test: str = "permutation",
     seed: int = 0,
 ) -> PairedTest:
-    """Whether two methods differ on the same cases; a patient's cases stand or fall together.
+    """Test of the difference of two methods on the same cases; a patient's cases change sign together.
 
-    ``permutation`` (default): the sign of each patient's summed difference is as likely + as -; it asks about the mean
-    over the cases that both have. Exact for up to 14 patients, else 100 000 draws, seeded, counting the
-    observed one (Phipson and Smyth 2010). ``wilcoxon``: signed ranks of patients' means, which asks about the ranks'
-    centre: less moved by one patient, but where differences are skewed it may find a difference opposite to that of
-    the means.
+    ``permutation`` (default): the sign of each patient's summed difference is as likely + as -; it tests the mean over
+    the cases that both have. Exact for up to 14 patients, else 100 000 draws, seeded, counting the observed one
+    (Phipson and Smyth 2010). ``wilcoxon``: signed ranks of patients' means, which tests the ranks' centre: less moved
+    by one patient, but where differences are skewed it may find a difference opposite to that of the means.
 
-    Raises:
-        UserError: an unknown test.
+    UserError: an unknown test.
     """
     if test not in TESTS:
         raise UserError(f"--test {test}: choose {' or '.join(TESTS)}")
@@ -154,10 +149,7 @@ def holm(p_values: Sequence[float], family: int | None = None) -> list[float]:
 
     family: how many comparisons could have been among those shown, where scores chose which are: the p-values count
     as the smallest of so many. That is never below what Holm's correction of the whole family gives them, whatever
-    the others' p-values are. None: those shown are all.
-
-    Raises:
-        ValueError: a family smaller than the p-values in it.
+    the others' p-values are. None: those shown are all. ValueError: a family smaller than the p-values in it.
     """
     p = np.asarray(p_values, float)
     count = len(p) if family is None else family

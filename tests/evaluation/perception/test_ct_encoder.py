@@ -111,7 +111,7 @@ def test_the_ct_encoder_loads_a_file_and_tells_volumes_apart(tmp_path):
 def test_other_weights_than_astras_are_refused(tmp_path):
     file = tmp_path / "astra_encoder.pt"
     torch.save({"conv1.weight": torch.zeros(64, 3, 3, 7, 7)}, file)
-    with pytest.raises(UserError, match=r"astra_encoder.pt: lacks bn1.weight \(and 928 faults more\); get the weights"):
+    with pytest.raises(UserError, match=r"astra_encoder.pt: bn1.weight is missing \(and 928 faults more\); get"):
         CtEncoder.load(file)
 
 

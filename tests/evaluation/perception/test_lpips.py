@@ -137,7 +137,7 @@ def test_without_weights_it_is_unavailable_with_the_command_to_get_them(tmp_path
 @pytest.mark.usefixtures("nothing_installed")
 def test_a_trunk_of_other_shapes_is_refused(folder):
     torch.save({"features.0.weight": torch.zeros(64, 3, 7, 7)}, folder / "alexnet-owt-7be5be79.pth")
-    with pytest.raises(UserError, match="AlexNet: lacks convolutions.0.bias"):
+    with pytest.raises(UserError, match="AlexNet: convolutions.0.bias is missing"):
         Lpips.load(folder)
 
 

@@ -114,10 +114,10 @@ def test_weights_must_fit_exactly():
     load_exactly(network, good, "file")
     assert network(torch.ones(1, 2)).tolist() == [[2, 2, 2]]
     for state, fault in (
-        ({"weight": good["weight"]}, "file: lacks bias; get the weights of Linear"),
-        (good | {"scale": torch.ones(1)}, "file: has scale, which the network lacks;"),
+        ({"weight": good["weight"]}, "file: bias is missing; get the weights of Linear"),
+        (good | {"scale": torch.ones(1)}, "file: has scale, which the network has not;"),
         (good | {"bias": torch.ones(2)}, r"file: has bias of \(2,\) instead of \(3,\);"),
-        ({"scale": torch.ones(1)}, r"file: lacks weight \(and 2 faults more\);"),
+        ({"scale": torch.ones(1)}, r"file: weight is missing \(and 2 faults more\);"),
     ):
         with pytest.raises(UserError, match=fault):
             load_exactly(network, state, "file")

@@ -1,11 +1,11 @@
 """Bone of a reconstruction against the true one: Dice and 95 % Hausdorff distance.
 
 From a segmentation network that sees both volumes (``structure_scores``), and from a threshold, which needs no network
-and no labels but knows no structures (``fixed_hu_bone``).
+and no labels but cannot tell structures apart (``fixed_hu_bone``).
 """
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from diffux2ct.reconstructors.precision import autocast
 BONE_HU = 226.0
 """Lower bound of the preset "Bone (CT)" of Mimics (Materialise), 226 to 3071 HU, which much of the literature uses."""
 
-GROUP = "Bones"
+_bones = partial(Metric, group="Bones")
 
 MIN_PIECE_MM3 = 1000.0
 """Smaller connected pieces of what is above the threshold are noise, calcifications and bowel content, not bone."""
@@ -39,28 +39,16 @@ def fixed_hu_bone(
     truth as in the reconstruction. The spongy inside of vertebrae (100 to 250 HU) is mostly not.
     """
     dense = hu >= threshold
-    labelled: Any = ndimage.label(dense)
-    pieces = labelled[0]
+    pieces, _ = ndimage.label(dense)  # type: ignore[misc]
     large = np.bincount(pieces.ravel()) * float(np.prod(spacing)) >= min_piece_mm3
     large[0] = False
     return large[pieces]
 
 
 @computes(
-    Metric(
-        "dice_bone",
-        "Dice bone",
-        larger_is_better=True,
-        group=GROUP,
-        about=f"overlap of what exceeds {BONE_HU:g} HU in large pieces",
-    ),
-    Metric(
-        "hd95_bone",
-        "HD95 bone",
-        "mm",
-        larger_is_better=False,
-        group=GROUP,
-        about=f"95% Hausdorff distance of the surfaces of bone above {BONE_HU:g} HU",
+    _bones("dice_bone", "Dice bone", "", True, f"overlap of what exceeds {BONE_HU:g} HU in large pieces"),
+    _bones(
+        "hd95_bone", "HD95 bone", "mm", False, f"95% Hausdorff distance of the surfaces of bone above {BONE_HU:g} HU"
     ),
 )
 def bone_scores(
@@ -94,15 +82,9 @@ def structure_metric(key: str) -> Metric | None:
         about = f"overlap of the {name} as a network segments it in both volumes"
     else:
         about = f"95% Hausdorff distance of the surfaces of the {name}, segmented in both volumes"
-    return Metric(
-        key,
-        f"{'Dice' if measure == 'dice' else 'HD95'} {name}{variant and f', {variant}'}",
-        "" if measure == "dice" else "mm",
-        larger_is_better=measure == "dice",
-        about=about,
-        group=GROUP,
-        floor=variant != "ceiling",
-    )
+    title, unit = ("Dice", "") if measure == "dice" else ("HD95", "mm")
+    title += f" {name}{variant and f', {variant}'}"
+    return _bones(key, title, unit, measure == "dice", about, floor=variant != "ceiling")
 
 
 def structure_scores(
@@ -117,9 +99,8 @@ def structure_scores(
     Keys: dice<suffix>_<structure>, hd95<suffix>_<structure>. A structure in neither: both None; in one only: Dice 0 and
     HD95 None, as no distance is defined. spacing: (x, y, z) mm.
     """
-    scores: Scores = {
-        f"dice{suffix}_{name}": score for name, score in dice_scores(prediction, truth, structures).items()
-    }
+    dice = dice_scores(prediction, truth, structures)
+    scores = {f"dice{suffix}_{name}": score for name, score in dice.items()}
     for name, k in (*((name, k) for k, name in enumerate(structures, start=1)), (FOREGROUND, 0)):
         masks = [classes == k if k else classes > 0 for classes in (prediction, truth)]
         scores[f"hd95{suffix}_{name}"] = hd95(masks[0], masks[1], spacing)
@@ -133,7 +114,7 @@ def segmented_scores(
     structures: Sequence[str],
     spacing: Spacing,
 ) -> Scores:
-    """All scores of one case: a network's classes (``segment``) of the reconstruction and of the true volume.
+    """All scores of one case from a network's classes (``segment``) of the reconstruction and of the true volume.
 
     dice_<s>, hd95_<s>: between the two segmentations, so that the network's own errors cancel and no labels are needed.
     With labels (classes of the same structures): dice_labels_<s>, hd95_labels_<s>, the reconstruction's segmentation

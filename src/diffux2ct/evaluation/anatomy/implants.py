@@ -1,8 +1,8 @@
 """Where a reconstruction puts pedicle screws and rods: how many it shows, and how far they are off.
 
-What is there comes from the case's labels (each screw and rod has a value of its own) or, without labels, from the
-metal of the true volume. What the reconstruction shows is sought in its metal alone, without knowing the truth
-(``metal_bars``). Both are then measured alike, in HU by the same code, so that a perfect reconstruction has no error.
+The true implants come from the case's labels (each screw and rod has a value of its own) or, without labels, from the
+metal of the true volume. Those of the reconstruction are sought in its metal alone, without the truth (``metal_bars``).
+Both are then measured alike, in HU by the same code, so that a perfect reconstruction has no error.
 """
 
 from collections.abc import Sequence
@@ -25,10 +25,9 @@ from diffux2ct.evaluation.anatomy.metal_bars import (
     main_axis,
     median_hu,
     metal_points,
-    points_of,
 )
 from diffux2ct.evaluation.anatomy.rod_lines import RodCover, RodLine, bars_as_rods, cover_rod, rod_line
-from diffux2ct.evaluation.anatomy.surfaces import Spacing
+from diffux2ct.evaluation.anatomy.surfaces import Spacing, points_of
 from diffux2ct.evaluation.metric import Metric, computes
 
 MAX_VOXEL_MM = 4.0
@@ -50,7 +49,7 @@ _share, _error = (partial(Metric, group="Implants", larger_is_better=larger) for
 
 @dataclass(frozen=True, eq=False)
 class Implants:
-    """What is implanted: screws as bars from the tip on, and rods as centre lines; mm (x, y, z).
+    """Screws as bars from the tip on, and rods as centre lines; mm (x, y, z).
 
     dense: all voxels of at least 1000 HU: these implants, other metal, dense bone.
     unseen: labelled screws and rods that even the truth does not show, which are left out.
@@ -66,20 +65,19 @@ class Implants:
 class ImplantScores:
     """Scores of one case; None where there is nothing to measure.
 
-    recall: share of the true screws and rods that are found. precision: share of what is found that is true. tip_mm,
+    recall: share of the true screws and rods that are found. precision: share of the found ones that are true. tip_mm,
     axis_deg: mean over matched screws of the distance of the tips and of the angle of the axes. rod_mm: mean distance
-    of matched rods' centre lines. num_true, num_found: screws and rods. tips, angles: of each matched screw.
+    of matched rods' centre lines. num_true, num_found: screws and rods. tips: mm, of each matched screw.
     """
 
-    recall: float | None
-    precision: float | None
-    tip_mm: float | None
-    axis_deg: float | None
-    rod_mm: float | None
-    num_true: int
-    num_found: int
+    recall: float | None = None
+    precision: float | None = None
+    tip_mm: float | None = None
+    axis_deg: float | None = None
+    rod_mm: float | None = None
+    num_true: int = 0
+    num_found: int = 0
     tips: list[float] = field(default_factory=list)
-    angles: list[float] = field(default_factory=list)
 
     @computes(
         _share("implant_recall", "Implants found", about="share of true screws and rods that have a match"),
@@ -117,7 +115,7 @@ def true_implants(
         drawn = Implants(screws, rods, metal)
     else:
         drawn = _labelled(hu, labels, spacing, metal)
-    # A perfect reconstruction shall be perfect: nothing is asked that the search does not find in the truth.
+    # So that a perfect reconstruction scores 1, implants that the search misses in the truth are left out.
     seen = _compare(hu, metal, bars, drawn, spacing)
     screws = [true for _, true in seen.screws]
     rods = [cover.line for cover in seen.covers if cover.found]
@@ -151,29 +149,21 @@ def implant_scores(
     """
     num_true = len(truth.screws) + len(truth.rods)
     if not num_true:
-        return ImplantScores(None, None, None, None, None, 0, 0)
+        return ImplantScores()
     metal, bars = metal_points(prediction_hu, spacing), find_bars(prediction_hu, spacing, seed=seed)
     seen = _compare(prediction_hu, metal, bars, truth, spacing)
     right = len(seen.screws) + sum(cover.found for cover in seen.covers)
     tips = [float(np.linalg.norm(found.start - true.start)) for found, true in seen.screws]
     angles = [_angle(found, true) for found, true in seen.screws]
     rods = [cover.distance for cover in seen.covers if cover.found and cover.distance is not None]
-    return ImplantScores(
-        recall=right / num_true,
-        precision=right / (right + len(seen.wrong)) if right or seen.wrong else None,
-        tip_mm=_mean(tips),
-        axis_deg=_mean(angles),
-        rod_mm=_mean(rods),
-        num_true=num_true,
-        num_found=right + len(seen.wrong),
-        tips=tips,
-        angles=angles,
-    )
+    num_found = right + len(seen.wrong)
+    errors = [float(np.mean(values)) if values else None for values in (tips, angles, rods)]
+    return ImplantScores(right / num_true, right / num_found if num_found else None, *errors, num_true, num_found, tips)
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """What of the true implants a volume shows: (found, true) screws, how rods are covered, and bars that are wrong."""
+    """True implants in a volume: (found, true) screws, rods with the bars that cover them, and bars that are wrong."""
 
     screws: list[tuple[Bar, Bar]]
     covers: list[RodCover]
@@ -236,20 +226,20 @@ def _match(found: Sequence[tuple[Bar, Bar]], true: Sequence[Bar]) -> list[tuple[
     """(which, found, true) of screws that belong together; found: each bar fitted from either of its ends."""
     if not found or not true:
         return []
+
+    def along(k: int, screw: Bar) -> Bar:
+        return found[k][0] if found[k][0].axis @ screw.axis > 0 else found[k][1]
+
     cost = np.full((len(found), len(true)), 1e6)
-    for k, ends in enumerate(found):
+    for k in range(len(found)):
         for j, screw in enumerate(true):
-            bar = ends[0] if ends[0].axis @ screw.axis > 0 else ends[1]
+            bar = along(k, screw)
             if bar.axis @ screw.axis >= _GATE_COSINE:
                 middle = [b.start + 0.5 * screw.length * b.axis for b in (bar, screw)]
                 off = np.linalg.norm(bar.start - screw.start) + np.linalg.norm(middle[0] - middle[1])
                 cost[k, j] = off / 2 if off / 2 <= GATE_MM else 1e6
-    pairs = []
-    for k, j in zip(*linear_sum_assignment(cost), strict=True):
-        if cost[k, j] < 1e6:
-            ends, screw = found[k], true[j]
-            pairs.append((int(k), ends[0] if ends[0].axis @ screw.axis > 0 else ends[1], screw))
-    return pairs
+    pairs = zip(*linear_sum_assignment(cost), strict=True)
+    return [(int(k), along(k, true[j]), true[j]) for k, j in pairs if cost[k, j] < 1e6]
 
 
 def _bar_of(points: Points) -> Bar | None:
@@ -270,14 +260,10 @@ def _tip_first(bar: Bar, anchors: Points) -> Bar:
 
 
 def _on(bar: Bar, dense: Points) -> bool:
-    """Whether half of a bar's metal lies where the truth is dense."""
+    """True if half of a bar's metal lies where the truth is dense."""
     return bool(len(dense)) and bool((KDTree(dense).query(bar.points)[0] <= _NEAR).mean() >= 0.5)
 
 
 def _angle(a: Bar, b: Bar) -> float:
     """Degrees between two bars."""
     return float(np.degrees(np.arccos(np.clip(a.axis @ b.axis, -1.0, 1.0))))
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return float(np.mean(values)) if values else None

@@ -9,10 +9,10 @@ centre of voxel (0, 0, 0), axes LPS.
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Num
+from jaxtyping import Float, Num
 from scipy import ndimage
 
-from diffux2ct.evaluation.anatomy.surfaces import Spacing
+from diffux2ct.evaluation.anatomy.surfaces import Spacing, corner_of, points_of
 
 METAL_HU = 1000.0
 """Below what blur by a voxel leaves of a rod's middle (1100 to 1250 HU of 1500); dense bone reaches it in places."""
@@ -61,11 +61,6 @@ def metal_points(hu: Num[np.ndarray, "d h w"], spacing: Spacing, threshold: floa
     return points_of(hu >= threshold, spacing)
 
 
-def points_of(mask: Bool[np.ndarray, "d h w"], spacing: Spacing) -> Points:
-    """Centres of a mask's voxels, mm (x, y, z)."""
-    return np.argwhere(mask)[:, ::-1] * np.asarray(spacing, dtype=np.float64)
-
-
 def find_bars(
     hu: Num[np.ndarray, "d h w"], spacing: Spacing, threshold: float | int = METAL_HU, seed: int = 0
 ) -> list[Bar]:
@@ -81,8 +76,7 @@ def find_bars(
         mask = pieces[box] == value
         if mask.sum() * volume < _MIN_PIECE:
             continue
-        corner = np.array([part.start for part in box])[::-1] * np.asarray(spacing, dtype=np.float64)
-        found = _bars_of_piece(points_of(mask, spacing) + corner, spacing, rng)
+        found = _bars_of_piece(points_of(mask, spacing) + corner_of(box, spacing), spacing, rng)
         bars += [bar for bar in found if median_hu(bar, hu, spacing) >= CORE_HU]
     return bars
 
@@ -119,7 +113,7 @@ def _bars_of_piece(points: Points, spacing: Spacing, rng: np.random.Generator) -
 
 
 def _beside(bar: Bar, other: Bar) -> bool:
-    """Whether a bar is but a flake that another, stouter one left over: parallel to it and at its side."""
+    """True if a bar is a flake left over from another, stouter one: parallel to it and at its side."""
     along, off = distance_to_line((bar.start + bar.end)[None] / 2, other.start, other.axis)
     parallel = abs(float(bar.axis @ other.axis)) > _PARALLEL
     return bool(parallel and off[0] < 2 * RADIUS and -_HEAD < along[0] < other.length + _HEAD)

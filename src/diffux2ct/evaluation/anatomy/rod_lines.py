@@ -26,7 +26,7 @@ class RodLine:
 
 @dataclass(frozen=True)
 class RodCover:
-    """How bars follow a rod: whether it counts as found, mean distance in mm (None if none follows it), which bars.
+    """A rod as bars follow it: found or not, mean distance in mm (None if none follows it), indices of the bars.
 
     line: the stretches that bars follow, where the metal has its centre.
     """
@@ -61,7 +61,7 @@ def bars_as_rods(bars: Sequence[Bar], metal: Points) -> tuple[list[RodLine], lis
 
 
 def cover_rod(line: RodLine, bars: Sequence[Bar], metal: Points, gate: float) -> RodCover:
-    """Which bars run along a true rod, and how far its centre line in ``metal`` is from there on average.
+    """The bars along a true rod, and the mean distance of their centre line in ``metal`` from it.
 
     gate: mm, the farthest that a bar counts.
     """

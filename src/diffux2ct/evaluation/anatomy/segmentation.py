@@ -55,11 +55,7 @@ def mean_scores(rows: Iterable[Scores], structures: Sequence[str]) -> Scores:
         return float(np.mean(known)) if known else None
 
     means = {name: mean(row[name] for row in rows) for name in (*structures, FOREGROUND)}
-    return {
-        **{name: means[name] for name in structures},
-        AVERAGE: mean(means[name] for name in structures),
-        FOREGROUND: means[FOREGROUND],
-    }
+    return means | {AVERAGE: mean(means[name] for name in structures)}
 
 
 def evaluate_segmentation(
@@ -71,7 +67,7 @@ def evaluate_segmentation(
     """Segment each case's true volume and its reconstruction, if any, and compare both with its labels.
 
     dataset: gives "labels" of the segmenter's structures. reconstructions: a folder of <case_id>.nii.gz in HU, on the
-    cases' grids, as an evaluation leaves it; the cases that it lacks are left out of both scores.
+    cases' grids, as an evaluation leaves it; cases without one are left out of both scores.
 
     Returns {"structures", "num_cases", "true": means, "reconstructed": means (with reconstructions), "cases": [...]}.
     Raises UserError where a reconstruction is of no case of the dataset or on another grid, and where there is none.
@@ -103,11 +99,8 @@ def read_reconstruction(folder: Path, dataset: EvaluationDataset, index: int) ->
     path = folder / f"{case.case_id}.nii.gz"
     ct = read_own_ct(path)
     shape = tuple(dataset[index]["volume"].shape[1:])
-    # NIfTI keeps its affine in single precision.
-    near = 1e-3 * min(case.spacing)
-    same = np.allclose(ct.spacing, case.spacing, rtol=0, atol=near) and np.allclose(
-        ct.origin, case.origin, rtol=1e-5, atol=near
-    )
+    near = {"rtol": 1e-5, "atol": 1e-3 * min(case.spacing)}  # NIfTI keeps its affine in single precision
+    same = np.allclose(ct.spacing, case.spacing, **near) and np.allclose(ct.origin, case.origin, **near)
     if ct.hu.shape != shape or not same:
         raise UserError(
             f"{path}: {ct.hu.shape} voxels at {_mm(ct.spacing)} mm from {_mm(ct.origin)}, and the case, as the network "
@@ -118,7 +111,7 @@ def read_reconstruction(folder: Path, dataset: EvaluationDataset, index: int) ->
 
 
 def dice_table(result: Mapping[str, Any]) -> str:
-    """What the console shows of `evaluate_segmentation`'s result."""
+    """The console's table of `evaluate_segmentation`'s result."""
     sources = [source for source in ("true", "reconstructed") if source in result]
     lines = [f"{'Dice':16}" + "".join(f"{source:>15}" for source in sources)]
     for name in (*result["structures"], AVERAGE, FOREGROUND):
@@ -133,11 +126,10 @@ def _reconstructed(folder: Path, dataset: EvaluationDataset) -> list[int]:
     if not found:
         raise UserError(f"{folder}: no reconstructions (*.nii.gz) here; give the folder of an evaluation")
     known = {case.case_id: index for index, case in enumerate(dataset.cases)}
-    strange = sorted(found - set(known))
-    if strange:
+    if strange := sorted(found - set(known)):
         raise UserError(
-            f"{folder}: {strange[0]} is no labelled case of the data set's split; give the data set that was evaluated "
-            "as root= and split="
+            f"{folder}: {strange[0]} is no labelled case of the data set's split; give the evaluated data set as "
+            "root= and split="
         )
     return sorted(known[case_id] for case_id in found)
 

@@ -5,6 +5,7 @@ surface is the mask's voxels that have a face in common with a voxel outside it 
 and distances run between voxel centres.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,16 @@ from scipy import ndimage
 from scipy.spatial import KDTree
 
 Spacing = tuple[float | int, float | int, float | int]
+
+
+def points_of(mask: Bool[np.ndarray, "d h w"], spacing: Spacing) -> Float[np.ndarray, "_ 3"]:
+    """Centres of a mask's voxels, mm (x, y, z)."""
+    return np.argwhere(mask)[:, ::-1] * np.asarray(spacing, dtype=np.float64)
+
+
+def corner_of(box: Sequence[slice], spacing: Spacing) -> Float[np.ndarray, "3"]:
+    """Centre of a box's first voxel in its volume, mm (x, y, z)."""
+    return np.array([part.start for part in box])[::-1] * np.asarray(spacing, dtype=np.float64)
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,11 @@
 The true labels say where each end plate is. The density around it, in a short cylinder along the vertebra's axis, is
 then looked for in the reconstruction by sliding along that axis: the best normalised cross-correlation says how far
 the plate has moved (digital volume correlation, Bay et al., Exp Mech 39 (1999) 217, in one dimension). Moves across
-the axis are not seen. Where nothing correlates there is no plate, and no error is made up: ``share`` tells how many
-vertebrae were found.
+the axis are not seen. Where nothing correlates there is no plate and no error; ``share`` is that of vertebrae found.
 
 Neighbouring vertebrae look alike: a spine that lies a whole level off would be matched level by level with the wrong
 vertebrae. So the whole column is slid along its length first, and where it fits better farther off than each body
-does within ``REACH_MM``, nothing is found. A single vertebra that is in a neighbour's place cannot be told.
+does within ``REACH_MM``, nothing is found. A single vertebra in a neighbour's place is not recognised as such.
 """
 
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from jaxtyping import Num
 from scipy import ndimage
 
 from diffux2ct.evaluation.anatomy.surfaces import Spacing
-from diffux2ct.evaluation.anatomy.vertebrae import RADIUS, VertebralBody
+from diffux2ct.evaluation.anatomy.vertebrae import RADIUS, VertebralBody, perpendicular
 
 REACH_MM = 8.0
 """Farthest move that is looked for: half-way to the next plate that looks alike would be 10 mm or more."""
@@ -49,11 +48,8 @@ def match_bodies(
     if truth and level_evidence(prediction_hu, truth_hu, truth, spacing) > _MARGIN:
         return found
     for value, body in truth.items():
-        moves = []
-        for side in (1, -1):
-            plate = body.centre + 0.5 * side * body.height * body.axis
-            moves.append(_move(prediction_hu, truth_hu, plate, body.axis, spacing))
-        upper, lower = moves
+        plates = (body.centre + 0.5 * side * body.height * body.axis for side in (1, -1))
+        upper, lower = (_move(prediction_hu, truth_hu, plate, body.axis, spacing) for plate in plates)
         if upper is not None and lower is not None:
             centre = body.centre + 0.5 * (upper + lower) * body.axis
             found[value] = replace(body, centre=centre, height=body.height + upper - lower)
@@ -106,7 +102,7 @@ def _correlation(wanted: np.ndarray, windows: np.ndarray) -> np.ndarray:
 def _move(
     prediction: np.ndarray, truth: np.ndarray, plate: np.ndarray, axis: np.ndarray, spacing: Spacing
 ) -> float | None:
-    """How far a plate has moved along the axis, mm; None if it is not found within reach."""
+    """Displacement of a plate along the axis, mm; None if it is not found within reach."""
     wanted = _cylinder(truth, plate, axis, _WINDOW, spacing)
     there = _cylinder(prediction, plate, axis, _WINDOW + REACH_MM, spacing)
     length = wanted.shape[1]
@@ -129,7 +125,7 @@ def _cylinder(
 
     beyond: the value outside of the volume; None: that of the nearest voxel.
     """
-    basis = np.linalg.svd(axis[None])[2][1:]
+    basis = perpendicular(axis)
     grid = np.arange(-RADIUS, RADIUS + 1e-6, 2.0)
     u, v = (side.ravel() for side in np.meshgrid(grid, grid))
     inside = u**2 + v**2 <= RADIUS**2 + 1e-6
@@ -137,6 +133,5 @@ def _cylinder(
     along = np.arange(-round(half / _STEP), round(half / _STEP) + 1) * _STEP
     points = centre + across[:, None] + along[:, None] * axis
     index = np.moveaxis((points / np.asarray(spacing, dtype=np.float64))[..., ::-1], -1, 0)
-    if beyond is None:
-        return ndimage.map_coordinates(hu, index, np.float64, order=1, mode="nearest")
-    return ndimage.map_coordinates(hu, index, np.float64, order=1, mode="constant", cval=beyond)
+    outside = {"mode": "nearest"} if beyond is None else {"mode": "constant", "cval": beyond}
+    return ndimage.map_coordinates(hu, index, np.float64, order=1, **outside)

@@ -1,4 +1,4 @@
-"""Heights of vertebral bodies and their spacing, from label maps that tell the vertebrae apart.
+"""Heights of vertebral bodies and their spacing, from label maps with a value for each vertebra.
 
 A body's height is the mean distance of its end plates over the middle of the body: what morphometry calls the middle
 height (Genant et al., J Bone Miner Res 8 (1993) 1137), over a disc instead of along a line. The spacing of neighbours
@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from scipy import ndimage
 
 from diffux2ct.data.labels import FIRST_OTHER, FIRST_SCREW, VERTEBRAE
-from diffux2ct.evaluation.anatomy.surfaces import Spacing
+from diffux2ct.evaluation.anatomy.surfaces import Spacing, corner_of, points_of
 from diffux2ct.evaluation.metric import Metric, computes
 
 RADIUS = 8.0  # mm around the body's axis: inside every thoracic and lumbar body, in front of the canal
@@ -53,9 +53,8 @@ def measure_bodies(labels: UInt8[np.ndarray, "d h w"], spacing: Spacing) -> dict
         if own.sum() * step.prod() < _MIN_VOLUME:
             continue
         mask = own | (implants[box] & _closed(own, step)) if implants[box].any() else own
-        corner = np.array([part.start for part in box])[::-1] * step
-        points = np.argwhere(mask)[:, ::-1] * step + corner
-        found[value] = points, _thickest(mask, step) + corner
+        corner = corner_of(box, spacing)
+        found[value] = points_of(mask, spacing) + corner, _thickest(mask, step) + corner
     bodies = {}
     for value, (points, centre) in found.items():
         above, below = (found[v][1] if v in found else centre for v in (value - 1, value + 1))
@@ -76,21 +75,13 @@ def spacings(bodies: Mapping[int, VertebralBody]) -> dict[tuple[int, int], float
     }
 
 
-_error = partial(Metric, unit="mm", group="Vertebrae", larger_is_better=False)
+_metric = partial(Metric, group="Vertebrae")
+_HEIGHT = "absolute error of the height of vertebrae"
+_SPACING = "absolute error of the distance between neighbouring vertebrae"
 _METRICS = (
-    _error("vertebra_height_mm", "Vertebral height error", about="absolute error of the height of vertebrae"),
-    _error(
-        "vertebra_spacing_mm",
-        "Vertebral spacing error",
-        about="absolute error of the distance between neighbouring vertebrae",
-    ),
-    Metric(
-        "vertebra_found",
-        "Vertebrae found",
-        larger_is_better=True,
-        group="Vertebrae",
-        about="share of the true vertebrae that are found",
-    ),
+    _metric("vertebra_height_mm", "Vertebral height error", "mm", False, _HEIGHT),
+    _metric("vertebra_spacing_mm", "Vertebral spacing error", "mm", False, _SPACING),
+    _metric("vertebra_found", "Vertebrae found", "", True, "share of the true vertebrae that are found"),
 )
 
 
@@ -110,11 +101,7 @@ class VertebraErrors:
     @computes(*_METRICS, *(replace(m, key=f"segmented_{m.key}", title=f"{m.title}, segmented") for m in _METRICS))
     def as_row(self) -> dict[str, float | None]:
         """By the keys of per_case.csv."""
-        return {
-            "vertebra_height_mm": self.height_mm,
-            "vertebra_spacing_mm": self.spacing_mm,
-            "vertebra_found": self.share,
-        }
+        return dict(zip((m.key for m in _METRICS), (self.height_mm, self.spacing_mm, self.share), strict=True))
 
 
 def vertebra_errors(prediction: Mapping[int, VertebralBody], truth: Mapping[int, VertebralBody]) -> VertebraErrors:
@@ -122,13 +109,8 @@ def vertebra_errors(prediction: Mapping[int, VertebralBody], truth: Mapping[int,
     heights = {v: prediction[v].height - body.height for v, body in truth.items() if v in prediction}
     there, wanted = spacings(prediction), spacings(truth)
     gaps = {pair: there[pair] - gap for pair, gap in wanted.items() if pair in there}
-    return VertebraErrors(
-        height_mm=_mean_absolute(heights),
-        spacing_mm=_mean_absolute(gaps),
-        share=len(heights) / len(truth) if truth else None,
-        heights=heights,
-        spacings=gaps,
-    )
+    share = len(heights) / len(truth) if truth else None
+    return VertebraErrors(_mean_absolute(heights), _mean_absolute(gaps), share, heights, gaps)
 
 
 def _mean_absolute(errors: Mapping) -> float | None:
@@ -149,6 +131,11 @@ def _thickest(mask: np.ndarray, step: np.ndarray) -> np.ndarray:
     """Middle of where a vertebra is thickest: in its body, since arch and processes are thin; mm from the box."""
     depth = np.asarray(ndimage.distance_transform_edt(np.pad(mask, 1), step[::-1]))[1:-1, 1:-1, 1:-1]
     return np.argwhere(depth >= 0.7 * depth.max()).mean(0)[::-1] * step
+
+
+def perpendicular(axis: Float[np.ndarray, "3"]) -> Float[np.ndarray, "2 3"]:
+    """Two unit vectors across an axis and each other."""
+    return np.linalg.svd(axis[None])[2][1:]
 
 
 def _body(points: np.ndarray, centre: np.ndarray, axis: np.ndarray, step: np.ndarray) -> VertebralBody | None:
@@ -187,7 +174,7 @@ def _weights(across: np.ndarray, step: np.ndarray) -> np.ndarray:
 
 def _plate(along: np.ndarray, across: np.ndarray, axis: np.ndarray, end: int, step: float) -> np.ndarray | None:
     """Normal of the end plate (end 1: upper, -1: lower), upwards: of a plane through each column's outermost voxel."""
-    basis = np.linalg.svd(axis[None])[2][1:]
+    basis = perpendicular(axis)
     u, v = basis @ across.T
     columns = np.stack([np.rint(u / (1.5 * step)), np.rint(v / (1.5 * step))], 1).astype(int)
     _, index = np.unique(columns, axis=0, return_inverse=True)

@@ -16,16 +16,20 @@ from diffux2ct.evaluation.fidelity.ssim import structural_similarity
 from diffux2ct.evaluation.metric import Metric, computes, metric
 
 EXACT_DB = 100.0
-"""What a slice (or volume) without any error scores in dB, where the formula gives infinity. X2CT-GAN's rule."""
+"""Score in dB of a slice (or volume) without any error, where the formula gives infinity. X2CT-GAN's rule."""
 
 
 def unit_range(volume: Float[Tensor, "..."]) -> Float64[Tensor, "..."]:
     """[-1, 1] -> [0, 1], clipped, in double precision so that only equal voxels give a zero error.
 
-    On the device where the volume is, except that what has no double precision (Apple's) hands over to the CPU.
+    On the volume's device, see `in_double`.
     """
-    device = "cpu" if volume.device.type == "mps" else volume.device
-    return volume.detach().to(device).to(torch.float64).add(1.0).div_(2.0).clamp_(0.0, 1.0)
+    return in_double(volume).add(1.0).div_(2.0).clamp_(0.0, 1.0)
+
+
+def in_double(volume: Float[Tensor, "..."]) -> Float64[Tensor, "..."]:
+    """Double precision on the volume's device, or on the CPU where that has none (Apple's)."""
+    return volume.detach().to("cpu" if volume.device.type == "mps" else volume.device).to(torch.float64)
 
 
 def slice_errors(
@@ -87,10 +91,7 @@ def ssim(prediction: Float[Tensor, "d h w"], target: Float[Tensor, "d h w"]) -> 
     """Slice-wise structural similarity: 2D windows of 7x7, mean over slices, then over the three axes.
 
     X2CT's protocol: skimage with the slices as channels, a uniform window, data range 1 and sample
-    covariance. Where a side is shorter than 7 the window shrinks to the largest odd size that fits.
-
-    Raises:
-        ValueError: a side is shorter than 3 voxels.
+    covariance. Where a side is shorter than 7 the window shrinks to the largest odd size that fits; ValueError below 3.
     """
     scores = structural_similarity(*_pair(prediction, target), volume=False)
     return float(torch.stack([slices.mean() for slices in scores[:3]]).mean())
@@ -101,9 +102,6 @@ def ssim3d(prediction: Float[Tensor, "d h w"], target: Float[Tensor, "d h w"]) -
     """Structural similarity of the volume with one uniform window of 7x7x7 (skimage, data range 1).
 
     The paper does not say how its SSIM3D was computed; this is our choice. The window shrinks as in `ssim`.
-
-    Raises:
-        ValueError: a side is shorter than 3 voxels.
     """
     volume = structural_similarity(*_pair(prediction, target)).volume
     assert volume is not None
@@ -129,7 +127,7 @@ TISSUES: dict[str, tuple[float, float]] = {
 air, in the body or around it). 226 is where the preset "Bone (CT)" of Mimics (Materialise) begins, as for
 ``dice_bone``: spongy bone is mostly below it, so "soft" holds fat, muscle, organs, marrow, poorly aerated lung and the
 skin's partial volume. 1100 is where the search for implants sees metal: below the usual window's end (1500 HU), above
-which a prepared volume tells nothing. The densest cortical bone may exceed it.
+which a prepared volume is clipped. The densest cortical bone may exceed it.
 """
 
 
@@ -140,9 +138,7 @@ def _span(low: float, high: float) -> str:
 
 
 def _error(key: str, name: str, about: str) -> Metric:
-    return Metric(
-        key, f"MAE{name}", "HU", larger_is_better=False, group="Error in HU", about=f"mean absolute error {about}"
-    )
+    return Metric(key, f"MAE{name}", "HU", False, f"mean absolute error {about}", "Error in HU")
 
 
 @computes(

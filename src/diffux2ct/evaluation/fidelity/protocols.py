@@ -3,7 +3,7 @@
 In this field the protocol decides the number. X2CT-GAN's script alone adds 4.29 dB by its peak (4095 for data that end
 at 2500) and lets an exactly reproduced slice count as 100 dB. Never compare across protocols.
 
-What each was read from (no code is taken over):
+Their sources (no code is taken over):
 
 - ``paper``: the DiffuX2CT paper: PSNR, PSNR3D, SSIM, SSIM3D; peak and window are unstated there. Data in
   [0, 1] of the HU window, peak 1, exact slices at 100 dB. Ours, and the default.
@@ -30,23 +30,22 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from diffux2ct.errors import UserError
-from diffux2ct.evaluation.fidelity.distortion import decibel, mae_hu, slice_errors
+from diffux2ct.evaluation.fidelity.distortion import decibel, in_double, mae_hu, slice_errors
 from diffux2ct.evaluation.fidelity.ssim import ms_ssim3d, structural_similarity
 from diffux2ct.intensity import Window
 
 AXES = ("axial", "coronal", "sagittal")
-"""What a slice across array axis 0, 1, 2 is called."""
+"""Names of slices across array axis 0, 1, 2."""
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How two volumes are compared.
+    """Rules by which two volumes are compared.
 
-    about: one line for a report. value_range: HU that become 0 and 1, what lies outside is clipped; None: the data
-    set's window. psnr_peak: peak in HU; None: the width of value_range. truncate: where values are cut to whole HU
-    above the range's lower end: nowhere, for PSNR and MAE, or for all. constant_slices: whether slices in which the
-    TRUTH is constant count in the slice-wise means. ssim_axes: array axes over which SSIM is averaged. headline: the
-    metric to quote.
+    about: one line for a report. value_range: HU that become 0 and 1, clipping beyond; None: the data set's window.
+    psnr_peak: peak in HU; None: the width of value_range. truncate: where values are cut to whole HU above the range's
+    lower end: nowhere, for PSNR and MAE, or for all. constant_slices: slices in which the TRUTH is constant count in
+    the slice-wise means, or not. ssim_axes: array axes over which SSIM is averaged. headline: the metric to quote.
     """
 
     name: str
@@ -109,10 +108,7 @@ def score(
 
     Returns one dict a volume, always with the same keys: psnr, psnr3d (dB), ssim, ssim_axial, ssim_coronal,
     ssim_sagittal, ssim3d, ms_ssim3d, mae and mae_<tissue> (HU). None: the truth has no such tissue, or, where constant
-    slices are skipped, no other slice.
-
-    Raises:
-        ValueError: a side is shorter than 3 voxels, a volume holds NaN, or the window is empty.
+    slices are skipped, no other slice. ValueError: a side below 3 voxels, NaN in a volume, or an empty window.
     """
     protocol = protocol or PROTOCOLS["paper"]
     low, high = protocol.value_range or (float(window[0]), float(window[1]))
@@ -133,15 +129,11 @@ def score(
 
 
 def _above(volume: Tensor, window: Window, low: float, high: float) -> Float64[Tensor, "b d h w"]:
-    """[-1, 1] of ``window`` -> HU above ``low``, clipped to [low, high], in double precision.
-
-    On the volume's device, or on the CPU where that has no double precision (Apple's).
-    """
+    """[-1, 1] of ``window`` -> HU above ``low``, clipped to [low, high], in double precision."""
     if not window[0] < window[1]:
         raise ValueError(f"HU window must rise, got {tuple(window)}")
-    device = "cpu" if volume.device.type == "mps" else volume.device
     # The first operation makes a copy, so that a caller's double-precision volume stays as it is.
-    values = volume.detach().to(device).to(torch.float64).clamp(-1, 1).add_(1).mul_((window[1] - window[0]) / 2)
+    values = in_double(volume).clamp(-1, 1).add_(1).mul_((window[1] - window[0]) / 2)
     return values.add_(window[0] - low).clamp_(0, high - low)
 
 
@@ -182,8 +174,7 @@ def _similarities(
 
 
 def _rows(scores: Mapping[str, Tensor]) -> list[Score]:
-    columns = {name: values.tolist() for name, values in scores.items()}
-    count = len(next(iter(columns.values())))
+    rows = zip(*(values.tolist() for values in scores.values()), strict=True)
     return [
-        {name: None if math.isnan(values[k]) else values[k] for name, values in columns.items()} for k in range(count)
+        {name: None if math.isnan(value) else value for name, value in zip(scores, row, strict=True)} for row in rows
     ]

@@ -60,10 +60,7 @@ def structural_similarity(a: Volumes, b: Volumes, *, data_range: float = 1.0, vo
     to the largest odd side that fits. volume: False leaves the 3D part out.
 
     Runs through the axial slices once, keeping sums over the last 7 of them, so that one slice's images (and not the
-    volume's) lie in the processor's cache, and the axes share window sums.
-
-    Raises:
-        ValueError: a side is shorter than 3 voxels.
+    volume's) lie in the processor's cache, and the axes share window sums. ValueError: a side below 3 voxels.
     """
     batch, depth, height, width = a.shape
     side = window_side(a.shape[1:])
@@ -156,15 +153,11 @@ def scale_weights(shape: tuple[int, ...] | torch.Size) -> tuple[float, ...]:
         about="multi-scale, Gaussian 11×11×11 window, as many of Wang's 5 scales as fit (4 at 128)",
     )
 )
-def ms_ssim3d(
-    a: Float64[Tensor, "b d h w"], b: Float64[Tensor, "b d h w"], *, data_range: float = 1.0
-) -> Float64[Tensor, " b"]:
+def ms_ssim3d(a: Volumes, b: Volumes, *, data_range: float = 1.0) -> Float64[Tensor, " b"]:
     """MS-SSIM of two batches of volumes whose values span ``data_range``: 1 for equal volumes.
 
     A scale whose mean structure term is negative (anticorrelated volumes) counts as 0, and so does the volume.
-
-    Raises:
-        ValueError: a side is shorter than 3 voxels.
+    ValueError: a side below 3 voxels.
     """
     c1, c2 = (K1 * data_range) ** 2, (K2 * data_range) ** 2
     weights = scale_weights(a.shape[1:])

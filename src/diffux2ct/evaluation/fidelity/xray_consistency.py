@@ -1,4 +1,4 @@
-"""Does a reconstruction explain the X-rays that it was made from? It is projected again, through the same camera.
+"""Consistency of a reconstruction with its X-rays: it is projected again, through the same camera.
 
 The residual is in line integrals (dimensionless: attenuation per mm times mm), the unit in which the prepared folder
 keeps its X-rays; 1 mm of water is 0.022 with plastimatch's rule. What a reconstruction gets wrong along the rays, in
@@ -63,8 +63,7 @@ class CaseXrays:
         record = read_case(path.parent.parent, path.name)
         if record is None:
             raise UserError(f"{path / 'case.json'}: not found; prepare the case again")
-        reason = unavailable(record)
-        if reason is not None:
+        if reason := unavailable(record):
             raise UserError(f"{path}: {reason}")
         self._stored_size = int(record["size"])
         self.size = self._stored_size if size is None else int(size)
@@ -101,10 +100,10 @@ class CaseXrays:
 
 
 def unavailable(record: Mapping[str, Any]) -> str | None:
-    """Why a case (its case.json) cannot be projected again as its X-rays were; None where it can.
+    """The reason why a case (its case.json) cannot be projected again as its X-rays were; None where it can.
 
-    X2CT-GAN's published files hold X-rays of other HU (24 too high), from a finer cube, divided by a maximum that they
-    do not hold: any residual would be of that, not of the reconstruction.
+    X2CT-GAN's published files hold X-rays of other HU (24 too high), from a finer cube, divided by an unknown maximum:
+    any residual would be of that, not of the reconstruction.
     """
     if record.get("xrays") == "stored" and record.get("xrays_scale") == "estimated":
         return (
@@ -112,7 +111,7 @@ def unavailable(record: Mapping[str, Any]) -> str | None:
             "import it with dataset.prepare.xrays=rendered"
         )
     missing = [key for key in ("camera_geometry", "projector", "attenuation") if not record.get(key)]
-    return f"case.json does not tell its {', '.join(missing)}; prepare it again" if missing else None
+    return f"case.json has no {', '.join(missing)}; prepare it again" if missing else None
 
 
 def _residual(view: str, key: str, title: str, about: str) -> Metric:
@@ -131,14 +130,10 @@ def _residual(view: str, key: str, title: str, about: str) -> Metric:
 )
 def residual_scores(residuals: Mapping[str, ViewResidual]) -> dict[str, float]:
     """{"xray_residual_frontal", "xray_residual_rms_frontal", ... lateral}, line integrals."""
-    return {
-        key: value
-        for view, residual in residuals.items()
-        for key, value in (
-            (f"xray_residual_{view}", residual.mean_absolute),
-            (f"xray_residual_rms_{view}", residual.rms),
-        )
-    }
+    scores = {}
+    for view, residual in residuals.items():
+        scores |= {f"xray_residual_{view}": residual.mean_absolute, f"xray_residual_rms_{view}": residual.rms}
+    return scores
 
 
 def _mean(image: np.ndarray, factor: int) -> np.ndarray:

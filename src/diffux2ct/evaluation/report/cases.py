@@ -77,13 +77,13 @@ class ReportCase:
 
 
 class Renderer:
-    """Renders cases until the first time that it cannot; ``failure`` then says why, once for the whole report."""
+    """Renders cases; after the first failure none, and ``failure`` gives the reason, once for the whole report."""
 
     def __init__(self) -> None:
         self.failure = ""
 
     def pictures(self, case: ReportCase) -> list[Picture]:
-        """Truth and reconstruction from front and side; none where that is not possible."""
+        """Truth and reconstruction from front and side; none where rendering fails."""
         if min(case.truth.shape) < MIN_RENDERED:
             self.failure = f"volumes of fewer than {MIN_RENDERED} voxels a side show no surfaces worth drawing."
         if self.failure:
@@ -126,11 +126,16 @@ def case_section(
         pictures.append(error_picture(error, ERROR_LIMIT, f"{case.case_id}: {plane} error", aspect=aspect))
         position = f"slice {centre[axis] + 1} of {case.truth.shape[axis]}"
         rows.append({"plane": plane.capitalize(), "position": position, "pictures": pictures})
+    headings = [
+        (what, f"{window}, {low:g} to {high:g} HU")
+        for window, (low, high) in WINDOWS.items()
+        for what in ("Truth", "Reconstruction")
+    ]
     return {
         "name": case.case_id,
         "label": label,
         "scores": _scores(row, metrics),
-        "columns": _columns(),
+        "columns": [*headings, ("Error", "reconstruction − truth")],
         "rows": rows,
         "xrays": [each for view in case.xrays for each in _xrays(case, view)],
         "xrays_title": "Input X-rays and re-projections" if case.reprojections else "Input X-rays",
@@ -212,17 +217,8 @@ def _data_uri(image: Image.Image, kind: str, **options: Any) -> str:
 
 def _scores(row: Mapping[str, Any], metrics: Sequence[str]) -> str:
     scores = [(metric, number(row.get(metric.key))) for metric in map(metric_of, metrics)]
-    texts = [f"{metric.title} {value:.{metric.digits}f}" for metric, value in scores if value is not None]
+    texts = [f"{metric.title} {metric.plain(value)}" for metric, value in scores if value is not None]
     return " · ".join(texts[:_MOST_SCORES])
-
-
-def _columns() -> list[tuple[str, str]]:
-    """Headings of a case's pictures, and what is small beneath."""
-    headings = []
-    for window, (low, high) in WINDOWS.items():
-        limits = f"{window}, {low:g} to {high:g} HU"
-        headings += [("Truth", limits), ("Reconstruction", limits)]
-    return [*headings, ("Error", "reconstruction − truth")]
 
 
 def _given(case: ReportCase, view: str, suffix: str = "") -> Picture:

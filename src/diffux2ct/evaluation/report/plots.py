@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from markupsafe import Markup
@@ -23,8 +22,7 @@ _MOST_DOTS, _LEAST_DOTS = 300, 30  # of a plot, and of each lane; more would ove
 _LONGEST_NAME = 54  # letters that fit above a lane
 
 
-@dataclass(frozen=True)
-class _Layout:
+class _Layout(NamedTuple):
     """Pixels: where values start, the middle of the first lane, from lane to lane, and from there up to its name."""
 
     left: int
@@ -37,31 +35,18 @@ class _Layout:
 _BESIDE, _ABOVE = _Layout(46, 30.0, 32.0), _Layout(12, 36.0, 42.0, 15.0)
 
 
-def distributions(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> Markup:
-    """A plot per metric that at least two cases have; empty where there is none."""
-    return _plots(
-        metrics, lambda key: {"run": list(values(rows, key)), FLOOR: list(values(rows, f"floor_{key}"))}, _BESIDE
-    )
-
-
-def compared_distributions(
+def distributions(
     runs: Mapping[str, Sequence[Mapping[str, Any]]], floor: Sequence[Mapping[str, Any]], metrics: Sequence[str]
 ) -> Markup:
-    """The same for several runs, a lane each. runs: rows of per_case.csv by name; floor: rows with the floor's."""
-    return _plots(
-        metrics,
-        lambda key: (
-            {name: list(values(rows, key)) for name, rows in runs.items()}
-            | {FLOOR: list(values(floor, f"floor_{key}"))}
-        ),
-        _ABOVE,
-    )
+    """A plot per metric that at least two cases of a run have, a lane for each run; empty where there is none.
 
-
-def _plots(metrics: Sequence[str], lanes_of: Callable[[str], Lanes], layout: _Layout) -> Markup:
-    plots = []
+    runs: rows of per_case.csv by name, which stands above its lane if there are several. floor: rows with the floor's.
+    """
+    plots, layout = [], _ABOVE if list(runs) != ["run"] else _BESIDE
     for metric in map(metric_of, metrics):
-        lanes = {name: cases for name, cases in lanes_of(metric.key).items() if cases}
+        every = {name: list(values(rows, metric.key)) for name, rows in runs.items()}
+        every[FLOOR] = list(values(floor, f"floor_{metric.key}"))
+        lanes = {name: cases for name, cases in every.items() if cases}
         if any(len(cases) >= 2 for name, cases in lanes.items() if name != FLOOR):
             plots.append(_plot(metric, lanes, layout))
     page = templates("diffux2ct.evaluation.report").get_template("plots.html")

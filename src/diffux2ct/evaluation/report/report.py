@@ -37,8 +37,8 @@ VIEWER_BUDGET = 16_000_000
 """Bytes of page for the viewer's volumes. Pictures of 20 cases at 128^3 take about 6 MB more, and 25 MB is the aim."""
 
 FLOOR_SENTENCE = (
-    "The floor is what you score without looking at the X-rays: the voxelwise mean of all training volumes is"
-    " given as the answer to every case. A method that makes use of its X-rays scores better than that."
+    "The floor is the score without any X-ray: that of the voxelwise mean of all training volumes, the same for every"
+    " case. A method that makes use of its X-rays scores better than that."
 )
 
 CONTROLS = {
@@ -77,6 +77,12 @@ def ranking_metric(rows: Sequence[Mapping[str, Any]]) -> str | None:
     return next((key for key in keys if len(list(values(rows, key))) == len(rows)), None)
 
 
+def score_text(key: str | None, row: Mapping[str, Any]) -> str:
+    """Title and value of a metric of a case: "PSNR3D 20.50 dB"; "" where it has none."""
+    value = None if key is None else number(row.get(key))
+    return "" if key is None or value is None else f"{metric_of(key).title} {metric_of(key).text(value)}"
+
+
 def write_report(
     path: Path,
     summary: Mapping[str, Any],
@@ -88,19 +94,15 @@ def write_report(
 ) -> None:
     """Write the report: X-rays, reconstruction and truth with headline figures first, all else folded below.
 
-    Args:
-        summary: the content of metrics.json. ``summary["run"]``, where given, heads the page; ``["floor"]`` has the
-            floor of the metrics that have one, ``["intervals"]`` {metric: [low, high]}, ``["unavailable"]``
-            {metric: "reason; command"}.
-        rows: the content of per_case.csv; a metric that a case has no value of is absent, None or "".
-        metrics: the keys to show, each in ``summary``, those of single cases in ``rows`` too.
-        cases: those to picture, each with a label ("best", ...) and a function that loads it. They are called one by
-            one, so that one case at a time is in memory.
-        floor: slices of the mean training volume, see `floor_panels`.
+    summary: the content of metrics.json; ``summary["run"]`` heads the page. rows: of per_case.csv; a missing score is
+    absent, None or "". metrics: the keys to show, each in ``summary``, those of single cases in ``rows`` too. cases: to
+    picture, each with a label ("best", ...) and a function that loads it; one at a time is in memory. floor: slices of
+    the mean training volume, see `floor_panels`.
     """
-    sections, packed, first = [], [], {}
-    renderer = Renderer()
-    first_label = _first_label([label for label, _ in cases])
+    sections, packed, first, renderer = [], [], {}, Renderer()
+    labels = [label for label, _ in cases]
+    # The median case stands on the first screen: neither lucky nor failed.
+    first_label = next((label for label in ("median", *labels) if label in labels), "")
     by_name = {row["case_id"]: row for row in rows}
 
     def add(place: int, label: str, case: ReportCase) -> None:
@@ -124,7 +126,7 @@ def write_report(
         floor_sentence=FLOOR_SENTENCE,
         viewer=viewer_html(packed) if packed else "",
         summary=summary_table(summary, rows, metrics),
-        plots=distributions(rows, metrics),
+        plots=distributions({"run": rows}, rows, metrics),
         plot_note=PLOT_NOTE,
         case_table=case_table(rows, metrics),
         sections=sections,
@@ -140,15 +142,9 @@ def write_report(
 PLOT_NOTE = "A dot is a case, the box holds the middle half of them, the line is the median. Floor: the mean volume."
 
 
-def _first_label(labels: Sequence[str]) -> str:
-    """The case of the first screen: the median, which shows neither luck nor failure."""
-    return next((label for label in ("median", *labels) if label in labels), "")
-
-
 def _first_note(label: str, case_id: str, rows: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) -> str:
-    by = ranking_metric(rows)
-    value = None if by is None else number(row.get(by))
-    score = "" if by is None or value is None else f" ({metric_of(by).title} {metric_of(by).text(value)})"
+    score = score_text(ranking_metric(rows), row)
+    score = f" ({score})" if score else ""
     which = {"only": "The only case", "further": "A case"}.get(label, f"The {label} case of those scored")
     return f"{which}: {case_id}{score}, bone window, slices through the middle of its bone."
 

@@ -3,12 +3,10 @@
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 from diffux2ct.evaluation.fidelity.protocols import PROTOCOLS
-from diffux2ct.evaluation.metric import CASE_COUNTS, RECORDS_KEY, Metric, metric_of
+from diffux2ct.evaluation.metric import CASE_COUNTS, RECORDS_KEY, Metric, metric_of, plural
 
 
 def number(value: Any) -> float | None:
@@ -42,20 +40,15 @@ def facts(summary: Mapping[str, Any], metrics: Sequence[str]) -> list[tuple[str,
     """Names and values of the settings that this evaluation was run with."""
     keys = dict.fromkeys((*(key for key in _LEADING if key in summary), *summary))
     shown_elsewhere = _ELSEWHERE.union(metrics)
-    items = []
-    for key in keys:
-        if key not in shown_elsewhere and summary[key] is not None:
-            text = _plain(summary[key])
-            text = text if len(text) <= 160 else text[:157] + "…"
-            items.append((LABELS.get(key, key.replace("_", " ")), text))
-    return items
+    shown = [(key, _plain(summary[key])) for key in keys if key not in shown_elsewhere and summary[key] is not None]
+    return [(LABELS.get(k, k.replace("_", " ")), text if len(text) <= 160 else text[:157] + "…") for k, text in shown]
 
 
 def subtitle(summary: Mapping[str, Any]) -> str:
     """Data set, split, number of cases and sampler in one line."""
     place = " ".join(str(summary[key]) for key in ("dataset", "split") if summary.get(key))
     count = summary.get("num_cases")
-    cases = f"{count} case{'' if count == 1 else 's'}" if count is not None else ""
+    cases = plural(count, "case") if count is not None else ""
     sampling = summary.get("sampling") or {}
     steps = sampling.get("num_inference_steps")
     sampler = f"{sampling.get('name', 'sampler')}, {steps} steps" if steps else ""
@@ -70,48 +63,32 @@ def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """A metric of this run beside its floor, as text; "–" where there is no value.
+def compare_with_floor(
+    metric: Metric, summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], headline: bool = False
+) -> dict[str, Any]:
+    """A metric of this run (metrics.json, ``rows`` of per_case.csv) beside its floor, as text; "–" without a value.
 
     cases: how many have a value, "5 of 8" where some have none. side: "better" or "worse" than the floor; empty
-    without a direction, and where the two means are over different cases, which says nothing.
+    without a direction, and where the two means are over different cases.
     """
-
-    title: str
-    about: str
-    direction: str
-    value: str
-    interval: str
-    floor: str
-    difference: str
-    side: str
-    cases: str
-    headline: bool = False
-
-
-def compare_with_floor(
-    key: str, summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], headline: bool = False
-) -> Comparison:
-    """The metric ``key`` of metrics.json, ``rows`` being those of per_case.csv."""
-    metric = metric_of(key)
+    key = metric.key
     value, floor = number(summary.get(key)), number((summary.get("floor") or {}).get(key))
     ends = (summary.get("intervals") or {}).get(key)
     scored = [case for case, _ in values(rows, key)]
     same_cases = scored == [case for case, _ in values(rows, f"floor_{key}")]
     difference = None if value is None or floor is None else value - floor
-    return Comparison(
-        metric.title,
-        metric.about,
-        metric.direction,
-        _optional(metric, value),
-        f"{metric.text(ends[0])} to {metric.text(ends[1])}" if ends else "–",
-        _optional(metric, floor),
-        _optional(metric, difference, sign=True),
-        "" if difference is None or not same_cases else metric.side(difference),
-        "–" if not scored else f"{len(scored)}" if len(scored) == len(rows) else f"{len(scored)} of {len(rows)}",
-        headline,
-    )
+    return {
+        "title": metric.title,
+        "about": metric.about,
+        "direction": metric.direction,
+        "value": _optional(metric, value),
+        "interval": f"{metric.text(ends[0])} to {metric.text(ends[1])}" if ends else "–",
+        "floor": _optional(metric, floor),
+        "difference": _optional(metric, difference, sign=True),
+        "side": "" if difference is None or not same_cases else metric.side(difference),
+        "cases": str(len(scored) or "–") + (f" of {len(rows)}" if 0 < len(scored) < len(rows) else ""),
+        "headline": headline,
+    }
 
 
 def _optional(metric: Metric, value: float | None, sign: bool = False) -> str:
@@ -125,14 +102,12 @@ def _headline(summary: Mapping[str, Any]) -> str | None:
 
 def headline_figures(
     summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]
-) -> list[Comparison]:
+) -> list[dict[str, Any]]:
     """The figures of the first screen; the protocol's own headline takes the place of PSNR3D."""
     first = _headline(summary)
     wanted: list[str] = [*([first] if first else []), *FIGURES[first is not None :], "psnr3d", *metrics]
-    keys = [key for key in dict.fromkeys(wanted) if key in metrics and number(summary.get(key)) is not None][
-        :NUM_FIGURES
-    ]
-    return [compare_with_floor(key, summary, rows) for key in keys]
+    keys = [key for key in dict.fromkeys(wanted) if key in metrics and number(summary.get(key)) is not None]
+    return [compare_with_floor(metric_of(key), summary, rows) for key in keys[:NUM_FIGURES]]
 
 
 def summary_table(
@@ -141,12 +116,12 @@ def summary_table(
     """Every metric in groups, with what is unavailable and notes on how the numbers were computed."""
     has_intervals = bool(summary.get("intervals"))
     interval = ["95% interval"] if has_intervals else []
-    known = sorted(map(metric_of, metrics), key=_group_order(metrics))
     headline = _headline(summary)
-    groups = []
-    for group, members in groupby(known, key=lambda metric: metric.group):
-        lines = [compare_with_floor(m.key, summary, rows, m.key == headline) for m in members]
-        groups.append((group, [_line(line, has_intervals) for line in lines]))
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for metric in map(metric_of, metrics):
+        line = compare_with_floor(metric, summary, rows, metric.key == headline)
+        cells = [line["value"], *([line["interval"]] if has_intervals else []), line["floor"]]
+        groups.setdefault(metric.group, []).append({**line, "cells": cells})
     unavailable = []
     for key, text in (summary.get("unavailable") or {}).items():
         # The command that helps follows the last "; ".
@@ -154,15 +129,10 @@ def summary_table(
         unavailable.append((metric_of(key).title, reason, command))
     return {
         "columns": ["Metric", "This run", *interval, "Floor", "Difference", "Cases", ""],
-        "groups": groups,
+        "groups": list(groups.items()),
         "unavailable": unavailable,
         "notes": _notes(summary, rows),
     }
-
-
-def _line(line: Comparison, has_intervals: bool) -> dict[str, Any]:
-    cells = [line.value, *([line.interval] if has_intervals else []), line.floor]
-    return {**vars(line), "cells": cells}
 
 
 def _notes(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -185,18 +155,9 @@ def _notes(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> lis
             "easy ones has the smaller distance."
         )
     for key, count in (summary.get("left_out") or {}).items():
-        cases = sum(1 for _, value in values(rows, key) if value)
-        where = f"{cases} case{'' if cases == 1 else 's'}"
+        where = plural(sum(1 for _, value in values(rows, key) if value), "case")
         notes.append(f"Left out ({key}): {count} in {where}, {CASE_COUNTS.get(key, '')}.")
     return notes
-
-
-def _group_order(metrics: Sequence[str]) -> Any:
-    """Sorts by the group's first metric, so that groups and their members keep the order in which they were named."""
-    first: dict[str, int] = {}
-    for place, key in enumerate(metrics):
-        first.setdefault(metric_of(key).group, place)
-    return lambda metric: first[metric.group]
 
 
 Cell = tuple[Any, str, str]
@@ -205,16 +166,14 @@ Cell = tuple[Any, str, str]
 
 def case_table(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> dict[str, Any]:
     """Headings, and a row of cells for each case."""
-    known = [metric_of(key) for key in metrics if any(True for _ in values(rows, key))]
-    counts = [key for key in CASE_COUNTS if any(True for _ in values(rows, key))]
+    counts = [Metric(key, key, digits=0) for key in CASE_COUNTS]
+    known = [m for m in [*map(metric_of, metrics), *counts] if any(True for _ in values(rows, m.key))]
     table: list[list[Cell]] = []
     for row in rows:
         cells: list[Cell] = [(row[key], str(row[key]), "") for key in ("case_id", "patient")]
         for metric in known:
             value, floor = number(row.get(metric.key)), number(row.get(f"floor_{metric.key}"))
-            below = "" if floor is None else f"{floor:.{metric.digits}f}"
-            cells.append(("", "–", below) if value is None else (value, f"{value:.{metric.digits}f}", below))
-        for count in (number(row.get(key)) for key in counts):
-            cells.append(("", "–", "") if count is None else (int(count), f"{count:.0f}", ""))
+            below = "" if floor is None else metric.plain(floor)
+            cells.append(("", "–", below) if value is None else (value, metric.plain(value), below))
         table.append([*cells, (row["seconds"], f"{row['seconds']:.3g}", "")])
-    return {"columns": ["Case", "Patient", *(metric.title for metric in known), *counts, "Seconds"], "rows": table}
+    return {"columns": ["Case", "Patient", *(metric.title for metric in known), "Seconds"], "rows": table}
