@@ -49,7 +49,7 @@ def test_finding_less_is_never_best():
     assert "6.04<small>1 of 8</small>" in page(table)
     head, good, bad, _ = (line.split(",") for line in as_csv(table).splitlines())
     place = head.index("hd95_bone_scored")
-    assert (good[place], bad[place]) == ("", "1 of 8")
+    assert (good[place], bad[place]) == ("8 of 8", "1 of 8")
 
 
 def test_the_same_cases_may_be_compared_and_others_of_the_same_number_not():

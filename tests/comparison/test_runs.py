@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from tests.comparison.scored_runs import scored, with_distances
 
-from diffux2ct.comparison.find_runs import read_evaluation
+from diffux2ct.comparison.find_runs import read_evaluation, read_runs
 from diffux2ct.comparison.runs import ScoredRun, choose_metrics, differences, test_set_name, test_sets
 from diffux2ct.comparison.seeds import merge_seeds
 from diffux2ct.comparison.significance import statistics_marks
 from diffux2ct.comparison.table import build_table
 from diffux2ct.errors import UserError
-from diffux2ct.evaluation.metric import metric_of
+from diffux2ct.evaluation.metric import find_metric, metric_of
 
 
 def test_what_differs_in_the_scoring_parts_test_sets():
@@ -131,7 +131,7 @@ def test_damaged_evaluations_end_in_one_line(tmp_path):
     with pytest.raises(UserError, match="not readable as JSON; run evaluate.py again"):
         read_evaluation(tmp_path)
     (tmp_path / "metrics.json").write_text("[1]")
-    with pytest.raises(UserError, match="not what evaluate.py writes"):
+    with pytest.raises(UserError, match="not what this program writes"):
         read_evaluation(tmp_path)
     (tmp_path / "metrics.json").write_text(json.dumps({"psnr3d": 20.0}))
     assert read_evaluation(tmp_path) == ({"psnr3d": 20.0}, None)
@@ -141,6 +141,11 @@ def test_damaged_evaluations_end_in_one_line(tmp_path):
         "case_id,patient,psnr3d\nc0,p0\n",
         "case_id,patient,psnr3d\nc0,p0,1,2\n",
         "case_id,patient,psnr3d\nc0,p0,1\nc0,p0,1\n",
+        "case_id,patient,psnr3d\n",
+        "case_id,patient,psnr3d\nc0,p0,nan\n",
+        "case_id,patient,psnr3d\nc0,p0,1e300\n",
+        "case_id,patient,psnr3d\n../c0,p0,1\n",
+        "case_id,patient,psnr3d\nc\x000,p0,1\n",
     ):
         (tmp_path / "per_case.csv").write_text(text)
         with pytest.raises(UserError, match="per_case.csv: damaged"):
@@ -158,7 +163,16 @@ def test_damaged_evaluations_end_in_one_line(tmp_path):
         ({"floor": {"psnr3d": "x"}}, "floor of psnr3d is no number"),
         ({"floor": [15.0]}, "floor is no section"),
         ({"num_scored": {"psnr3d": [1]}}, "num_scored of psnr3d is no number"),
-        ({"num_cases": "8"}, "num_cases is no number"),
+        ({"num_cases": "8"}, "num_cases is no whole number"),
+        ({"num_cases": -1}, "num_cases is no whole number"),
+        ({"num_cases": 10**400}, "num_cases is no whole number"),
+        ({"step": [3]}, "step is no whole number"),
+        ({"psnr3d": [20.0]}, "psnr3d is no number"),
+        ({"psnr3d": 10**400}, "psnr3d is no number"),
+        ({"psnr3d": 1e300}, "psnr3d is no number"),
+        ({"floor": {"psnr3d": 1e300}}, "floor of psnr3d is no number"),
+        ({"run": "a\nb"}, "run is no text"),
+        ({"root": "a\0b"}, "root is no text"),
         ({"weights": ["ema"]}, "weights is no text"),
         ({"split": ["test"]}, "split is no text"),
         ({"sampling": "ddim"}, "sampling is no section"),
@@ -176,10 +190,79 @@ def test_what_no_evaluation_writes_is_named_in_one_line(tmp_path, content, told)
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("text", ['{"psnr3d": NaN}', '{"psnr3d": -Infinity}', "[" * 100_000, '{"a": 1', "\xff", ""])
+@pytest.mark.parametrize("name", ["metrics.json", "provenance.json"])
+def test_damaged_json_ends_in_one_line(tmp_path, name, text):
+    folder = tmp_path / "run" / "evaluation" / "test"
+    folder.mkdir(parents=True)
+    (tmp_path / "run" / "config.yaml").write_text("name: run\n")
+    (folder / "metrics.json").write_text('{"psnr3d": 20.0, "num_cases": 1}')
+    target = folder / name if name == "metrics.json" else tmp_path / "run" / name
+    target.write_text(text, encoding="latin-1")
+    with pytest.raises(UserError, match=rf"{name}: not readable as JSON; r") as error:
+        read_runs([folder])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1\n", "a: ${\n", "\0", "[" * 5000, "a: !!python/object:os.system x\n"])
+def test_a_damaged_config_ends_in_one_line(tmp_path, text):
+    folder = tmp_path / "run" / "evaluation" / "test"
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text('{"psnr3d": 20.0, "num_cases": 1}')
+    (tmp_path / "run" / "config.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"config.yaml: (not readable as YAML|holds no config); restore") as error:
+        read_runs([folder])
+    assert "\n" not in str(error.value)
+
+
+def test_hostile_records_and_settings_are_left_out(tmp_path):
+    folder = tmp_path / "run" / "evaluation" / "test"
+    folder.mkdir(parents=True)
+    records = {"bad_title": {"key": "bad_title", "title": [1], "larger_is_better": True},
+               "bad_digits": {"key": "bad_digits", "title": "x", "digits": "9"},
+               "bad_key": {"key": "psnr3d", "title": "x"}, "no_section": [1]}  # fmt: skip
+    (folder / "metrics.json").write_text(json.dumps({"psnr3d": 20.0, "num_cases": 1, "metric_records": records}))
+    (tmp_path / "run" / "config.yaml").write_text("trainer: {seed: 1e400, batch_size: [4]}\ndataset: [1]\nmodel: 3\n")
+    (tmp_path / "run" / "provenance.json").write_text('{"manifest_sha256": 7, "threads": [1]}')
+    (run,), _ = read_runs([folder])
+    assert [metric.key for metric in choose_metrics([run], ["all"])] == ["psnr3d"]
+    assert (run.seeds, run.batch_size, run.train_set) == ((), None, None)
+    assert find_metric("bad_title") is find_metric("bad_digits") is find_metric("bad_key") is None
+
+
 def test_what_an_evaluation_did_not_know_may_be_null(tmp_path):
     unknown = dict.fromkeys(("weights", "num_cases", "sampling", "floor", "segmenter", "unavailable"))
     (tmp_path / "metrics.json").write_text(json.dumps({"psnr3d": 1.5} | unknown))
     assert read_evaluation(tmp_path)[0]["psnr3d"] == 1.5
+
+
+def test_an_error_of_matched_structures_never_stands_alone():
+    """Without its share, and without its number of cases, a mean over what was found says nothing."""
+    distances = np.where(np.arange(20) < 5, 2.0, np.nan)
+    run = with_distances(scored("a"), distances)
+    run = replace(run, summary={**run.summary, "dice_bone": 0.5, "floor": {**run.floor, "hd95_bone": 9.0}})
+    metrics = choose_metrics([run], ["hd95_bone"])
+    assert [metric.key for metric in metrics] == ["hd95_bone", "dice_bone"]
+    whole = with_distances(scored("a"), np.full(20, 2.0))
+    for each, shown in ((run, "5 of 20"), (whole, "20 of 20")):
+        cell = build_table([each], [metric_of("hd95_bone")]).rows[0].cells[-1]
+        assert (cell.text, cell.scored) == ("2.00", shown)
+
+
+def test_a_mean_over_other_cases_than_its_floor_is_not_marked():
+    some = np.where(np.arange(20) < 5, 12.0, np.nan)
+    for floor, marks in ((np.full(20, 9.0), ()), (np.where(np.isnan(some), np.nan, 9.0), ("†",))):
+        run = with_distances(scored("a"), some)
+        cases = replace(run.cases, scores={**run.cases.scores, "floor_hd95_bone": floor})
+        run = replace(run, cases=cases, summary={**run.summary, "floor": {"psnr3d": 15.0, "hd95_bone": 9.0}})
+        assert build_table([run], [metric_of("hd95_bone")]).rows[0].cells[-1].marks == marks
+
+
+def test_a_mean_over_other_cases_chooses_no_reference():
+    less = with_distances(scored("less"), np.where(np.arange(20) < 12, 1.0, np.nan))
+    full = with_distances(scored("full"), np.linspace(2.0, 3.0, 20))
+    tests = statistics_marks([full, less], [metric_of("hd95_bone")]).tests
+    assert {test.reference for test in tests} == {"full"}
 
 
 def test_seeds_merge_into_mean_and_spread():
@@ -231,4 +314,4 @@ def test_merged_seeds_without_a_common_case_have_no_score_and_say_why():
     unknown[1].summary["num_scored"] = {"hd95_bone": 10}
     (merged,) = merge_seeds(unknown)
     assert (merged.score("hd95_bone"), merged.score("psnr3d")) == (None, pytest.approx(20.0))
-    assert "not known in which cases" in merged.summary["unavailable"]["hd95_bone"]
+    assert "without per_case.csv these are unknown" in merged.summary["unavailable"]["hd95_bone"]

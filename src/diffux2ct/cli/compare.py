@@ -84,7 +84,6 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--smooth": {"type": Count, "default": 1, "metavar": "N", "help": "losses averaged over N logged points (1)"},
     "--title": {"default": "Comparison of runs", "help": "heading of the page, caption in LaTeX"},
 }
-"""Options of the command line; the default in brackets."""
 
 
 class _Parser(argparse.ArgumentParser):

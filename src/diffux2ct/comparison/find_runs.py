@@ -12,13 +12,14 @@ import numpy as np
 import torch
 import yaml
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
 from diffux2ct import build, load
 from diffux2ct.command_line import as_typed
 from diffux2ct.comparison.runs import CaseScores, ScoredRun, is_number, plural
 from diffux2ct.errors import UserError
-from diffux2ct.evaluation.metric import read_records
+from diffux2ct.evaluation.metric import find_metric, read_records
 from diffux2ct.reconstructors.base import Reconstructor
 from diffux2ct.reconstructors.cost import Cost, reconstruction_cost
 from diffux2ct.training.checkpoints.resume import changed_keys
@@ -133,7 +134,7 @@ def read_config(evaluation: Path) -> dict[str, Any]:
     path = folder / "config.yaml"
     try:
         config = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not readable as YAML; restore it or remove it") from error
     if not isinstance(config, dict):
         raise UserError(f"{path}: holds no config; restore it or remove it")
@@ -145,20 +146,20 @@ def _read_run(evaluation: Path, config: dict[str, Any]) -> tuple[ScoredRun, str]
     folder = run_folder(evaluation)
     trainer = _section(config, "trainer")
     recorded = _provenance(folder)
-    seed, batch, step = trainer.get("seed"), trainer.get("batch_size"), summary.get("step")
+    seed, batch, train_set = trainer.get("seed"), trainer.get("batch_size"), recorded.get("manifest_sha256")
     cost, note = count_cost(config, summary.get("sampling") or {}, folder) if config else (None, "")
     run = ScoredRun(
         name=str(summary.get("run") or (folder or evaluation).name),
         folder=evaluation,
         summary=summary,
         cases=cases,
-        steps=step if isinstance(step, int) else None,
-        batch_size=batch if isinstance(batch, int) else None,
-        seeds=(seed,) if isinstance(seed, int) else (),
+        steps=summary.get("step"),
+        batch_size=batch if isinstance(batch, int) and is_number(batch) else None,
+        seeds=(seed,) if isinstance(seed, int) and is_number(seed) else (),
         cost=cost,
         # Without a machine of the evaluation, the training's is taken.
         machine=_machine(summary) or _machine(recorded),
-        train_set=recorded.get("manifest_sha256"),
+        train_set=train_set if isinstance(train_set, str) else None,
         method=_method(config),
     )
     return run, note
@@ -181,13 +182,7 @@ def _section(config: dict[str, Any], key: str) -> dict[str, Any]:
 
 def _provenance(folder: Path | None) -> dict[str, Any]:
     path = None if folder is None else folder / "provenance.json"
-    if path is None or not path.is_file():
-        return {}
-    try:
-        recorded = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not readable as JSON; restore it or remove it") from error
-    return recorded if isinstance(recorded, dict) else {}
+    return {} if path is None or not path.is_file() else _read_json(path, "restore it or remove it")
 
 
 def _machine(recorded: dict[str, Any]) -> str | None:
@@ -243,22 +238,17 @@ def _experiments(runs: list[ScoredRun], configs: Sequence[dict[str, Any]]) -> li
 # metrics.json and per_case.csv, checked.
 
 _TEXTS = ("run", "dataset", "split", "xray_source", "protocol", "weights", "root", "processor")
-_COUNTS = ("num_cases", "num_train_cases", "batch_size", "threads", "seconds_per_volume")
+_COUNTS = ("num_cases", "num_train_cases", "batch_size", "threads", "step")
 _SECTIONS = ("sampling", "unavailable", "segmenter")
 _SECTIONS_OF_NUMBERS = ("floor", "num_scored")
+_MOST_BYTES = 1 << 28  # of a file: an evaluation of 10,000 cases by 100 metrics has a tenth of it
 
 
 def read_evaluation(folder: Path) -> tuple[dict[str, Any], CaseScores | None]:
     """metrics.json and per_case.csv (None without one) of an evaluation. UserError: damaged, or of other cases."""
     path, table = folder / "metrics.json", folder / "per_case.csv"
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable as JSON; run evaluate.py again") from error
-    if not isinstance(summary, dict):
-        raise UserError(f"{path}: not what evaluate.py writes; run evaluate.py again")
-    wrong = _wrong(summary)
-    if wrong:
+    summary = _read_json(path, "run evaluate.py again")
+    if wrong := _wrong(summary):
         raise UserError(f"{path}: not what evaluate.py writes: {wrong}; run evaluate.py again")
     read_records(summary)
     cases = _read_cases(table) if table.is_file() else None
@@ -269,40 +259,69 @@ def read_evaluation(folder: Path) -> tuple[dict[str, Any], CaseScores | None]:
     return summary, cases
 
 
+def _read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """A JSON file that holds a section. UserError: unreadable, too large, with NaN, or something else."""
+    try:
+        _check_size(path)
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not readable as JSON; {remedy}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not what this program writes: no section; {remedy}")
+    return content
+
+
+def _check_size(path: Path) -> None:
+    if path.stat().st_size > _MOST_BYTES:
+        raise ValueError("larger than any evaluation")
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
+
+
 def _wrong(summary: dict[str, Any]) -> str:
     """The first entry that a comparison reads and that no evaluation writes so; "" without one.
 
-    What is missing or null was not known, but a floor and a number of cases are numbers.
+    A missing or null entry is unknown, except that a floor and a number of cases are numbers.
     """
     for key in _TEXTS:
-        if not isinstance(summary.get(key), str | None):
+        text = summary.get(key)
+        if not isinstance(text, str | None) or not (text or "x").isprintable():
             return f"{key} is no text"
     for key in _COUNTS:
-        if summary.get(key) is not None and not is_number(summary[key]):
-            return f"{key} is no number"
+        count = summary.get(key)
+        if count is not None and not (is_number(count) and count >= 0 and count == int(count)):
+            return f"{key} is no whole number"
     for key in (*_SECTIONS, *_SECTIONS_OF_NUMBERS):
         if not isinstance(summary.get(key), dict | None):
             return f"{key} is no section"
-    for key in _SECTIONS_OF_NUMBERS:
-        for name, value in (summary.get(key) or {}).items():
-            if not is_number(value):
-                return f"{key} of {name} is no number"
-    eta = (summary.get("sampling") or {}).get("eta")
-    return "" if eta is None or is_number(eta) else "eta is no number"
+    numbers = {key: value for key, value in summary.items() if key == "seconds_per_volume" or find_metric(key)}
+    numbers |= {f"floor of {key}": value for key, value in (summary.get("floor") or {}).items()}
+    numbers |= {f"num_scored of {key}": value for key, value in (summary.get("num_scored") or {}).items()}
+    numbers |= {key: value for key, value in summary.items() if isinstance(value, (int, float))}
+    numbers |= {"eta": (summary.get("sampling") or {}).get("eta")}
+    for key, value in numbers.items():
+        if not is_number(value) and not (value is None and " of " not in key) and not isinstance(value, bool):
+            return f"{key} is no number"
+    return ""
 
 
 def _read_cases(path: Path) -> CaseScores:
     try:
+        _check_size(path)
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file, strict=True)
             names = [n for n in reader.fieldnames or () if n not in ("case_id", "patient", "seconds")]
             rows = list(reader)
-        if any(None in row or None in row.values() for row in rows):
-            raise ValueError("a line is cut short, or too long")
+        if not rows or any(None in row or None in row.values() for row in rows):
+            raise ValueError("no line, or one that is cut short or too long")
         scores = {n: np.array([float(row[n]) if row[n] else np.nan for row in rows]) for n in names}
-        ids = tuple((row["case_id"], row["patient"]) for row in rows)
-        if len({case for case, _ in ids}) < len(ids):
-            raise ValueError("a case stands there twice")
-    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        if not all(is_number(float(row[n])) for row in rows for n in names if row[n]):
+            raise ValueError("a score is no number")
+        cases, patients = (tuple(row[key] for row in rows) for key in ("case_id", "patient"))
+        if len(set(cases)) < len(cases) or not all(c.isprintable() and Path(c).name == c for c in cases):
+            raise ValueError("a case is listed twice, or its name is a path")
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise UserError(f"{path}: damaged; run evaluate.py again") from error
-    return CaseScores(tuple(case for case, _ in ids), tuple(patient for _, patient in ids), scores)
+    return CaseScores(cases, patients, scores)

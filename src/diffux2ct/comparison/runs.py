@@ -17,6 +17,9 @@ from diffux2ct.reconstructors.cost import Cost
 FLOOR_TOLERANCE = 1e-3
 """Relative difference up to which two floors are the same: other machines round otherwise, other data differ more."""
 
+LARGEST = 1e15
+"""Numbers of this size and more are no scores, counts or seconds: a file that holds one is damaged."""
+
 HEADLINE = ("psnr3d", "psnr", "ssim", "ssim3d", "mae", "lpips", "dice_bone")
 """The paper's metrics, and one each of errors in HU, of perception and of anatomy."""
 
@@ -99,13 +102,21 @@ class ScoredRun:
             return int(np.isfinite(values).sum())
         return (self.summary.get("num_scored") or {}).get(key, self.num_cases)
 
+    def floor_of_other_cases(self, key: str) -> bool:
+        """True if the floor's mean is over other cases than the score's, as far as is recorded."""
+        own, floor = self.values(key), self.values(f"floor_{key}")
+        if own is not None and floor is not None:
+            return not np.array_equal(np.isfinite(own), np.isfinite(floor))
+        return self.num_scored(key) != self.num_scored(f"floor_{key}")
+
 
 @dataclass(frozen=True)
 class Difference:
     """One test: ``run`` minus ``reference`` in one metric, p before and after Holm's correction.
 
     difference: mean over the cases that both have a value in, with its 95 % interval from resampling patients. It is
-    the difference of the two means in the table only where both have a value in all cases.
+    the difference of the two means in the table only where both have a value in all cases. same_cases: False where one
+    has a value in a case that the other has none in; then neither is called better.
     """
 
     run: str
@@ -115,6 +126,7 @@ class Difference:
     interval: tuple[float, float] | None
     p_raw: float
     p: float
+    same_cases: bool = True
 
     @property
     def significant(self) -> bool:
@@ -123,8 +135,8 @@ class Difference:
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """True for a value of metrics.json that is a finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """True for a value of metrics.json that is a number of a size that scores, counts and seconds can have."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < LARGEST
 
 
 def choose_metrics(runs: Sequence[ScoredRun], wanted: Sequence[str] | None) -> list[Metric]:
@@ -152,7 +164,9 @@ def choose_metrics(runs: Sequence[ScoredRun], wanted: Sequence[str] | None) -> l
             near = difflib.get_close_matches(key, found, n=1)
             hint = f"did you mean {near[0]}? " if near else ""
             raise UserError(f"--metrics: no run has {key!r}; {hint}choose from {', '.join(found)}")
-    return [metric_of(key) for key in dict.fromkeys(wanted)]
+    # An error of matched structures is never shown without its share.
+    shown = [key for each in wanted for key in (each, metric_of(each).beside) if key in found]
+    return [metric_of(key) for key in dict.fromkeys(shown)]
 
 
 def test_sets(runs: Sequence[ScoredRun]) -> list[list[ScoredRun]]:

@@ -7,7 +7,7 @@ from itertools import combinations
 
 import numpy as np
 
-from diffux2ct.comparison.notes import otherwise_segmented
+from diffux2ct.comparison.notes import other_cases, otherwise_segmented
 from diffux2ct.comparison.runs import Difference, ScoredRun, test_set_name, test_sets
 from diffux2ct.comparison.table import NOT_DIFFERENT, Marks
 from diffux2ct.evaluation.metric import Metric, plural
@@ -114,7 +114,8 @@ def _test_set(made: _Made, group: Sequence[ScoredRun], base: ScoredRun, metrics:
         result = paired_test(a, b, patients, test=test)
         assert result.p is not None
         interval = bootstrap_interval(a - b, patients)
-        made.tests.append(Difference(run.name, base.name, metric.key, result.difference, interval, result.p, result.p))
+        same, p = np.array_equal(np.isfinite(a), np.isfinite(b)), result.p
+        made.tests.append(Difference(run.name, base.name, metric.key, result.difference, interval, p, p, same))
         made.numbers.append(result.num_patients)
 
 
@@ -161,7 +162,11 @@ def _reference(
     """The run that the others are tested against, and True if its score chose it."""
     if wanted is not None:
         return next((run for run in group if run.name == wanted), None), False
-    by = next((m for m in metrics if m.key == "psnr3d"), metrics[0])
+    # Means over different cases rank no runs.
+    fair = [metric for metric in metrics if not other_cases(group, metric.key)]
+    by = next((metric for metric in fair if metric.key == "psnr3d"), fair[0] if fair else None)
+    if by is None:
+        return group[0], False
     scored = [(score, run) for run in group if (score := run.score(by.key)) is not None]
     if not scored or not by.sign:
         return group[0], False

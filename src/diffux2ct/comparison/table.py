@@ -4,8 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-import numpy as np
-
 from diffux2ct.comparison.notes import SUPERSCRIPTS, column_notes, other_cases, otherwise_segmented, table_notes
 from diffux2ct.comparison.runs import Difference, ScoredRun, test_sets
 from diffux2ct.evaluation.metric import Metric
@@ -152,9 +150,7 @@ def _order(sort: str, metrics: Sequence[Metric]) -> Callable[[ScoredRun], tuple]
 def _number(run: ScoredRun, key: str) -> float | int | None:
     if key in ("parameters", "tflop"):
         return None if run.cost is None else float(getattr(run.cost, key))
-    if key == "seconds":
-        return run.score("seconds_per_volume")
-    return run.steps if key == "steps" else run.volumes_seen
+    return {"steps": run.steps, "volumes": run.volumes_seen, "seconds": run.score("seconds_per_volume")}[key]
 
 
 def _costs(run: ScoredRun, machines: Sequence[str]) -> list[Cell]:
@@ -190,7 +186,8 @@ def _score(run: ScoredRun, metric: Metric, group: Sequence[ScoredRun], marks: Ma
     fair = not other_cases(group, metric.key) and not otherwise_segmented(group, metric.key)
     best = fair and metric.sign != 0 and len(others) > 1 and not any(metric.better(other, value) for other in others)
     floor = run.floor.get(metric.key)
-    found = [BELOW_FLOOR] if floor is not None and metric.sign and not metric.better(value, floor) else []
+    judged = floor is not None and metric.sign and not run.floor_of_other_cases(metric.key)
+    found = [BELOW_FLOOR] if judged and floor is not None and not metric.better(value, floor) else []
     test = next((t for t in marks.tests if (t.run, t.metric) == (run.name, metric.key)), None)
     found += [NOT_DIFFERENT] if test is not None and not test.significant else []
     spread, ends = run.spread.get(metric.key), marks.intervals.get((run.name, metric.key))
@@ -202,12 +199,13 @@ def _score(run: ScoredRun, metric: Metric, group: Sequence[ScoredRun], marks: Ma
         "" if spread is None else metric.plain(spread),
         "" if ends is None else f"{metric.plain(ends[0])} to {metric.plain(ends[1])}",
         None if test is None else test.p,
-        _of(run.num_scored(metric.key), run.num_cases),
+        _of(run.num_scored(metric.key), run.num_cases, metric),
     )
 
 
-def _of(count: int | None, total: int | None) -> str:
-    return "" if count is None or total is None or count >= total else f"{count} of {total}"
+def _of(count: int | None, total: int | None, metric: Metric) -> str:
+    """Cases of a mean, of fewer than all and of any matched error."""
+    return "" if count is None or total is None or (count >= total and not metric.beside) else f"{count} of {total}"
 
 
 def _floor(group: Sequence[ScoredRun], metrics: Sequence[Metric], before: Sequence[Cell], number: int) -> Row:
@@ -218,9 +216,8 @@ def _floor(group: Sequence[ScoredRun], metrics: Sequence[Metric], before: Sequen
         if value is None or otherwise_segmented(group, metric.key):
             scores.append(Cell())
             continue
-        by_case = run.values(f"floor_{metric.key}")
-        count = None if by_case is None else int(np.isfinite(by_case).sum())
-        scores.append(Cell(metric.plain(value), value, scored=_of(count, run.num_cases)))
+        count = run.num_scored(f"floor_{metric.key}")
+        scores.append(Cell(metric.plain(value), value, scored=_of(count, run.num_cases, metric)))
     return Row((Cell(name, name), *before, *[Cell()] * len(COSTS), *scores), True, number)
 
 

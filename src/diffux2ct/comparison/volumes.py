@@ -10,7 +10,7 @@ from jaxtyping import Num
 
 from diffux2ct.comparison.find_runs import read_config
 from diffux2ct.comparison.pictures import ComparedCase, Pictures, case_sections, chosen_cases, distribution_plots
-from diffux2ct.comparison.runs import ScoredRun, test_set_name, test_sets
+from diffux2ct.comparison.runs import ScoredRun, is_number, test_set_name, test_sets
 from diffux2ct.data.io.ct_image import CtImage
 from diffux2ct.data.prepared.dataset import PreparedDataset
 from diffux2ct.errors import UserError
@@ -103,7 +103,9 @@ def find_truth(runs: Sequence[ScoredRun], case_id: str, root: Path | None) -> Pr
             continue
         try:
             size = _read_ct(run, case_id).hu.shape[0]
-            window = config.get("window") or HU_WINDOW
+            window = config.get("window")
+            pair = isinstance(window, list) and len(window) == 2 and all(map(is_number, window))
+            window = window if pair else HU_WINDOW
             found = PreparedDataset(folder, str(run.summary.get("split") or "test"), size=size, window=window)
             _index(found, case_id)
             return found
@@ -121,8 +123,8 @@ def known_root(run: ScoredRun, config: Mapping[str, Any]) -> Path | None:
     """
     if run.summary.get("root"):
         return Path(run.summary["root"])
-    same = run.summary.get("dataset") in (None, config.get("name"))
-    return Path(config["root"]) if same and config.get("root") else None
+    root, same = config.get("root"), run.summary.get("dataset") in (None, config.get("name"))
+    return Path(root) if same and isinstance(root, str) and root.isprintable() else None
 
 
 def read_reconstruction(run: ScoredRun, truth: PreparedDataset, case_id: str) -> Num[np.ndarray, "d h w"]:

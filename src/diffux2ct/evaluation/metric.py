@@ -49,7 +49,8 @@ class Metric:
 
     key: in per_case.csv and metrics.json. unit: "dB", "HU", "mm", "deg" or "". larger_is_better: None only for a key
     without a record. about: one line. group: heading in the report. digits: decimals; None: those of the unit.
-    floor: whether the mean training volume has a score too. volumes: what a function of two volumes expects.
+    floor: True if the mean training volume has a score too. volumes: the scale of a function's volumes. beside: key of
+    the share that this error must be read with, as its mean is over matched structures only; "" for other metrics.
     """
 
     key: str
@@ -61,6 +62,7 @@ class Metric:
     digits: int | None = None
     floor: bool = True
     volumes: Literal["unit", "hu"] = "unit"
+    beside: str = ""
 
     def __post_init__(self) -> None:
         if self.digits is None:
@@ -235,4 +237,8 @@ def read_records(summary: Mapping[str, Any]) -> None:
     stored = summary.get(RECORDS_KEY)
     for key, fields in stored.items() if isinstance(stored, dict) else ():
         with suppress(TypeError):
-            _RECORDS.setdefault(key, Metric(**fields))
+            record = Metric(**fields)
+            texts = (record.key, record.title, record.unit, record.about, record.group, record.beside)
+            known = record.larger_is_better in (True, False, None) and record.digits in range(16)
+            if known and record.key == key and all(isinstance(text, str) for text in texts):
+                _RECORDS.setdefault(key, record)

@@ -31,7 +31,7 @@ def summarize(rows: Sequence[Mapping[str, Any]], metrics: MetricSet) -> dict[str
     summary = own | of_the_set
     summary |= {
         "num_cases": len(rows),
-        "num_scored": {key: len(values[key]) for key in own if len(values[key]) < len(rows)},
+        "num_scored": {key: len(values[key]) for key in means if _stated(key, len(values[key]), len(rows))},
         "floor": floor | floors,
         "of_the_set": about,
         "unavailable": metrics.unavailable,
@@ -40,10 +40,15 @@ def summarize(rows: Sequence[Mapping[str, Any]], metrics: MetricSet) -> dict[str
     return summary | ({"left_out": counts} if counts else {}) | _intervals(rows, list(own))
 
 
-def score_table(summary: Mapping[str, Any]) -> str:
-    """The console's table of metrics.json: each score beside its floor, with its cases where not all have a value.
+def _stated(key: str, count: int, num_cases: int) -> bool:
+    """True if metrics.json states the number of cases of a mean: of fewer than all, and of any matched error."""
+    return count < num_cases or bool(metric_of(key.removeprefix("floor_")).beside)
 
-    No score is called worse than its floor where some cases have no value: the floor may have one in others.
+
+def score_table(summary: Mapping[str, Any]) -> str:
+    """The console's table of metrics.json: each score beside its floor, with the cases that `num_scored` states.
+
+    A score is not judged by its floor where their cases may differ, because some have no value.
     """
     floors, scored = summary["floor"], summary["num_scored"]
     shown = {key: metric_of(key) for key in summary if find_metric(key) or key in floors}
@@ -53,9 +58,12 @@ def score_table(summary: Mapping[str, Any]) -> str:
     for key, metric in shown.items():
         line, floor = f"{metric.heading:{width}}{summary[key]:10.3f}", floors.get(key)
         line += "" if floor is None else f"{floor:10.3f}"
-        if key in scored:
-            line += f"   of {plural(scored[key], 'case')}"
-        elif floor is not None and metric.sign and not metric.better(summary[key], floor):
+        total = summary["num_cases"]
+        counts = [scored.get(name, total) for name in (key, f"floor_{key}")]
+        if key in scored or (floor is not None and counts[1] < total):
+            line += f"   of {plural(counts[0], 'case')}"
+            line += f", floor of {counts[1]}" if floor is not None and counts[1] != counts[0] else ""
+        if floor is not None and counts == [total, total] and metric.sign and not metric.better(summary[key], floor):
             line += "   no better than the floor"
         lines.append(line)
     return "\n".join([*lines, *(f"{name}: unavailable: {why}" for name, why in summary["unavailable"].items())])

@@ -63,20 +63,17 @@ def evaluate(
     origin) and a self-contained report.html. All is written beside it first and moved at the end, so an interrupted
     evaluation leaves a former one untouched. Returns the content of metrics.json.
 
-    Args:
-        sampling: keyword arguments of ``reconstructor.reconstruct``.
-        mean_volume: mean of the training volumes in [-1, 1], the output of a method that sees no X-ray.
-        metrics: a `MetricSet`; or names of functions of two volumes, see `metric.function_keys`.
-        seed: with a case's index in the dataset it seeds the generator of that case. With ``batch_size`` 1 a
-            case's result therefore does not depend on the others; a larger batch shares its first case's.
-        context: further entries for metrics.json and the report's header: run, dataset, split, sampler, ...
-        precision: "bf16": the reconstructor runs under bf16 autocast. The metrics never do.
-        xray_source: "paired"; or, as control experiments, "shuffled" (each case gets the X-rays of another patient's
-            case) or "swapped" (frontal and lateral exchanged).
+    sampling: keyword arguments of ``reconstructor.reconstruct``. mean_volume: mean of the training volumes in [-1, 1],
+    the output of a method that sees no X-ray. metrics: a `MetricSet`; or names of functions of two volumes, see
+    `metric.function_keys`. seed: with a case's index in the dataset it seeds the generator of that case; with
+    ``batch_size`` 1 a case's result therefore does not depend on the others, while a larger batch shares its first
+    case's. context: further entries for metrics.json and the report's header: run, dataset, split, sampler, ...
+    precision: "bf16" runs the reconstructor under bf16 autocast, the metrics never. xray_source: "paired"; or, as
+    control experiments, "shuffled" (each case gets the X-rays of another patient's case) or "swapped" (frontal and
+    lateral exchanged).
 
-    Raises:
-        UserError: an empty split, an unknown metric or X-ray source, a reconstruction that is not finite, or
-            an ``out_dir`` that holds something else than an evaluation.
+    UserError: an empty split, an unknown metric or X-ray source, a reconstruction that is not finite, or an ``out_dir``
+    that holds something else than an evaluation.
     """
     out_dir = Path(out_dir)
     if not isinstance(metrics, MetricSet):
@@ -184,10 +181,8 @@ def _other(dataset: EvaluationDataset, index: int) -> int:
 
 def _checked(volume: Tensor, truth: Tensor, case_id: str) -> Tensor:
     if volume.shape != truth.shape:
-        raise UserError(
-            f"{case_id}: the reconstruction is {tuple(volume.shape)} and the truth {tuple(truth.shape)};"
-            " evaluate at the size that the model was trained for"
-        )
+        sizes = f"the reconstruction is {tuple(volume.shape)} and the truth {tuple(truth.shape)}"
+        raise UserError(f"{case_id}: {sizes}; evaluate at the size that the model was trained for")
     if not torch.isfinite(volume).all():
         raise UserError(
             f"{case_id}: the reconstruction holds NaN or infinite values; the training has probably diverged,"

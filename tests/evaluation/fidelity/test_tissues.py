@@ -1,9 +1,13 @@
 import math
 
+import numpy as np
+import pytest
 import torch
 from torch.testing import assert_close
 
 from diffux2ct.evaluation.fidelity.distortion import TISSUES, mae_hu
+from diffux2ct.evaluation.fidelity.protocols import score
+from diffux2ct.intensity import denormalize_hu, normalize_hu
 
 
 def volume(*values):
@@ -18,6 +22,19 @@ def test_errors_by_the_truths_range_worked_by_hand():
     assert scores == {
         "mae": 57.6, "mae_air": 20.0, "mae_lung": 10.0, "mae_soft": 200.0, "mae_bone": 50.0, "mae_metal": 8.0
     }  # fmt: skip
+
+
+def test_a_voxel_exactly_at_a_bound_counts_above_it_whatever_float32_makes_of_it():
+    window = (-1024.0, 1500.0)
+    bounds = np.array([-900, -500, 226, 1100], np.int16).repeat(3).reshape(1, 3, 4)
+    truth = torch.from_numpy(normalize_hu(bounds, window).astype(np.float32))[None].expand(1, 3, 3, 4)
+    above = denormalize_hu(truth[0, 0].double(), window) - torch.from_numpy(bounds[0]).double()
+    assert (above < 0).any()  # so that the bounds alone would put some below
+    (scores,) = score(torch.full_like(truth, -1.0), truth, window)
+    assert scores["mae_air"] is None
+    expected = {"lung": 124.0, "soft": 524.0, "bone": 1250.0, "metal": 2124.0}
+    for name, error in expected.items():
+        assert scores[f"mae_{name}"] == pytest.approx(error, abs=1e-3), name
 
 
 def test_prediction_does_not_move_a_voxel_to_another_tissue():

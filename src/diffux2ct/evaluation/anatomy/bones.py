@@ -22,6 +22,7 @@ BONE_HU = 226.0
 """Lower bound of the preset "Bone (CT)" of Mimics (Materialise), 226 to 3071 HU, which much of the literature uses."""
 
 _bones = partial(Metric, group="Bones")
+_HD95_BONE = f"95% Hausdorff distance of the surfaces of bone above {BONE_HU:g} HU"
 
 MIN_PIECE_MM3 = 1000.0
 """Smaller connected pieces of what is above the threshold are noise, calcifications and bowel content, not bone."""
@@ -47,9 +48,7 @@ def fixed_hu_bone(
 
 @computes(
     _bones("dice_bone", "Dice bone", "", True, f"overlap of what exceeds {BONE_HU:g} HU in large pieces"),
-    _bones(
-        "hd95_bone", "HD95 bone", "mm", False, f"95% Hausdorff distance of the surfaces of bone above {BONE_HU:g} HU"
-    ),
+    _bones("hd95_bone", "HD95 bone", "mm", False, _HD95_BONE, beside="dice_bone"),
 )
 def bone_scores(
     prediction_hu: Num[np.ndarray, "d h w"], truth_hu: Num[np.ndarray, "d h w"], spacing: Spacing
@@ -84,7 +83,8 @@ def structure_metric(key: str) -> Metric | None:
         about = f"95% Hausdorff distance of the surfaces of the {name}, segmented in both volumes"
     title, unit = ("Dice", "") if measure == "dice" else ("HD95", "mm")
     title += f" {name}{variant and f', {variant}'}"
-    return _bones(key, title, unit, measure == "dice", about, floor=variant != "ceiling")
+    beside = f"dice_{structure}" if measure == "hd95" else ""
+    return _bones(key, title, unit, measure == "dice", about, floor=variant != "ceiling", beside=beside)
 
 
 def structure_scores(

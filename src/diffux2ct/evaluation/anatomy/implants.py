@@ -44,7 +44,8 @@ _SATURATED_HU = 1450.0
 _MIN_SCREW = 15.0  # mm; shorter labelled screws are stumps
 _NEAR = 5.0  # mm around dense voxels of the truth, in which nothing found counts as wrong
 
-_share, _error = (partial(Metric, group="Implants", larger_is_better=larger) for larger in (True, False))
+_share = partial(Metric, group="Implants", larger_is_better=True)
+_error = partial(Metric, group="Implants", larger_is_better=False, beside="implant_recall")
 
 
 @dataclass(frozen=True, eq=False)

@@ -79,10 +79,15 @@ _metric = partial(Metric, group="Vertebrae")
 _HEIGHT = "absolute error of the height of vertebrae"
 _SPACING = "absolute error of the distance between neighbouring vertebrae"
 _METRICS = (
-    _metric("vertebra_height_mm", "Vertebral height error", "mm", False, _HEIGHT),
-    _metric("vertebra_spacing_mm", "Vertebral spacing error", "mm", False, _SPACING),
+    _metric("vertebra_height_mm", "Vertebral height error", "mm", False, _HEIGHT, beside="vertebra_found"),
+    _metric("vertebra_spacing_mm", "Vertebral spacing error", "mm", False, _SPACING, beside="vertebra_found"),
     _metric("vertebra_found", "Vertebrae found", "", True, "share of the true vertebrae that are found"),
 )
+
+
+def _segmented(metric: Metric) -> Metric:
+    beside = metric.beside and f"segmented_{metric.beside}"
+    return replace(metric, key=f"segmented_{metric.key}", title=f"{metric.title}, segmented", beside=beside)
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,7 @@ class VertebraErrors:
     heights: Mapping[int, float]
     spacings: Mapping[tuple[int, int], float]
 
-    @computes(*_METRICS, *(replace(m, key=f"segmented_{m.key}", title=f"{m.title}, segmented") for m in _METRICS))
+    @computes(*_METRICS, *map(_segmented, _METRICS))
     def as_row(self) -> dict[str, float | None]:
         """By the keys of per_case.csv."""
         return dict(zip((m.key for m in _METRICS), (self.height_mm, self.spacing_mm, self.share), strict=True))

@@ -68,14 +68,17 @@ def compare_with_floor(
 ) -> dict[str, Any]:
     """A metric of this run (metrics.json, ``rows`` of per_case.csv) beside its floor, as text; "–" without a value.
 
-    cases: how many have a value, "5 of 8" where some have none. side: "better" or "worse" than the floor; empty
-    without a direction, and where the two means are over different cases.
+    cases: number with a value, "5 of 8" where some have none, and the floor's where it differs. side: "better" or
+    "worse" than the floor; empty without a direction, and where the two means are over different cases.
     """
     key = metric.key
     value, floor = number(summary.get(key)), number((summary.get("floor") or {}).get(key))
     ends = (summary.get("intervals") or {}).get(key)
     scored = [case for case, _ in values(rows, key)]
-    same_cases = scored == [case for case, _ in values(rows, f"floor_{key}")]
+    floor_scored = [case for case, _ in values(rows, f"floor_{key}")]
+    same_cases = scored == floor_scored
+    cases = str(len(scored) or "–") + (f" of {len(rows)}" if 0 < len(scored) < len(rows) else "")
+    cases += f" (floor: {len(floor_scored)})" if scored and floor is not None and not same_cases else ""
     difference = None if value is None or floor is None else value - floor
     return {
         "title": metric.title,
@@ -86,7 +89,7 @@ def compare_with_floor(
         "floor": _optional(metric, floor),
         "difference": _optional(metric, difference, sign=True),
         "side": "" if difference is None or not same_cases else metric.side(difference),
-        "cases": str(len(scored) or "–") + (f" of {len(rows)}" if 0 < len(scored) < len(rows) else ""),
+        "cases": cases,
         "headline": headline,
     }
 
@@ -106,6 +109,8 @@ def headline_figures(
     """The figures of the first screen; the protocol's own headline takes the place of PSNR3D."""
     first = _headline(summary)
     wanted: list[str] = [*([first] if first else []), *FIGURES[first is not None :], "psnr3d", *metrics]
+    # An error of matched structures stands after the share that it must be read with.
+    wanted = [each for key in wanted for each in (metric_of(key).beside, key) if each]
     keys = [key for key in dict.fromkeys(wanted) if key in metrics and number(summary.get(key)) is not None]
     return [compare_with_floor(metric_of(key), summary, rows) for key in keys[:NUM_FIGURES]]
 
