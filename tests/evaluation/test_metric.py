@@ -127,7 +127,7 @@ def test_a_file_in_a_package_of_metrics_is_found_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"about": "x"}, "metric own: no direction is declared; add larger_is_better="),
+        ({"about": "x"}, "metric own: no direction; add larger_is_better="),
         ({"larger_is_better": True, "colour": 1}, "metric own: .*colour.*; its fields are title, unit"),
     ],
 )

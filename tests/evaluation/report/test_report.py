@@ -133,7 +133,7 @@ def test_means_over_other_cases_than_the_floor_are_not_judged(tmp_path):
         tmp_path / "r.html", ["a", "b"], [20.0, 20.0], rows, ("psnr3d", "hd95_bone"),
         hd95_bone=3.0, floor={"psnr3d": 16.0, "hd95_bone": 19.5}, num_scored={"hd95_bone": 1},
     )  # fmt: skip
-    assert "<td>-16.50 mm</td><td>1 of 2</td>" in text
+    assert "<td>-16.50 mm</td><td>1 of 2 (floor: 2)</td>" in text
     assert "read it with Dice, recall and the number of cases" in Page(text).text
 
 
@@ -148,7 +148,7 @@ def test_slices_of_flat_voxels_keep_their_shape(tmp_path):
 
 def test_report_says_how_far_above_the_floor(tmp_path):
     page = Page(written(tmp_path / "report.html", ["a", "b"], [20.0, 21.0], run="my run", dataset="phantom"))
-    for text in ("my run", "phantom", "PSNR3D", "20.50 dB", "16.00 dB", "+4.50 dB", "without looking at the X-rays"):
+    for text in ("my run", "phantom", "PSNR3D", "20.50 dB", "16.00 dB", "+4.50 dB", "score without any X-ray"):
         assert text in page.text
     assert "Control experiment" not in page.text
 
@@ -227,7 +227,7 @@ def test_what_the_truth_does_not_show_is_told_as_a_count(tmp_path):
     text = written(tmp_path / "r.html", list("abc"), [20.0] * 3, rows, left_out={"implant_unseen": 2})
     page = Page(text)
     assert "Left out (implant_unseen): 2 in 1 case, labelled screws" in page.text
-    assert [f'<td data-v="{v}">{v}</td>' in text for v in (2, 0)] == [True, True]
+    assert [f'<td data-v="{v}.0">{v}</td>' in text for v in (2, 0)] == [True, True]
     assert text.count('<td data-v="">–</td>') == 1
     assert "left out" not in page.text.split("Summary")[0]
 

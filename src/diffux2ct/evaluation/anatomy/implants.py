@@ -240,7 +240,7 @@ def _match(found: Sequence[tuple[Bar, Bar]], true: Sequence[Bar]) -> list[tuple[
                 off = np.linalg.norm(bar.start - screw.start) + np.linalg.norm(middle[0] - middle[1])
                 cost[k, j] = off / 2 if off / 2 <= GATE_MM else 1e6
     pairs = zip(*linear_sum_assignment(cost), strict=True)
-    return [(int(k), along(k, true[j]), true[j]) for k, j in pairs if cost[k, j] < 1e6]
+    return [(int(k), along(int(k), true[j]), true[j]) for k, j in pairs if cost[k, j] < 1e6]
 
 
 def _bar_of(points: Points) -> Bar | None:

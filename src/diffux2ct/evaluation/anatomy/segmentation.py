@@ -55,7 +55,8 @@ def mean_scores(rows: Iterable[Scores], structures: Sequence[str]) -> Scores:
         return float(np.mean(known)) if known else None
 
     means = {name: mean(row[name] for row in rows) for name in (*structures, FOREGROUND)}
-    return means | {AVERAGE: mean(means[name] for name in structures)}
+    foreground = means.pop(FOREGROUND)
+    return means | {AVERAGE: mean(means.values()), FOREGROUND: foreground}
 
 
 def evaluate_segmentation(

@@ -78,7 +78,7 @@ def compare_with_floor(
     floor_scored = [case for case, _ in values(rows, f"floor_{key}")]
     same_cases = scored == floor_scored
     cases = str(len(scored) or "–") + (f" of {len(rows)}" if 0 < len(scored) < len(rows) else "")
-    cases += f" (floor: {len(floor_scored)})" if scored and floor is not None and not same_cases else ""
+    cases += f" (floor: {len(floor_scored)})" if scored and floor_scored and not same_cases else ""
     difference = None if value is None or floor is None else value - floor
     return {
         "title": metric.title,
