@@ -225,10 +225,10 @@ def test_files_are_written_by_their_suffix(runs, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines() == [f"wrote {path}" for path in files]
     md, tex, html, text = (path.read_text(encoding="utf-8") for path in files)
     assert md.startswith("| Run | Method | Steps |")
-    assert r"X \& Y & 2 & 8" in tex
+    assert r"X \& Y & x\_ctrsnet\_like & 2 & 8" in tex
     assert "<h1>T</h1>" in html
     assert "X &amp; Y" in html
-    assert text.splitlines()[2].startswith("X & Y,2,8")
+    assert text.splitlines()[2].startswith("X & Y,x_ctrsnet_like,2,8")
     assert sorted(path.name for path in files[0].parent.iterdir()) == sorted(path.name for path in files)
 
 

@@ -197,7 +197,9 @@ def _machine(recorded: dict[str, Any]) -> str | None:
 def count_cost(config: dict[str, Any], sampling: dict[str, Any], folder: Path | None) -> tuple[Cost | None, str]:
     """Cost of a volume, counted on the meta device; None and the reason where the config does not build."""
     try:
-        load.check_targets(config.get("model"), folder or Path("config.yaml"))
+        if not _section(config, "model"):
+            raise UserError("its config holds no model config")
+        load.check_targets(config["model"], folder or Path("config.yaml"))
         with torch.device("meta"):
             model = build.build_reconstructor(OmegaConf.create(config))
         if not isinstance(model, Reconstructor):
