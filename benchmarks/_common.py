@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from diffux2ct.atomic import replaced_file
+from diffux2ct.files.atomic import replaced_file
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 
 from _common import HERE, machine, skip, write_csv
-from diffux2ct.atomic import sha256_of
 from diffux2ct.data.body import remove_couch
 from diffux2ct.data.io.volume import content_hash, read_ct, use_threads
 from diffux2ct.data.preparation.cube import cube_centre, cut_cube
@@ -29,6 +28,7 @@ from diffux2ct.data.preparation.plan import Request, make_plan
 from diffux2ct.data.preparation.prepare import PrepareSettings, run_jobs
 from diffux2ct.data.preparation.scan_job import prepare_scan
 from diffux2ct.data.prepared.writer import write_case
+from diffux2ct.files.atomic import sha256_of
 from diffux2ct.xray.camera import camera_preset
 from diffux2ct.xray.drr import render_pair
 

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from diffux2ct import __version__, load
 from diffux2ct.arguments import Positive, Precision, Seed, Three, Weights, convert
-from diffux2ct.atomic import replaced_files, sha256_of, write_text
 from diffux2ct.data.io.camera_file import CameraFile, check_extent, geometry_differs, read_camera_files
 from diffux2ct.data.io.ct_image import triple
 from diffux2ct.data.io.volume import write_nifti
@@ -24,6 +23,7 @@ from diffux2ct.data.io.xray_file import XrayImage, fit_xray, read_xray, xray_fro
 from diffux2ct.data.prepared.dataset import read_description
 from diffux2ct.diffusion.samplers.sampling import Sampler, sampling_record
 from diffux2ct.errors import UserError
+from diffux2ct.files.atomic import replaced_files, sha256_of, write_text
 from diffux2ct.intensity import normalize_xray, to_hu
 from diffux2ct.reconstructors.base import Reconstructor
 from diffux2ct.reconstructors.precision import autocast, effective

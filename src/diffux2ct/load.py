@@ -19,12 +19,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from diffux2ct.atomic import replaced_folder, write_text
 from diffux2ct.build import build_reconstructor, build_sampler, plain
 from diffux2ct.command_line import command
 from diffux2ct.data.prepared.dataset import read_description
 from diffux2ct.diffusion.samplers.sampling import Sampler
 from diffux2ct.errors import UserError
+from diffux2ct.files.atomic import replaced_folder, write_text
 from diffux2ct.reconstructors.base import Reconstructor, Trainable
 from diffux2ct.training.checkpoints import checks as contents
 from diffux2ct.training.checkpoints import file as checkpoint

@@ -125,13 +125,13 @@ def run(arguments: Sequence[str] | None = None) -> None:
     if asked.losses is not None:
         return _plot_losses(asked)
     # Imported here so that --help answers at once.
-    from diffux2ct.atomic import write_text
     from diffux2ct.comparison.find_runs import find_row, read_runs, rename
     from diffux2ct.comparison.runs import choose_metrics
     from diffux2ct.comparison.seeds import merge_seeds
     from diffux2ct.comparison.significance import statistics_marks
     from diffux2ct.comparison.table import build_table, sort_keys
     from diffux2ct.comparison.volumes import illustrate
+    from diffux2ct.files.atomic import write_text
 
     runs, problems = read_runs(asked.runs, asked.evaluation)
     if asked.merge_seeds:

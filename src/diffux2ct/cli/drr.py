@@ -11,9 +11,9 @@ from omegaconf import DictConfig
 
 from diffux2ct import __version__
 from diffux2ct.arguments import NotNegative, Positive, Range, Seed, Size, Three, Window, read
-from diffux2ct.atomic import replaced_files, write_text
 from diffux2ct.cli.hydra_app import hydra_app, warn_idle
 from diffux2ct.errors import UserError
+from diffux2ct.files.atomic import replaced_files, write_text
 
 # Torch and the readers are imported where they are used: --help answers at once.
 

@@ -15,9 +15,9 @@ from typing import Annotated, Any, Literal
 from omegaconf import DictConfig, OmegaConf
 
 from diffux2ct.arguments import Count, Device, Precision, Seed, Split, Weights, Whole, read
-from diffux2ct.atomic import write_text
 from diffux2ct.cli.hydra_app import CONFIGS, hydra_app
 from diffux2ct.errors import UserError
+from diffux2ct.files.atomic import write_text
 
 
 @dataclass(frozen=True)

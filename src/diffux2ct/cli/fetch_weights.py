@@ -18,10 +18,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from diffux2ct.atomic import replaced_file, sha256_of, write_text
 from diffux2ct.cli import run_main
 from diffux2ct.command_line import command
 from diffux2ct.errors import UserError
+from diffux2ct.files.atomic import replaced_file, sha256_of, write_text
 
 _CHUNK = 1 << 20
 

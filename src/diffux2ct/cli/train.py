@@ -25,7 +25,7 @@ from diffux2ct.cli.hydra_app import hydra_app, warn_idle
 from diffux2ct.cli.prepare import Dataset
 from diffux2ct.command_line import as_typed, command
 from diffux2ct.errors import Stopped, UserError
-from diffux2ct.folder_lock import only_writer
+from diffux2ct.files.folder_lock import only_writer
 from diffux2ct.training.processes.failures import known_failures_in_one_line
 from diffux2ct.training.processes.launchers import check_launcher
 from diffux2ct.training.settings import TrainerSettings, resolve_device

@@ -16,7 +16,6 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from diffux2ct.atomic import replaced_folder
 from diffux2ct.diffusion.samplers.sampling import sampling_record
 from diffux2ct.errors import UserError
 from diffux2ct.evaluation.contracts import EvaluationDataset, SupportsReconstruct
@@ -26,9 +25,10 @@ from diffux2ct.evaluation.metric_set import DEFAULT_NAMES, MetricSet
 from diffux2ct.evaluation.report.report import ReportCase, choose_cases, floor_panels, write_report
 from diffux2ct.evaluation.results import summarize
 from diffux2ct.evaluation.scored_case import ScoredCase
+from diffux2ct.files.atomic import replaced_folder
 from diffux2ct.intensity import to_hu
 from diffux2ct.reconstructors.precision import autocast, effective
-from diffux2ct.seeding import CPU, seeded_generator
+from diffux2ct.reconstructors.seeding import CPU, seeded_generator
 from diffux2ct.types import VIEWS
 
 XRAY_SOURCES = ("paired", "shuffled", "swapped")

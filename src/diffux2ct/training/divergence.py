@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from diffux2ct.atomic import write_text
 from diffux2ct.errors import UserError
+from diffux2ct.files.atomic import write_text
 from diffux2ct.training.processes import distributed
 
 _NEVER = 2**62

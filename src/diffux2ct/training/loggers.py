@@ -11,7 +11,7 @@ from urllib.request import urlopen
 
 import numpy as np
 
-from diffux2ct.atomic import replaced_file
+from diffux2ct.files.atomic import replaced_file
 
 
 @runtime_checkable

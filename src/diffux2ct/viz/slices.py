@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Num, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from diffux2ct.atomic import replaced_file
+from diffux2ct.files.atomic import replaced_file
 
 PLANES = ("axial", "coronal", "sagittal")
 

@@ -15,13 +15,13 @@ import numpy as np
 import SimpleITK as sitk
 from jaxtyping import Num, UInt8
 
-from diffux2ct.atomic import replaced_file
 from diffux2ct.data.io.ct_image import CtImage, LabelImage, triple
 from diffux2ct.data.io.dicom.kind import is_dicom
 from diffux2ct.data.io.dicom.series import read_series
 from diffux2ct.data.io.hu import AIR, padding_of
 from diffux2ct.data.io.image_file import as_volume, clip_to_hu, read_image
 from diffux2ct.errors import UserError
+from diffux2ct.files.atomic import replaced_file
 
 _OBLIQUE = 1e-4  # largest direction cosine error that counts as rounding; below 0.03 mm over half a metre
 # An oblique scan's upright box may hold this many times its voxels; a chest at 45 degrees takes 3.

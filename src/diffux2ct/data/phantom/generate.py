@@ -9,12 +9,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from diffux2ct.atomic import write_text
 from diffux2ct.data.phantom.anatomy import REGIONS
 from diffux2ct.data.phantom.make import MIN_PAINTED_SIZE, make_phantom
 from diffux2ct.data.prepared.workers import num_cores, run_in_workers
 from diffux2ct.data.prepared.writer import finish_dataset, read_case, write_case
 from diffux2ct.errors import UserError
+from diffux2ct.files.atomic import write_text
 from diffux2ct.intensity import HU_WINDOW
 
 FIRST_INDEX = {"train": 0, "val": 1_000_000, "test": 2_000_000}  # so a longer training set keeps its test cases

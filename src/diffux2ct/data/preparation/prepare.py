@@ -16,7 +16,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from diffux2ct.atomic import PARTIALS
 from diffux2ct.data.io.volume import use_threads
 from diffux2ct.data.preparation.plan import Plan, Request, make_plan
 from diffux2ct.data.preparation.report import PrepareReport, summarize, write_summary
@@ -27,6 +26,7 @@ from diffux2ct.data.prepared.split import write_split
 from diffux2ct.data.prepared.workers import num_cores, run_in_workers
 from diffux2ct.data.prepared.writer import SPLITS, finish_dataset, read_case
 from diffux2ct.errors import UserError
+from diffux2ct.files.atomic import PARTIALS
 
 _PADDED = 0.5  # of a cube, that the scan fills at least where nothing is said
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffux2ct.atomic import write_text
 from diffux2ct.data.prepared.writer import SPLITS, label_names
+from diffux2ct.files.atomic import write_text
 
 
 @dataclass

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffux2ct.atomic import sha256_of
 from diffux2ct.data.preparation.report import PrepareReport
 from diffux2ct.data.preparation.scan_job import ScanJob, survey_scan
+from diffux2ct.files.atomic import sha256_of
 
 
 def find_same(jobs: Sequence[ScanJob], hashes: Mapping[str, str], report: PrepareReport) -> dict[str, str]:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from diffux2ct.atomic import sha256_of
 from diffux2ct.data.body import remove_couch
 from diffux2ct.data.io.ct_image import CtImage, LabelImage, content_hash
 from diffux2ct.data.io.volume import read_ct, read_labels, sample_labels
@@ -21,6 +20,7 @@ from diffux2ct.data.preparation.settings import PrepareSettings
 from diffux2ct.data.prepared.writer import read_case, write_case
 from diffux2ct.data.sources import RawCase
 from diffux2ct.errors import UserError
+from diffux2ct.files.atomic import sha256_of
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _OTHER_SCHEME = f"choose another of ours, {', '.join(REMAP)}, or labels=null"

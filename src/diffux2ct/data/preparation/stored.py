@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from diffux2ct.atomic import sha256_of
 from diffux2ct.data.io.x2ct.file import VIEWS_STORED, X2ctScan, averaged, ct_of, read_x2ct, x2ct_views
 from diffux2ct.data.io.x2ct.header import X2ctHeader, need_h5py, read_x2ct_header
 from diffux2ct.data.preparation.plan import Plan, Request, case_names
@@ -23,6 +22,7 @@ from diffux2ct.data.prepared.writer import write_case
 from diffux2ct.data.sources import discover
 from diffux2ct.data.sources.x2ct import scan_name
 from diffux2ct.errors import UserError
+from diffux2ct.files.atomic import sha256_of
 from diffux2ct.types import VIEWS
 from diffux2ct.xray.camera import Camera, camera_preset
 

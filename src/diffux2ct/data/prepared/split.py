@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from diffux2ct.atomic import write_text
 from diffux2ct.data.prepared.tables import read_text
 from diffux2ct.data.prepared.writer import SPLITS
 from diffux2ct.errors import UserError
+from diffux2ct.files.atomic import write_text
 
 _KEYS = {"val", "test", "of", "file"}
 _TAKES = "val, test (a count, a fraction or a list), of (the total that counts refer to) and file"

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from diffux2ct.atomic import replaced_folder, write_text
 from diffux2ct.data.labels import label_name
 from diffux2ct.errors import UserError
+from diffux2ct.files.atomic import replaced_folder, write_text
 from diffux2ct.intensity import HU_WINDOW
 from diffux2ct.xray.camera import Camera, camera_preset
 from diffux2ct.xray.drr import render_pair

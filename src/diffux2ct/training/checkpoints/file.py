@@ -9,9 +9,9 @@ from typing import Any, BinaryIO
 
 import torch
 
-from diffux2ct import atomic
-from diffux2ct.atomic import PARTIALS, replaced_file
 from diffux2ct.errors import UserError, remedy
+from diffux2ct.files import atomic
+from diffux2ct.files.atomic import PARTIALS, replaced_file
 from diffux2ct.training.checkpoints.checks import check_types
 
 FORMAT = 1

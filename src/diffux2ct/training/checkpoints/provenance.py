@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from diffux2ct.atomic import sha256_of, write_text
+from diffux2ct.files.atomic import sha256_of, write_text
 
 
 def provenance(dataset_root: str | Path, num_threads: int | None = None) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from diffux2ct.atomic import replaced_folder
 from diffux2ct.errors import UserError
+from diffux2ct.files.atomic import replaced_folder
 from diffux2ct.training.checkpoints import file as checkpoint
 from diffux2ct.training.checkpoints.checks import shown
 

@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Num, UInt8
 
-from diffux2ct.atomic import replaced_file
 from diffux2ct.data.io.ct_image import CtImage, Triple
 from diffux2ct.data.io.x2ct.header import XRAY_KEYS, X2ctHeader, dataset, header_of, need_h5py, opened
 from diffux2ct.data.io.xray_file import resampling
 from diffux2ct.errors import UserError
+from diffux2ct.files.atomic import replaced_file
 from diffux2ct.xray.camera import camera_preset
 from diffux2ct.xray.drr import render_pair
 

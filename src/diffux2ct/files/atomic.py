@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from diffux2ct.errors import UserError
-from diffux2ct.folder_lock import only_writer
+from diffux2ct.files.folder_lock import only_writer
 
 PARTIALS = ".partial-*"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

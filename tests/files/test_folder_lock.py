@@ -12,12 +12,12 @@ import time
 import pytest
 
 from diffux2ct.errors import UserError
-from diffux2ct.folder_lock import only_writer
+from diffux2ct.files.folder_lock import only_writer
 
 HOLD = """
 import sys
 from pathlib import Path
-from diffux2ct.folder_lock import only_writer
+from diffux2ct.files.folder_lock import only_writer
 with only_writer(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

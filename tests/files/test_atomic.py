@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from diffux2ct.atomic import is_whole, link, replaced_file, replaced_files, replaced_folder, sha256_of, write_text
 from diffux2ct.errors import UserError
+from diffux2ct.files.atomic import is_whole, link, replaced_file, replaced_files, replaced_folder, sha256_of, write_text
 
 
 def test_a_file_appears_whole_or_stays_as_it_was(tmp_path):
@@ -175,7 +175,7 @@ FULL = """
 import resource, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
-from diffux2ct.atomic import replaced_file, replaced_folder
+from diffux2ct.files.atomic import replaced_file, replaced_folder
 from diffux2ct.cli import run_main
 from test_atomic import write
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

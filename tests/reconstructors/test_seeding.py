@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffux2ct.seeding import derived_seed, seed_all, seeded_generator
+from diffux2ct.reconstructors.seeding import derived_seed, seed_all, seeded_generator
 from diffux2ct.training.steps import sample_seeds
 
 CPU = torch.device("cpu")
