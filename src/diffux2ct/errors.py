@@ -22,7 +22,7 @@ class Stopped(Exception):
 
 
 def remedy(error: BaseException | None) -> str:
-    """What to do about a failure of the file system, to end a message with."""
+    """The remedy for a failure of the file system, which ends a message."""
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return "free space, then run again"
     return "give a path that can be used, then run again"
