@@ -22,7 +22,8 @@ import torch
 
 from _common import HERE, machine, skip, write_csv
 from diffux2ct.data.body import remove_couch
-from diffux2ct.data.io.volume import content_hash, read_ct, use_threads
+from diffux2ct.data.io.ct_image import content_hash
+from diffux2ct.data.io.volume import read_ct, use_threads
 from diffux2ct.data.preparation.cube import cube_centre, cut_cube
 from diffux2ct.data.preparation.plan import Request, make_plan
 from diffux2ct.data.preparation.prepare import PrepareSettings, run_jobs

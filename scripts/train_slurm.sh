@@ -37,7 +37,7 @@ step=$!
 # SIGTERM ends training on a checkpoint. It goes to the tasks: srun, given it, would kill them.
 put_back=""
 trap 'put_back=yes; scancel --signal=TERM "$SLURM_JOB_ID"' USR1 # near the time limit
-trap : TERM # cancelled: Slurm has told the tasks itself
+trap : TERM # cancelled: Slurm has signalled the tasks itself
 
 # A signal interrupts wait: wait until the step is over, then ask for its exit status, which bash remembers.
 while wait "$step"; kill -0 "$step" 2>/dev/null; do :; done

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from diffux2ct.arguments import Count, convert
 from diffux2ct.cli import run_main
+from diffux2ct.command_line import in_form
 from diffux2ct.errors import UserError
 
 FORMATS = {".md": "markdown", ".tex": "latex", ".html": "html", ".csv": "csv"}
@@ -17,7 +18,7 @@ FORMATS = {".md": "markdown", ".tex": "latex", ".html": "html", ".csv": "csv"}
 _EXAMPLES = """examples:
   python scripts/compare.py runs/table3_*                      a table in Markdown, on the screen
   python scripts/compare.py runs/table1_* --sort psnr3d --out table1.md --out table1.tex --out table1.html
-  python scripts/compare.py runs/table3_* --merge-seeds --intervals --reference runs/table3_full
+  python scripts/compare.py runs/table3_* --merge-seeds --intervals --reference runs/table3_full-lumbarv
   python scripts/compare.py runs/table1_* --cases 20 --out page.html     with pictures, a slice viewer and distributions
   python scripts/compare.py runs/a runs/b --evaluation '*-ddim10'     these evaluations, not the fullest
   python scripts/compare.py runs/a/evaluation/test-ddim10 runs/a/evaluation/test-ddim50    two of one run
@@ -92,6 +93,9 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; --help explains")
 
+    def format_help(self) -> str:
+        return in_form(super().format_help())
+
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
@@ -124,7 +128,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     _check(asked)
     if asked.losses is not None:
         return _plot_losses(asked)
-    # Imported here so that --help answers at once.
+    # Imported here so that --help prints at once.
     from diffux2ct.comparison.find_runs import find_row, read_runs, rename
     from diffux2ct.comparison.runs import choose_metrics
     from diffux2ct.comparison.seeds import merge_seeds

@@ -15,7 +15,7 @@ from diffux2ct.cli.hydra_app import hydra_app, warn_idle
 from diffux2ct.errors import UserError
 from diffux2ct.files.atomic import replaced_files, write_text
 
-# Torch and the readers are imported where they are used: --help answers at once.
+# Torch and the readers are imported where they are used: --help prints at once.
 
 _PNG_MAX = 2**16 - 1
 _OUTPUTS = {  # of the printed line, and of camera.json

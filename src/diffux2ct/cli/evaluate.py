@@ -64,7 +64,7 @@ _MAX_NAME = 200  # bytes; file systems take 255, and files are written under a l
 
 def run(config: DictConfig) -> None:
     """Evaluate as ``config`` says; writes the ``evaluation/`` folder of the run."""
-    # Imported here so that --help answers at once.
+    # Imported here so that --help prints at once.
     from diffux2ct import load
     from diffux2ct.reconstructors.segmentation import SegmentationTrainable
 

@@ -17,7 +17,7 @@ from diffux2ct.errors import UserError
 if TYPE_CHECKING:
     from diffux2ct.data.preparation.report import PrepareReport
 
-# What reads scans is imported where it is used: --help answers at once, and so do the processes that import this
+# What reads scans is imported where it is used: --help prints at once, and so do the processes that import this
 # module only because they were started by the command.
 
 

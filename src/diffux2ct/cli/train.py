@@ -195,7 +195,7 @@ def idle_settings(cfg: DictConfig, unused: Sequence[str] = ()) -> dict[str, str]
     return idle | dict.fromkeys((f"dataset.prepare.{key}" for key in prepared), "the data set is prepared already")
 
 
-# What a run's name (`run_name` in configs) tells by itself; the launcher changes nothing.
+# Groups that a run's name (`run_name` in configs) already shows; the launcher changes nothing.
 _IN_NAME = ("experiment", "model", "dataset", "size", "objective")
 _NO_SETTING = ("name", "run_dir", "launcher")
 _FIXED_KEYS = "hydra.job.config.override_dirname.exclude_keys"

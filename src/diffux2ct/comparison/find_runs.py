@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
 from diffux2ct import build, load
-from diffux2ct.command_line import as_typed
+from diffux2ct.command_line import as_typed, command
 from diffux2ct.comparison.runs import CaseScores, ScoredRun, is_number, plural
 from diffux2ct.errors import UserError
 from diffux2ct.evaluation.metric import find_metric, read_records
@@ -117,7 +117,7 @@ def _not_evaluated(folder: Path) -> str:
 
 
 def _evaluate(folder: Path) -> str:
-    return f"python evaluate.py {as_typed('ckpt', str(folder))}"
+    return f"{command('evaluate')} {as_typed('ckpt', str(folder))}"
 
 
 def run_folder(evaluation: Path) -> Path | None:

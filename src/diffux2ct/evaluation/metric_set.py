@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffux2ct.command_line import command
 from diffux2ct.errors import UserError
 from diffux2ct.evaluation.anatomy.segmentation import Segmenter
 from diffux2ct.evaluation.case_metrics import (
@@ -160,6 +161,6 @@ def _stored_records(keys: Sequence[str]) -> dict[str, Any]:
 
 def _needed(segmenter: Segmenter | None) -> Segmenter:
     if segmenter is None:
-        remedy = "train one (python train.py model=vnet ...) and give its run as metrics.segmenter=RUN"
+        remedy = f"train one ({command('train')} model=vnet ...) and give its run as metrics.segmenter=RUN"
         raise Unavailable("segmentation", "no segmentation network was given", remedy)
     return segmenter

@@ -11,7 +11,7 @@ from urllib.request import urlopen
 
 import numpy as np
 
-from diffux2ct.files.atomic import replaced_file
+from diffux2ct.files.atomic import replaced_file, write_text
 
 
 @runtime_checkable
@@ -102,7 +102,7 @@ class WandbLogger:
         note = run_dir / "wandb_id.txt"
         known = resume_step > 0 and note.exists()
         run_id = note.read_text(encoding="utf-8").strip() if known else secrets.token_hex(4)
-        note.write_text(run_id + "\n", encoding="utf-8")
+        write_text(note, run_id + "\n")
         if mode == "online" and (fault := _unreachable(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))):
             warning = f"warning: logger.wandb.mode=online: {fault}; recording offline (wandb sync uploads it later)"
             print(warning, file=sys.stderr)
