@@ -30,8 +30,8 @@ def main(run: Path) -> None:
     dataset = build_dataset(dataset_cfg, "test")
     best: tuple[float, int, diffux2ct.Reconstruction, np.ndarray] | None = None
     for index, case in enumerate(dataset.cases):
-        files = [case.path / f"{view}.npy" for view in ("frontal", "lateral")]
-        ct = diffux2ct.reconstruct(model, *files)
+        frontal, lateral = (case.path / f"{view}.npy" for view in ("frontal", "lateral"))
+        ct = diffux2ct.reconstruct(model, frontal, lateral)
         truth = denormalize_hu(dataset[index]["volume"][0].numpy(), as_window(dataset_cfg))
         error = float(np.abs(ct.hu - truth).mean())
         if best is None or error < best[0]:

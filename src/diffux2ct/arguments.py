@@ -161,7 +161,7 @@ class _Kind(NamedTuple):
     marks: tuple[Any, ...]
 
     @property
-    def group(self) -> type | None:
+    def group(self) -> Any:
         """The dataclass of a group of settings."""
         return next((part for part in (self.type, *self.marks) if isinstance(part, type) and is_dataclass(part)), None)
 
@@ -225,7 +225,7 @@ def _convert(kind: _Kind, value: Any, key: str) -> Any:
     if kind.type is Literal and value in kind.parts:
         return value
     if kind.type in (int, float) and _is_number(kind.type, value):
-        return kind.type(value)
+        return kind.type(value)  # type: ignore[arg-type]
     if kind.type in (str, Path) and isinstance(value, str | Path | int | float) and str(value):
         return kind.type(str(value))  # a number is how YAML reads a name of digits
     raise _Refused

@@ -144,7 +144,7 @@ def build_validator(cfg: DictConfig) -> Validator | None:
     window = as_window(cfg.dataset)
     metrics = {key: partial(measure, key, window=window) for key in function_keys(cfg.metrics.names)}
     sampling = {"sampler": build_sampler(cfg.sampler)} if samples(cfg) else {}
-    return Validator(dataset, metrics, sampling, window)
+    return Validator(dataset, metrics, sampling, window)  # type: ignore[arg-type]
 
 
 def build_sampler(cfg: DictConfig) -> Sampler:

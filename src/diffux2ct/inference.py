@@ -98,7 +98,7 @@ def load_model(ckpt: str | Path, device: str = "auto", weights: str = "ema") -> 
     """The trained model of a run or checkpoint, which `reconstruct` takes in place of the path."""
     convert(Weights, weights, "weights")
     run = load.load_run(ckpt, device, weights)
-    run.reconstructor.__dict__["loaded_from"] = (run, weights)
+    vars(run.reconstructor)["loaded_from"] = (run, weights)
     return run.reconstructor
 
 

@@ -108,7 +108,7 @@ def parser() -> argparse.ArgumentParser:
     for flag, options in _OPTIONS.items():
         if not str(options.get("action")).startswith("store_"):
             options = options | {"type": _typed(options.get("type", str), "RUN" if flag == "runs" else flag)}
-        made.add_argument(flag, **options)
+        made.add_argument(flag, **options)  # type: ignore[arg-type]
     return made
 
 

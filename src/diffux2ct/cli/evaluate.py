@@ -215,7 +215,7 @@ def changes(cfg: Evaluation) -> Iterator[tuple[str, Any]]:
             if value != default:
                 yield key, value
         else:
-            value = OmegaConf.to_container(value) if isinstance(value, DictConfig) else value
+            value: Any = OmegaConf.to_container(value) if isinstance(value, DictConfig) else value
             for name, part in value.items():
                 usual = default.get(name)
                 if part != usual and not (isinstance(part, list) and usual and set(part) == set(usual)):

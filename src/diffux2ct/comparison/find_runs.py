@@ -154,8 +154,8 @@ def _read_run(evaluation: Path, config: dict[str, Any]) -> tuple[ScoredRun, str]
         summary=summary,
         cases=cases,
         steps=summary.get("step"),
-        batch_size=batch if isinstance(batch, int) and is_number(batch) else None,
-        seeds=(seed,) if isinstance(seed, int) and is_number(seed) else (),
+        batch_size=int(batch) if isinstance(batch, int) and is_number(batch) else None,
+        seeds=(int(seed),) if isinstance(seed, int) and is_number(seed) else (),
         cost=cost,
         # Without a machine of the evaluation, the training's is taken.
         machine=_machine(summary) or _machine(recorded),

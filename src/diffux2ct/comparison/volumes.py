@@ -105,7 +105,7 @@ def find_truth(runs: Sequence[ScoredRun], case_id: str, root: Path | None) -> Pr
             size = _read_ct(run, case_id).hu.shape[0]
             window = config.get("window")
             pair = isinstance(window, list) and len(window) == 2 and all(map(is_number, window))
-            window = window if pair else HU_WINDOW
+            window = (window[0], window[1]) if pair else HU_WINDOW  # type: ignore[index]
             found = PreparedDataset(folder, str(run.summary.get("split") or "test"), size=size, window=window)
             _index(found, case_id)
             return found

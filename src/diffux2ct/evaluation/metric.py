@@ -118,7 +118,7 @@ def metric(key: str, **record: Any) -> Callable[[MetricFunction], MetricFunction
     UserError: no direction (``larger_is_better``), a key that another metric has, or an invalid field.
     """
     try:
-        own = Metric(key, **{"title": key} | record)
+        own = Metric(key, **{"title": key} | record)  # type: ignore[arg-type]
     except TypeError as error:
         fields = ", ".join(name for name in Metric.__dataclass_fields__ if name != "key")
         raise UserError(f"metric {key}: {error}; its fields are {fields}") from error

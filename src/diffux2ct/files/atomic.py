@@ -224,5 +224,5 @@ def _expected_size(suffix: str, head: bytes) -> int:
         axes = fields.get("DimSize") or fields["sizes"]
         start = len(text) + len(end)
         kind = fields.get("ElementType", "").removeprefix("MET_").lower() or fields["type"]
-        return start + math.prod(map(int, axes.split())) * _BYTES[_NRRD_TYPES.get(kind, kind)]
+        return start + math.prod(map(int, axes.split())) * _BYTES[_NRRD_TYPES.get(kind) or kind]
     return 0

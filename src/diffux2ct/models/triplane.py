@@ -147,7 +147,7 @@ class ViewModulators(nn.Module):
 
     def weights(self) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
         """Eq. 3, in fp32 (delta vanishes in bf16)."""
-        with without_autocast(self.s1.device.type):
+        with without_autocast(str(self.s1.device.type)):
             gamma1, gamma2 = self.mlp1(self.s1).float(), self.mlp2(self.s2).float()
         scale = torch.rsqrt(gamma1**2 + gamma2**2 + self.delta)
         return gamma1.abs() * scale, gamma2.abs() * scale

@@ -113,7 +113,7 @@ class DiffusionReconstructor(Reconstructor):
         def draw() -> Tensor:
             # Drawn on the generator's device, so that a seed gives one volume on every device.
             source = generator.device if generator is not None else device
-            return torch.randn(shape, generator=generator, device=source).to(device)
+            return torch.randn(shape, generator=generator, device=source).to(device)  # type: ignore[call-overload]
 
         z = self.conditioning.sample_perturbation(shape[0], generator, device)
         if z is not None and perturbation == "zero":

@@ -61,8 +61,8 @@ class Validator:
                 for name, metric in self.metrics.items():
                     scores[name].append(float(metric(prediction, truth)))
                 if index == 0:
-                    pair = (denormalize_hu(volume.numpy(), self.window) for volume in (truth, prediction))
-                    loggers.image(step, "validation", comparison_grid(*pair))
+                    true, made = (denormalize_hu(volume.numpy(), self.window) for volume in (truth, prediction))
+                    loggers.image(step, "validation", comparison_grid(true, made))
         means = {f"val/{name}": sum(values) / len(values) for name, values in scores.items()}
         loggers.scalars(step, means)
         return means

@@ -19,7 +19,10 @@ from diffux2ct.files.atomic import replaced_file
 
 PLANES = ("axial", "coronal", "sagittal")
 
-EDGES = dict.fromkeys(("axial", "coronal", "frontal"), ("R", "L")) | dict.fromkeys(("sagittal", "lateral"), ("A", "P"))
+EDGES: dict[str, tuple[str, str]] = {
+    **dict.fromkeys(("axial", "coronal", "frontal"), ("R", "L")),
+    **dict.fromkeys(("sagittal", "lateral"), ("A", "P")),
+}
 """Sides at the left and right edge of a picture: patient Right/Left, Anterior/Posterior."""
 
 WINDOWS = {"soft": (-160.0, 240.0), "bone": (-450.0, 1050.0)}
@@ -110,8 +113,9 @@ def with_sides(image: UInt8[np.ndarray, "r c"], plane: str) -> UInt8[np.ndarray,
     """A picture under a strip that names it and the patient's sides at its edges: R Frontal L."""
     strip = Image.new("L", (image.shape[1], _STRIP), 0)
     draw, font = ImageDraw.Draw(strip), ImageFont.load_default(size=13)
+    left, right = EDGES[plane]
     places = ((4, "lm"), (strip.width // 2, "mm"), (strip.width - 4, "rm"))
-    for text, (x, anchor) in zip((EDGES[plane][0], plane.capitalize(), EDGES[plane][1]), places, strict=True):
+    for text, (x, anchor) in zip((left, plane.capitalize(), right), places, strict=True):
         draw.text((x, _STRIP // 2), text, fill=255, font=font, anchor=anchor)
     return np.concatenate([np.asarray(strip), image])
 

@@ -49,7 +49,7 @@ class XrayEffects:
             if value is None and field.default is None:
                 continue
             may_be_zero = field.name in ("electronic_noise", "scatter_to_primary")
-            if not finite(value) or not (value > 0 or (may_be_zero and value == 0)):
+            if value is None or not finite(value) or not (value > 0 or (may_be_zero and value == 0)):
                 raise UserError(f"X-ray effect {field.name}={value}: must be positive")
         if self.electronic_noise and self.photons is None:
             raise UserError("X-ray effect electronic_noise is counted in photons; give photons too")

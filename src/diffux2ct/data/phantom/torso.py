@@ -96,7 +96,7 @@ def _skin_width(z, values, spine, s, level_z, table: np.ndarray, widest: Real) -
     knots += [(spine[n].centre[2], w + 0.5 * side) for n, w in rows.items()]
     chest = slice(len(rows), len(rows) + 11)  # T3 to L1
     knots += [(at, widest * row[0] + row[3] + 0.9 * side) for at, row in zip(level_z[chest], table[chest], strict=True)]
-    return smooth(z, *zip(*knots, strict=True), 45)
+    return smooth(z, *zip(*knots, strict=True), 45)  # type: ignore[call-arg]
 
 
 def _skin_back(z, values, spine, s, level_z, table, course) -> np.ndarray:
@@ -133,4 +133,4 @@ def _skin_front(z, values, spine, s, course, cage_front) -> np.ndarray:
     for name, forward in (("T1", 70), ("C7", 66), ("C6", 62), ("C5", 60), ("C4", 60)):
         at = spine[name].centre[2]
         knots.append((at, np.interp(at, z, course) - forward - 4 * adiposity))
-    return smooth(z, *zip(*knots, strict=True), 51)
+    return smooth(z, *zip(*knots, strict=True), 51)  # type: ignore[call-arg]

@@ -29,7 +29,8 @@ class GreyLevels:
         elif setting is not None:
             if len(setting) != 2:
                 raise UserError(f"rescale={list(setting)}: give [slope, intercept], a CSV table, or null")
-            self.all = _line(*setting, "rescale")
+            slope, intercept = setting
+            self.all = _line(slope, intercept, "rescale")
 
     def of(self, source: str) -> Line | None:
         """(slope, intercept) of a file, by its path below the raw folder; None: its values are HU."""

@@ -106,4 +106,8 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _plain(values: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    return values and {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+    return (
+        None
+        if values is None
+        else {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+    )

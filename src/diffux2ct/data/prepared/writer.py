@@ -72,7 +72,7 @@ def write_case(
         xrays, poses = _rendered(arrays["volume"], step, camera, projector, attenuation, pose_jitter, pose_seed)
     arrays |= {view: np.asarray(image, dtype=np.float32) for view, image in xrays.items()}
     if labels is not None:
-        arrays["labels"] = labels.astype(np.uint8)
+        arrays["labels"] = labels.astype(np.uint8)  # type: ignore[assignment]
     record = {
         **_UNKNOWN | {"case_id": case_id, "patient": case_id, "orig_spacing": list(spacing)},
         **(meta or {}),

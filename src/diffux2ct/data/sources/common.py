@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from diffux2ct.data.io.dicom.kind import has_dicom_magic, is_image, named_dicom
 
@@ -163,10 +164,10 @@ def probe(folder: Path) -> DicomFolder:
     picked = [paths[i] for i in sorted({round(k * (len(paths) - 1) / 4) for k in range(5)})] if paths else []
     headers = [header for header in map(read_header, picked) if header]
     first = headers[0] if headers else {}
-    tags = (first.get(tag, "") for tag in (*_TAGS[:4], "StudyInstanceUID"))
+    tags: Any = (first.get(tag, "") for tag in (*_TAGS[:4], "StudyInstanceUID"))
     localizer = bool(headers) and all("LOCALIZER" in header.get("ImageType", "").upper() for header in headers)
     mixed = len({(header.get("SeriesInstanceUID"), header.get("PatientID")) for header in headers}) > 1
-    return DicomFolder(folder, len(paths), *tags, localizer, mixed)
+    return DicomFolder(folder, len(paths), *tags, localizer, mixed)  # type: ignore[call-arg]
 
 
 def read_header(path: Path) -> dict[str, str]:

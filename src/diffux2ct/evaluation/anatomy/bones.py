@@ -43,7 +43,7 @@ def fixed_hu_bone(
     pieces, _ = ndimage.label(dense)  # type: ignore[misc]
     large = np.bincount(pieces.ravel()) * float(np.prod(spacing)) >= min_piece_mm3
     large[0] = False
-    return large[pieces]
+    return large[pieces]  # type: ignore[index]
 
 
 @computes(

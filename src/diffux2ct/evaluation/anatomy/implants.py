@@ -159,7 +159,8 @@ def implant_scores(
     rods = [cover.distance for cover in seen.covers if cover.found and cover.distance is not None]
     num_found = right + len(seen.wrong)
     errors = [float(np.mean(values)) if values else None for values in (tips, angles, rods)]
-    return ImplantScores(right / num_true, right / num_found if num_found else None, *errors, num_true, num_found, tips)
+    precision = right / num_found if num_found else None
+    return ImplantScores(right / num_true, precision, *errors, num_true, num_found, tips)  # type: ignore[call-arg]
 
 
 @dataclass(frozen=True)

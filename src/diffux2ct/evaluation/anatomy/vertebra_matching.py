@@ -12,6 +12,7 @@ does within ``REACH_MM``, nothing is found. A single vertebra in a neighbour's p
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Num
@@ -133,5 +134,5 @@ def _cylinder(
     along = np.arange(-round(half / _STEP), round(half / _STEP) + 1) * _STEP
     points = centre + across[:, None] + along[:, None] * axis
     index = np.moveaxis((points / np.asarray(spacing, dtype=np.float64))[..., ::-1], -1, 0)
-    outside = {"mode": "nearest"} if beyond is None else {"mode": "constant", "cval": beyond}
+    outside: dict[str, Any] = {"mode": "nearest"} if beyond is None else {"mode": "constant", "cval": beyond}
     return ndimage.map_coordinates(hu, index, np.float64, order=1, **outside)

@@ -154,7 +154,7 @@ def _paint_lung_vessels(
             part = canvas.box(low[i].tolist(), high[i].tolist(), box)
             if part.empty:
                 continue
-            faint = canvas.coverage(capsule(part.x, part.y, part.z, *segments[i].tolist(), float(thick[i])))
+            faint = canvas.coverage(capsule(part.x, part.y, part.z, *segments[i].tolist(), float(thick[i])))  # type: ignore[call-arg]
             faint *= np.float32((radii[i] / thick[i]) ** 2)
             view = cover[part.within(box)]
             np.maximum(view, faint, out=view)
