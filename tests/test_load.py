@@ -48,6 +48,7 @@ def xrays() -> tuple[np.ndarray, np.ndarray]:
 
 def test_a_model_folder_reconstructs_like_its_run(trained, exported):
     assert sorted(p.name for p in exported.iterdir()) == ["config.yaml", "model.safetensors"]
+    assert (exported / "model.safetensors").stat().st_mode & 0o444 == 0o444  # a folder to pass on
     run, loaded = load_run(trained, "cpu"), load_run(exported, "cpu")
     assert (loaded.step, loaded.path) == (2, exported / "model.safetensors")
     assert load_run(exported / "model.safetensors", "cpu").step == 2

@@ -38,7 +38,7 @@ XrayInput = str | Path | np.ndarray | Tensor
 FORMATS = (".nii.gz", ".nii", ".mha", ".nrrd")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Reconstruction:
     """A CT that a model made of two X-rays.
 
@@ -52,6 +52,9 @@ class Reconstruction:
     origin: list[float]
     xrays: dict[str, Tensor]
     record: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return f"Reconstruction(shape={self.hu.shape}, spacing={self.spacing}, origin={self.origin})"
 
     @property
     def affine(self) -> Float[np.ndarray, "4 4"]:

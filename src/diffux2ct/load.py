@@ -166,6 +166,7 @@ def export_model(ckpt: str | Path, out: str | Path) -> Path:
     values = {name: value.contiguous().clone() for name, value in run.model.state_dict().items()}
     with replaced_folder(out) as partial:
         save_file(values, partial / WEIGHTS, {"format": _FORMAT, "step": str(run.step)})
+        (partial / WEIGHTS).chmod(0o644)  # safetensors lets its owner alone read it
         write_text(partial / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
     return out
 
