@@ -78,7 +78,7 @@ def test_without_pictures_the_page_is_small(compared_runs, tmp_path):
 
 def test_further_cases_are_in_the_viewer_alone(compared_runs, tmp_path):
     assert page_of(compared_runs, tmp_path, "--cases", "1")[0].count("<section class=case>") == 1
-    with pytest.raises(UserError, match="--cases 0: must be at least 1"):
+    with pytest.raises(UserError, match="--cases=0: out of range; give a whole number of at least 1"):
         page_of(compared_runs, tmp_path, "--cases", "0")
 
 

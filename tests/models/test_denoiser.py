@@ -203,5 +203,5 @@ def test_sides_and_conditions_that_do_not_fit():
     model, (x, t, h) = make_unet(), make_inputs((16, 16, 16))
     with pytest.raises(UserError, match="divisible by 4"):
         model(x[:, :, :14], t, h)
-    with pytest.raises(ValueError, match="2 conditions for 3 stages"):
+    with pytest.raises(UserError, match="2 conditions for 3 stages"):
         model(x, t, h[:2])

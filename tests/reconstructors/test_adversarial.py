@@ -136,7 +136,12 @@ def curve(folder: Path) -> dict[tuple[str, str], float]:
 
 def test_n_plus_m_steps_equal_n_then_resume_bit_for_bit(compose, tmp_path):
     def go(name: str, steps: int) -> Path:
-        common = ("trainer.log_every=1", "trainer.batch_size=2", "trainer.lr_schedule=constant")
+        common = (
+            "trainer.ema_decay=0.9",
+            "trainer.log_every=1",
+            "trainer.batch_size=2",
+            "trainer.lr_schedule=constant",
+        )
         overrides = (f"run_dir={tmp_path / name}", f"name={name}", f"trainer.max_steps={steps}")
         run(compose("model=x2ct_gan", *common, *overrides))
         return tmp_path / name
@@ -161,6 +166,7 @@ def test_two_processes_train_as_one_with_the_joint_batch(compose, phantoms, tmp_
         "model=x2ct_gan",
         # Adam divides by the gradient's size, and so makes rounding's errors as large as its steps.
         "optim._target_=torch.optim.SGD",
+        "~optim.betas",
         "optim.lr=1e-2",
         "+optim.momentum=0.9",
         "trainer.batch_size=2",

@@ -156,9 +156,10 @@ def _true_reason(partial: Path, final: Path) -> Iterator[None]:
 
 def _no_room(partial: Path) -> OSError | None:
     """The error of writing more to a file, or to the largest of a folder; None where there is room."""
-    files = [path for path in partial.rglob("*") if path.is_file()] if partial.is_dir() else [partial]
+    files = [path for path in (partial, *partial.rglob("*")) if path.is_file()]
+    more = partial / "more" if partial.is_dir() else partial
     try:
-        with max(files, key=lambda path: path.stat().st_size, default=partial / "more").open("ab") as file:
+        with max(files, key=lambda path: path.stat().st_size, default=more).open("ab") as file:
             file.write(bytes(2**16))
             file.flush()
             os.fsync(file.fileno())

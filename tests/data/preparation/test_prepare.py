@@ -213,7 +213,10 @@ def test_command_prepares_lists_bad_scans_and_is_strict_on_request(raw: Path, tm
 
 def test_wrong_overrides_are_one_line(raw: Path, tmp_path: Path) -> None:
     done = run_cli(f"raw={raw}", "out=out", "spacing=two", cwd=tmp_path)
-    assert (done.returncode, done.stderr.strip()) == (1, "error: spacing=two: give a number")
+    assert (done.returncode, done.stderr.strip()) == (
+        1,
+        "error: spacing=two: not a number; give a number above 0, or null",
+    )
     assert not (tmp_path / "out").exists()
 
 

@@ -89,7 +89,7 @@ def test_another_grid_or_case_is_refused(data, tmp_path):
     with pytest.raises(UserError, match="no reconstructions"):
         evaluate_segmentation(Threshold(), data, tmp_path)
     write(data, tmp_path, 1, data[1]["volume"], shift=8.0)
-    with pytest.raises(UserError, match=r"give the evaluated data set as root=") as caught:
+    with pytest.raises(UserError, match=r"give the data set that was evaluated as root=") as caught:
         read_reconstruction(tmp_path, data, 1)
     assert len(str(caught.value).splitlines()) == 1
     write(data, tmp_path, 1, data[1]["volume"][:, :8])

@@ -221,7 +221,7 @@ def test_an_optimiser_of_another_dtype_is_refused(trained, phantoms, tmp_path, d
         ("config.dataset.window", [1], r"its config has no dataset\.window of two numbers"),
         ("config.dataset.generate", "x", r"its config has dataset\.generate of type str"),
         ("config.sampler._target_", None, r"its config has sampler\._target_ of type NoneType"),
-        ("config.sampler._target_", "os.system", "which is no part of diffux2ct; refused"),
+        ("config.sampler._target_", "os.system", "its config names .os.system., which is no part of diffux2ct"),
         ("config.model", "unet", "its config has model of type str"),
         ("config.model.no_such", 3, r"its config builds no model \(.*no_such"),
         ("config.model.denoiser", {"_target_": "diffux2ct.models.nowhere.X"}, "its config builds no model"),

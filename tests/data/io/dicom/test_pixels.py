@@ -164,7 +164,7 @@ def test_padding_is_air(tmp_path: Path) -> None:
     write_series(tmp_path / "range", hu, PixelPaddingValue=31000, PixelPaddingRangeLimit=32000)
     np.testing.assert_array_equal(read_ct(tmp_path / "range").hu, expected)
     # Water, where it is no field of view, stays water, even if the header calls its value padding.
-    hu = np.full((4, 8, 8), -500, np.int16)
+    hu = np.random.default_rng(0).integers(-520, -480, (4, 8, 8)).astype(np.int16)
     hu[:, 2:6, 2:6] = 0
     hu[:, 3, 3] = 200
     write_series(tmp_path / "water", hu, PixelPaddingValue=1024)

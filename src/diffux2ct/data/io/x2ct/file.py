@@ -13,6 +13,7 @@ Its views are taken from behind (source at +y) and from the patient's left (+x),
 same rays' directions, but what is near the source, and so larger, differs. ``x2ct_views`` renders its way.
 """
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -123,7 +124,8 @@ def write_x2ct(
     h5py = need_h5py(path)
     side = float(spacing[0]) * hu.shape[0]
     try:
-        with replaced_file(path) as partial, h5py.File(partial, "w") as file:
+        content = io.BytesIO()  # HDF5 itself, where the disk is full, may end the process
+        with h5py.File(content, "w") as file:
             ct = np.round(np.clip(hu, *STORABLE).astype(np.float32) + OFFSET).astype(np.int16)
             file["ct"] = np.ascontiguousarray(ct[::-1])
             ori_size = max(1, round(side))
@@ -140,6 +142,8 @@ def write_x2ct(
                 file.attrs["origin"] = [float(value) for value in origin]
             for name, value in (attrs or {}).items():
                 file.attrs[name] = value if isinstance(value, str | int | float) else json.dumps(value)
+        with replaced_file(path) as partial:
+            partial.write_bytes(content.getbuffer())
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error}); is the disk full?") from error
     return path
