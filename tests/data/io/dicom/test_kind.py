@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from diffux2ct.data.io.dicom.kind import has_dicom_magic, is_dicom, named_dicom
+from diffux2ct.data.io.dicom.kind import has_dicom_magic, is_dicom, is_image, named_dicom
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,4 @@ def test_what_is_no_file_is_not_opened(tmp_path: Path):
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe.dcm")
         assert not is_dicom(tmp_path / "pipe.dcm")  # to open it would wait for ever
+        assert not is_image(tmp_path / "pipe.dcm")

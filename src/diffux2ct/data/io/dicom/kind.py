@@ -27,9 +27,8 @@ def is_dicom(path: str | Path) -> bool:
 
 def is_image(path: Path) -> bool:
     """True if a file of any name is NIfTI (packed or not), NRRD or MetaImage by its first bytes."""
+    head = _head(path, 4096)
     try:
-        with path.open("rb") as file:
-            head = file.read(4096)
         if head[:2] == b"\x1f\x8b":
             with gzip.open(path) as file:
                 head = file.read(4096)
@@ -39,12 +38,15 @@ def is_image(path: Path) -> bool:
     return nifti or head.startswith(b"NRRD000") or re.search(rb"^\s*NDims\s*=", head, re.MULTILINE) is not None
 
 
-def _head(path: Path) -> bytes:
-    """The bytes up to the magic word. A FIFO or a device is never opened: reading it could wait for ever."""
+def _head(path: Path, size: int = _PREAMBLE + len(_MAGIC)) -> bytes:
+    """The first bytes, by default those up to DICOM's magic word.
+
+    A FIFO or a device is never opened: reading it could wait for ever.
+    """
     try:
         if not path.is_file():
             return b""
         with path.open("rb") as file:
-            return file.read(_PREAMBLE + len(_MAGIC))
+            return file.read(size)
     except OSError:
         return b""
