@@ -24,14 +24,8 @@ from diffux2ct.errors import UserError
 ROOT = Path(__file__).resolve().parents[3]
 SECONDS = 20  # a case that reads a FIFO or loops would take for ever
 MEGABYTES = 400  # what a case may add to the process; the corpus holds files of a few kB
-# Folders in which a search for scans finds nothing that looks like one: a .hdr is read only when it is asked for, and a
-# name with "seg" is a label.
-NO_SCAN = {"missing_file", "empty_folder", "folder_named_as_a_file", "dicomdir_only", "dicomdir_itself"} | {
-    "nifti_pair",
-    "nifti_pair_without_voxels",
-    "analyze",
-    "nrrd_pointing_outside",
-}
+# Folders in which a search for scans finds nothing that looks like one.
+NO_SCAN = {"missing_file", "empty_folder", "folder_named_as_a_file", "dicomdir_only", "dicomdir_itself"}
 
 
 @contextmanager
