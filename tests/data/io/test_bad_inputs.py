@@ -117,7 +117,7 @@ def run_python(*arguments: str, limit: int | None = None, cwd: Path | None = Non
         capture_output=True,
         encoding="utf-8",
         check=False,
-        timeout=300,
+        timeout=60,
         preexec_fn=None if limit is None else full_disk,
     )
 
