@@ -1,5 +1,6 @@
 """Every option of every group composes and builds; the documented runs have the documented settings."""
 
+import inspect
 import itertools
 import json
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_module
+from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from diffux2ct import build
@@ -83,6 +85,31 @@ def test_every_size_of_every_model_builds(model):
             counts.append(sum(p.numel() for p in build.build_reconstructor(cfg).parameters()))
     assert counts == sorted(counts, reverse=True)
     assert len(set(counts)) == 3
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("conditioning", GROUPS["conditioning"])
+def test_every_config_resolves_as_cfg_job_resolve_does(model, conditioning):
+    for size in SIZES:
+        cfg = composed(f"model={model}", f"size={size}", f"conditioning={conditioning}")
+        assert OmegaConf.to_container(cfg, resolve=True)["size"] == size
+
+
+@pytest.mark.parametrize(("group", "option"), [(g, o) for g, o in OPTIONS if g in ("model", "conditioning", "sampler")])
+def test_every_setting_of_our_classes_stands_in_its_config(group, option):
+    """So that it can be typed as key=value, without a plus sign; all but what the data or a part settles."""
+    settled = {"in_channels", "out_channels", "num_classes"}
+    for node in targets(OmegaConf.to_container(composed(f"{group}={option}"))):
+        settings = inspect.signature(get_class(node["_target_"])).parameters
+        assert set(settings) - settled <= node.keys() or not node["_target_"].startswith("diffux2ct."), node
+
+
+def targets(tree):
+    """The nodes with a class of their own, at any depth."""
+    if isinstance(tree, dict):
+        yield from [tree] if "_target_" in tree else []
+        for part in tree.values():
+            yield from targets(part)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -244,6 +271,10 @@ def test_a_word_that_names_no_choice_ends_in_one_line(word, message):
         train.run(composed("experiment=demo", word))
 
 
+# Settings of the implicit conditioning alone that are not null.
+OF_IMPLICIT = ("size", "uv_fusion", "fusion", "learnable_embedding", "checkpoint_decoder")
+
+
 @pytest.mark.parametrize("scale", [[], ["scale=laptop"]], ids=["paper", "laptop"])
 @pytest.mark.parametrize(
     ("row", "changed"),
@@ -253,7 +284,7 @@ def test_a_word_that_names_no_choice_ends_in_one_line(word, message):
         ("no_learnable_embedding", {"conditioning.learnable_embedding"}),
         ("resnet_fusion", {"conditioning.fusion"}),
         ("axis_fusion", {"conditioning.uv_fusion"}),
-        ("baseline", {"conditioning._target_", "conditioning.size", "conditioning.uv_fusion"}),
+        ("baseline", {"conditioning._target_"} | {f"conditioning.{key}" for key in OF_IMPLICIT}),
     ],
 )
 def test_a_row_of_table_3_changes_one_thing(row, changed, scale):
