@@ -28,7 +28,7 @@ from diffux2ct.evaluation.scored_case import ScoredCase
 from diffux2ct.files.atomic import replaced_folder
 from diffux2ct.intensity import to_hu
 from diffux2ct.reconstructors.precision import autocast, effective
-from diffux2ct.reconstructors.seeding import CPU, seeded_generator
+from diffux2ct.seeding import CPU, seeded_generator
 from diffux2ct.types import VIEWS
 
 XRAY_SOURCES = ("paired", "shuffled", "swapped")

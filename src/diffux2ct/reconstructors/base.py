@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from diffux2ct.errors import UserError
-from diffux2ct.reconstructors.seeding import CPU, seeded_generator
+from diffux2ct.seeding import CPU, seeded_generator
 from diffux2ct.types import VIEWS, Volume, Xrays
 
 Batch = Mapping[str, Tensor]

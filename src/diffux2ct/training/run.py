@@ -15,7 +15,7 @@ from diffux2ct.errors import UserError
 from diffux2ct.reconstructors.base import Objective, Trainable
 from diffux2ct.reconstructors.cost import step_flops
 from diffux2ct.reconstructors.precision import effective
-from diffux2ct.reconstructors.seeding import seed_all
+from diffux2ct.seeding import seed_all
 from diffux2ct.training.checkpoints import file as checkpoint
 from diffux2ct.training.checkpoints.resume import Resume, case_digest
 from diffux2ct.training.divergence import Diverged, LossWatch, write_bad_batch

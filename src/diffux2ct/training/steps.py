@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from diffux2ct.errors import UserError
 from diffux2ct.reconstructors.base import Objective
 from diffux2ct.reconstructors.precision import autocast
-from diffux2ct.reconstructors.seeding import derived_seed
+from diffux2ct.seeding import derived_seed
 from diffux2ct.training.processes import distributed
 from diffux2ct.training.processes.failures import of_worker
 from diffux2ct.training.processes.signals import leave_to_the_main_process

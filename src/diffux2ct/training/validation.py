@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from diffux2ct.intensity import denormalize_hu
 from diffux2ct.reconstructors.base import Reconstructor, Trainable, xrays_of
 from diffux2ct.reconstructors.precision import autocast
-from diffux2ct.reconstructors.seeding import CPU, seeded_generator
+from diffux2ct.seeding import CPU, seeded_generator
 from diffux2ct.training.loggers import Loggers
 from diffux2ct.training.settings import TrainerSettings
 from diffux2ct.training.state import Ema

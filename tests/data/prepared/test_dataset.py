@@ -180,6 +180,7 @@ def test_an_exposure_is_drawn_by_the_seed_and_the_volume_kept(root: Path) -> Non
     for view in ("frontal", "lateral"):
         assert torch.equal(one[view], same[view])
         assert not torch.equal(one[view], other[view])
+        assert not torch.equal(one[view], data[1, 7 + 2**32][view])  # a CPU generator's manual_seed keeps 32 bits
         assert torch.equal(data[1][view], clean[1][view])
         assert torch.equal(clean[1, 7][view], clean[1][view])
         assert one[view].shape == clean[1][view].shape

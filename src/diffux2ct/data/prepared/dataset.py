@@ -22,6 +22,7 @@ from diffux2ct.data.prepared.tables import check_case_id, numbers, read_rows
 from diffux2ct.data.prepared.writer import FORMAT, SPLITS
 from diffux2ct.errors import UserError
 from diffux2ct.intensity import HU_WINDOW, normalize_hu, normalize_xray
+from diffux2ct.seeding import CPU, seeded_generator
 from diffux2ct.xray.effects import XrayRandomization
 
 _SCANS = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".dcm", ".ima", ".dicom")
@@ -31,7 +32,7 @@ _DESCRIBED: dict[str, Callable[[Any], bool]] = {  # entries of dataset.json that
     "window": lambda window: window is None or (_numbers(window) and len(window) == 2 and window[0] < window[1]),
     "label_names": lambda names: names is None or (isinstance(names, dict) and all(v.isdecimal() for v in names)),
 }
-_EXPOSURE_STREAM = 0x5851F42D4C957F2D
+_EXPOSURE = 7  # salt of a sample's exposure: the model draws its noise from the same seed
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,7 @@ class PreparedDataset(torch.utils.data.Dataset):
         index = range(len(self))[index]  # IndexError past the end, so that plain iteration stops
         case = self._case(index)
         item: dict = {"volume": case["volume"]}
-        # The seed also feeds the model's noise: draw another stream than it does.
-        stream = None if seed is None else torch.Generator().manual_seed((seed ^ _EXPOSURE_STREAM) % 2**63)
+        stream = None if seed is None else seeded_generator(CPU, seed, _EXPOSURE)
         for view in ("frontal", "lateral"):
             image = case[view]
             if self.randomize and stream is not None:

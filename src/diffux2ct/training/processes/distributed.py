@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Sampler
 
-from diffux2ct.reconstructors.seeding import CPU, seeded_generator
+from diffux2ct.seeding import CPU, seeded_generator
 from diffux2ct.training.settings import TrainerSettings
 
 _SHUFFLE = 2  # salt of the order of an epoch

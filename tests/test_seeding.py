@@ -4,18 +4,27 @@ import numpy as np
 import pytest
 import torch
 
-from diffux2ct.reconstructors.seeding import derived_seed, seed_all, seeded_generator
+from diffux2ct.reconstructors.base import seeded_integers, seeded_normal
+from diffux2ct.seeding import CPU, seed_all, seeded_generator
 from diffux2ct.training.steps import sample_seeds
 
-CPU = torch.device("cpu")
+
+def num_streams(steps) -> int:
+    """The number of streams among those that two samples of each step draw from."""
+    draws = [seeded_integers(2**62, sample_seeds(0, step, 0, 2), CPU) for step in steps]
+    return len(torch.cat(draws).unique())
 
 
 @pytest.mark.slow
-def test_no_two_of_a_million_samples_share_a_seed():
-    """Of 500,000 steps. An earlier mixing gave sample 1 of step s the noise of sample 0 of step s + 65535."""
-    seeds = [sample_seeds(0, step, 0, 2) for step in range(500_000)]
-    assert len(torch.cat(seeds).unique()) == 1_000_000
-    assert derived_seed(0, 65535 + 7, 1) != derived_seed(0, 7, 0)
+def test_no_two_of_a_million_samples_draw_the_same():
+    assert num_streams(range(500_000)) == 1_000_000
+
+
+def test_steps_65535_apart_draw_otherwise():
+    """An earlier mixing gave sample 1 of step s + 65535 the noise and the timestep of sample 0 of step s."""
+    assert num_streams([*range(50), *range(65535, 65585)]) == 200
+    noise = [seeded_normal((4,), sample_seeds(0, *numbers, 1), CPU) for numbers in ((7, 0), (7 + 65535, 1))]
+    assert not torch.equal(*noise)
 
 
 def test_a_generator_on_the_cpu_keeps_more_than_32_bits():
