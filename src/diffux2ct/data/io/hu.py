@@ -46,7 +46,10 @@ def check_hu(values: Num[np.ndarray, "D H W"], path: Path) -> tuple[float, float
     apart, (least, most) = "", (low, high)
     if judged.size < sample.size and _measured(judged):
         apart, least, most = " (without the padding)", float(judged.min()), float(judged.max())
-    # Judge the rest.
+    # Judge the rest. What tools that resample draw between padding and scan is a few values, and no evidence.
+    scan = judged[judged != values[0, 0, 0]]
+    if _measured(scan) and (np.ptp(scan) < _NORMALISED or (scan.max() <= 255 and _few_below_fat(scan))):
+        apart, least, most = " (without the padding)", float(scan.min()), float(scan.max())
     if least < 0 and most - least < 100:
         raise UserError(
             f"{path}: values from {least:g} to {most:g}{apart} span too little for HU (normalised?); "

@@ -49,6 +49,22 @@ def test_acquisitions_end_to_end_are_one_scan(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_ct(tmp_path / "shared").hu, FIRST)
 
 
+@pytest.mark.parametrize("tag", ["StudyInstanceUID", "FrameOfReferenceUID", "PatientName", "PatientBirthDate"])
+def test_scans_of_two_people_or_studies_are_not_joined_end_to_end(tmp_path: Path, tag: str) -> None:
+    values = ("19500101", "19700101") if tag == "PatientBirthDate" else ("1.2", "1.3")
+    write_series(
+        tmp_path / "two", FIRST, along=ALONG, change=lambda i, dataset: setattr(dataset, tag, values[int(i >= 7)])
+    )
+    ct = read_ct(tmp_path / "two")
+    np.testing.assert_array_equal(ct.hu, FIRST[:7])
+    assert "5 slices of others left out" in ct.meta["notes"][0]
+    # An anonymiser's value for each slice tells nothing apart.
+    write_series(
+        tmp_path / "each", FIRST, along=ALONG, change=lambda i, dataset: setattr(dataset, tag, f"{19500101 + i}")
+    )
+    np.testing.assert_array_equal(read_ct(tmp_path / "each").hu, FIRST)
+
+
 @pytest.mark.parametrize("offset", [0.0, 1.25])
 def test_undeclared_passes_show_in_their_instance_numbers(tmp_path: Path, offset: float) -> None:
     write_series(tmp_path, np.concatenate([FIRST, SECOND]), along=[*ALONG, *(ALONG + offset)])
@@ -70,6 +86,8 @@ def test_scans_that_cannot_be_separated_are_refused(tmp_path: Path) -> None:
         tmp_path / "twice", both, along=places, change=lambda i, dataset: setattr(dataset, "InstanceNumber", 1 + i % 12)
     )
     refused(tmp_path / "twice", "two scans in one series .InstanceNumbers repeat.")
+    write_series(tmp_path / "unnumbered", both, along=[*ALONG, *ALONG], InstanceNumber=None)
+    refused(tmp_path / "unnumbered", "two scans in one series .positions repeat.")
     in_turns = np.argsort([*ALONG, *(ALONG + 1.0)], kind="stable")
     write_series(tmp_path / "turns", both[in_turns], along=np.array([*ALONG, *(ALONG + 1.0)])[in_turns])
     refused(tmp_path / "turns", "gaps of 1.0 and 1.5 mm take turns")

@@ -36,9 +36,9 @@ _PHASE = (
     "NominalPercentageOfCardiacPhase",
     "StackID",
     "ConvolutionKernel",
-    "FrameOfReferenceUID",
-    "StudyInstanceUID",
 )
+# Frames that differ in one of these are of two scans, even where one ends as the other begins.
+_OWNER = ("StudyInstanceUID", "FrameOfReferenceUID", "PatientName", "PatientBirthDate")
 _TAGS = [
     "SOPClassUID",
     "SOPInstanceUID",
@@ -59,6 +59,7 @@ _TAGS = [
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
     *_PHASE,
+    *_OWNER,
     *(keyword for keywords in _GROUPS.values() for keyword in keywords),
 ]
 _MAX_FRAMES = 20_000
@@ -84,7 +85,8 @@ class SeriesInfo:
 class Frame:
     """One image of a series: a single-frame file, or frame ``index`` of an enhanced one.
 
-    uid: SOPInstanceUID. order: by InstanceNumber. acquisition: its number, then the values of _PHASE.
+    uid: SOPInstanceUID. order: by InstanceNumber. acquisition: its number, then the values of _PHASE. owner: those of
+    _OWNER.
     position: centre of its first pixel, mm LPS (x, y, z); axes: unit vectors along a row and along a column [2, 3];
     pixel_spacing: mm along a row and along a column (x, y); NaN where the file does not declare them.
     rescale: (slope, intercept). is_axial: not a localizer nor a picture with colours.
@@ -95,6 +97,7 @@ class Frame:
     uid: str
     order: int
     acquisition: tuple[str, ...]
+    owner: tuple[str, ...]
     shape: tuple[int, int]
     is_axial: bool
     position: Float[np.ndarray, "3"]
@@ -209,6 +212,7 @@ def _frame(path: Path, index: int | None, tags: dict[str, Any]) -> Frame:
         uid=str(tags.get("SOPInstanceUID") or ""),
         order=int(tags.get("InstanceNumber") or 0) * _MAX_FRAMES + (index or 0),
         acquisition=tuple("" if v is None else plain_text(v) for v in (number, *map(tags.get, _PHASE))),
+        owner=tuple(plain_text(tags.get(keyword)) for keyword in _OWNER),
         shape=(int(tags.get("Rows") or 0), int(tags.get("Columns") or 0)),
         is_axial=one_value and _is_axial(tags.get("ImageType")) and _is_axial(tags.get("FrameType")),
         position=_numbers(tags.get("ImagePositionPatient"), 3),

@@ -19,25 +19,26 @@ Placed = tuple[float, Frame]  # mm along the normal
 def one_scan(frames: Sequence[Frame], normal: np.ndarray, path: Path, notes: list[str]) -> list[Frame]:
     """One frame a place, in the order of the normal, never slices of two overlapping acquisitions between each other.
 
-    Acquisitions that lie end to end (step and shoot) form one scan. Raises UserError where the slices of two scans
-    cannot be separated.
+    Acquisitions of one patient and study that lie end to end (step and shoot) form one scan. Raises UserError where
+    the slices of two scans cannot be separated.
     """
+    owner_of = _owners(frames)
     placed = _without_copies(sorted(((float(f.position @ normal), f) for f in frames), key=_in_place))
-    scans = sorted(_scans(placed, path), key=lambda scan: (-len(_places(scan)), *_number(scan)))
+    scans = sorted(_scans(placed, owner_of, path), key=lambda scan: (-len(_places(scan)), *_number(scan)))
     gaps = [np.median(np.diff(places)) for places in map(_places, scans) if len(places) > 1]
     near = max(_NEAR * float(np.median(gaps)) if gaps else 0.0, _SAME_PLACE)
     kept: list[Placed] = []
     left_out = 0
     for scan in scans:
         free = [item for item, gap in zip(scan, _distances(scan, kept), strict=True) if gap > near]
-        if len(scan) - len(free) > _BORDER:
+        if len(scan) - len(free) > _BORDER or owner_of(scan[0][1]) != owner_of(scans[0][0][1]):
             left_out += len(scan)
         else:
             kept = sorted([*kept, *free], key=_in_place)
     if left_out:
         number = scans[0][0][1].acquisition[0]
         notes.append(
-            f"{path}: acquisitions or phases overlap; {f'number {number}' if number else 'the fullest'} taken, "
+            f"{path}: several acquisitions or phases; {f'number {number}' if number else 'the fullest'} taken, "
             f"{left_out} slices of others left out"
         )
     unique = [item for i, item in enumerate(kept) if i == 0 or item[0] - kept[i - 1][0] > _SAME_PLACE]
@@ -80,11 +81,18 @@ def _without_copies(placed: Sequence[Placed]) -> list[Placed]:
     return sorted(kept, key=_in_place)
 
 
-def _scans(placed: Sequence[Placed], path: Path) -> list[list[Placed]]:
-    """Frames by acquisition and pass, each in the order of the normal."""
-    groups = _grouped(placed, lambda frame: frame.acquisition)
+def _owners(frames: Sequence[Frame]) -> Callable[[Frame], tuple[str, ...]]:
+    """A frame's owner, by the attributes that tell scans apart: one with a value for each slice is an anonymiser's."""
+    values = [set(column) for column in zip(*(frame.owner for frame in frames), strict=True)]
+    known = [i for i, found in enumerate(values) if 2 * len(found) <= len(frames)]
+    return lambda frame: tuple(frame.owner[i] for i in known)
+
+
+def _scans(placed: Sequence[Placed], owner_of: Callable[[Frame], Hashable], path: Path) -> list[list[Placed]]:
+    """Frames by owner, acquisition and pass, each in the order of the normal."""
+    groups = _grouped(placed, lambda frame: (owner_of(frame), frame.acquisition))
     if 2 * len(groups) > len(placed):  # a number for each slice separates nothing
-        groups = _grouped(placed, lambda frame: frame.acquisition[1:])
+        groups = _grouped(placed, lambda frame: (owner_of(frame), frame.acquisition[1:]))
     return [sorted(scan, key=_in_place) for group in groups for scan in _passes(group, path)]
 
 
@@ -99,6 +107,8 @@ def _passes(group: list[Placed], path: Path) -> list[list[Placed]]:
     """Frames of one acquisition by their passes along the table, as their InstanceNumbers show them."""
     numbers = _grouped(group, lambda frame: frame.order)
     if len(numbers) < 2:
+        if len(group) - len(_places(group)) > _BORDER:
+            raise UserError(f"{path}: slices of two scans in one series (positions repeat); export each one apart")
         return [group]
     if len(numbers) < len(group):
         first, second = ([own[i] for own in numbers if len(own) > 1] for i in (0, 1))

@@ -68,8 +68,8 @@ def is_one_series(folders: Sequence[Path], uid: str, patient: str) -> bool:
     first = parts[0][0]
     normal = np.cross(*first.axes)
     places = sorted((np.sort([frame.position @ normal for frame in part]) for part in parts), key=lambda own: own[0])
-    if any(frame.acquisition[-2:] != first.acquisition[-2:] for part in parts for frame in part):
-        return False  # of other studies or coordinate systems
+    if any(frame.owner != first.owner for part in parts for frame in part):
+        return False  # of other studies, coordinate systems or patients
     if all(below[-1] < above[0] for below, above in pairwise(places)):
         return True
     gaps, own_gaps = np.diff(np.sort(np.concatenate(places))), [np.diff(own) for own in places]
