@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from scipy import ndimage
 
 from diffux2ct.data.io.volume import read_ct, read_own_ct, write_nifti
 from diffux2ct.errors import UserError
@@ -36,6 +37,14 @@ def test_stored_values_are_refused_whatever_their_padding(tmp_path: Path, paddin
         read_ct(write(tmp_path / "a.nii", values))
 
 
+@pytest.mark.parametrize("padding", [-2000, -1024, -1])
+def test_stored_values_are_refused_where_resampling_drew_them_into_the_padding(tmp_path: Path, padding: int) -> None:
+    values = (patient() + 1024).clip(0)
+    values[X**2 + Y**2 > 0.6] = padding
+    with pytest.raises(UserError, match=r"not HU \(is the rescale intercept"):
+        read_ct(write(tmp_path / "a.nii", np.rint(ndimage.gaussian_filter(values, (0, 0.6, 0.6)))))
+
+
 @pytest.mark.parametrize("padding", [-2000, -1])
 def test_grey_levels_are_refused_whatever_their_padding(tmp_path: Path, padding: int) -> None:
     values = ((patient() + 1024) / 8).clip(0, 255)
@@ -44,9 +53,10 @@ def test_grey_levels_are_refused_whatever_their_padding(tmp_path: Path, padding:
         read_ct(write(tmp_path / "a.nii", values))
 
 
-def test_normalised_values_are_refused_whatever_their_padding(tmp_path: Path) -> None:
+@pytest.mark.parametrize("padding", [-2000, -1000])
+def test_normalised_values_are_refused_whatever_their_padding(tmp_path: Path, padding: int) -> None:
     values = patient().clip(-1000, 1000) / 1000
-    values[CORNERS] = -2000
+    values[CORNERS] = padding
     with pytest.raises(UserError, match=r"from -1 to .* \(without the padding\) span too little"):
         read_ct(write(tmp_path / "a.nii", values, np.float32))
 

@@ -17,6 +17,7 @@ _LIKE_AIR = (-1100.0, -900.0)  # HU: padding of this value can be air itself
 _FLAT = 0.05  # of a scan: that many voxels of one value, corners included, were never measured
 _LOOKED_AT = 1e6  # voxels that are judged, spread over the scan
 _STORED_TISSUE = (900.0, 1200.0)  # soft tissue in stored values whose intercept, mostly -1024, is lost
+_NORMALISED = 10.0  # the values of a scan span at least this in HU, and less where they were normalised
 _FAT = -50.0  # HU: every patient has voxels below: fat, lung, air
 
 
@@ -46,16 +47,16 @@ def check_hu(values: Num[np.ndarray, "D H W"], path: Path) -> tuple[float, float
     apart, (least, most) = "", (low, high)
     if judged.size < sample.size and _measured(judged):
         apart, least, most = " (without the padding)", float(judged.min()), float(judged.max())
-    # Judge the rest. What tools that resample draw between padding and scan is a few values, and no evidence.
-    scan = judged[judged != values[0, 0, 0]]
-    if _measured(scan) and (np.ptp(scan) < _NORMALISED or (scan.max() <= 255 and _few_below_fat(scan))):
+    # Judge the rest. A scan that was resampled runs into its padding: a few of its voxels lie between.
+    scan = inside[inside != values[0, 0, 0]]
+    if _measured(scan) and np.ptp(scan) < _NORMALISED:
         apart, least, most = " (without the padding)", float(scan.min()), float(scan.max())
     if least < 0 and most - least < 100:
         raise UserError(
             f"{path}: values from {least:g} to {most:g}{apart} span too little for HU (normalised?); "
             "give the scan in HU"
         )
-    if least >= 0 or _stored(inside):
+    if least >= 0 or _stored(scan):
         hint = "grey levels, not HU" if most <= 255 else "not HU (is the rescale intercept, often -1024, missing?)"
         raise UserError(
             f"{path}: values from {least:g} to {most:g}{apart} are {hint}; convert the scan to HU first, "
@@ -77,11 +78,11 @@ def padding_of(hu: Num[np.ndarray, "D H W"]) -> tuple[float, Bool[np.ndarray, "D
     return float(value), np.isin(names, np.unique(names[corners]))
 
 
-def _stored(inside: np.ndarray) -> bool:
-    """True where nothing is fat, lung or air, and much lies where stored values have soft tissue."""
-    tissue = inside[(inside >= _STORED_TISSUE[0]) & (inside <= _STORED_TISSUE[1])]
-    below = np.count_nonzero(inside < _FAT)
-    return bool(below < 1e-3 * inside.size) and tissue.size > 0.25 * inside.size and _measured(tissue)
+def _stored(scan: np.ndarray) -> bool:
+    """True where hardly anything is fat, lung or air, and much lies where stored values have soft tissue."""
+    tissue = scan[(scan >= _STORED_TISSUE[0]) & (scan <= _STORED_TISSUE[1])]
+    enough = max(0.25 * scan.size, 2 * np.count_nonzero(scan < _FAT))
+    return bool(tissue.size > enough) and _measured(tissue)
 
 
 def _measured(values: np.ndarray) -> bool:
