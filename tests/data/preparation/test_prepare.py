@@ -1,9 +1,11 @@
 import csv
 import json
+import os
 import resource
 import signal
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +96,37 @@ def test_same_folder_from_many_workers_and_resumed(raw: Path, tmp_path: Path) ->
     assert {k: v[1] for k, v in after.items()} == {k: v[1] for k, v in before.items()}
     untouched = [k for k in before if k.startswith("cases/") and "p2_c01" not in k]
     assert [after[k][0] for k in untouched] == [before[k][0] for k in untouched]
+
+
+def test_accents_of_two_forms_are_one_name(raw: Path, tmp_path: Path) -> None:
+    """A Mac parts ü into u and its dots, in the names of files and of those lists that it writes."""
+    composed, parted = (unicodedata.normalize(form, "Müller") for form in ("NFC", "NFD"))
+    (raw / "p0.nii.gz").rename(raw / f"{parted}.nii.gz")
+    write_scan(raw / f"{composed}_seg.nii.gz")
+    for name, split in {"list": {"test": [parted]}, "file": {"file": str(tmp_path / "split.json")}}.items():
+        (tmp_path / "split.json").write_text(json.dumps({"test": [composed]}, ensure_ascii=name == "list"))
+        report = prepare("x", raw, tmp_path / name, settings=SETTINGS, split=split, workers=1, progress=False)
+        assert report.split["test"] == ["M_ller"]
+        assert report.not_used == []
+
+
+def test_a_name_as_long_as_a_file_system_takes_is_prepared(raw: Path, tmp_path: Path) -> None:
+    for i, end in enumerate("xy"):
+        (raw / f"p{i}.nii.gz").rename(raw / f"{240 * 'p'}{end}.nii.gz")
+    report = prepare("x", raw, tmp_path / "out", settings=SETTINGS, workers=1, progress=False)
+    assert report.bad == []
+    assert {len(name) for name in report.split["train"]} == {2, 200}
+    assert len({*report.split["train"]}) == 5
+
+
+def test_a_folder_goes_on_in_another_locale(raw: Path, tmp_path: Path) -> None:
+    (raw / "p0.nii.gz").rename(raw / "Müller😀.nii.gz")
+    prepare("x", raw, tmp_path / "out", settings=SETTINGS, workers=1, progress=False)
+    plain = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    keys = [f"raw={raw}", "out=out", "size=16", "spacing=8", "workers=1"]
+    again = run_cli("dataset=folder", *keys, cwd=tmp_path, env=plain)
+    assert again.returncode == 0, again.stderr
+    assert "0 written" in again.stdout
 
 
 def test_changed_settings_are_refused(raw: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ import os
 from pathlib import Path
 
 import pytest
+from pydicom import dcmread
 from tests.data.sources.sources_tree import write_series, write_text, write_volume
 
 from diffux2ct.data.sources import SOURCES, Discovery, discover
@@ -90,6 +91,17 @@ def test_each_file_of_a_mixed_folder_is_judged_by_itself(tmp_path: Path) -> None
         ("A", "1.2.9", "A"),
         ("B", "1.2.9", "B"),
     }
+
+
+def test_a_series_without_its_uid_beside_another_is_a_scan(tmp_path: Path) -> None:
+    first = write_series(tmp_path / "all", patient="A", number=1)
+    write_series(tmp_path / "all", patient="B", number=2, uid="1.2.9")
+    for path in (tmp_path / "all").glob("2-*"):
+        dataset = dcmread(path)
+        del dataset.SeriesInstanceUID
+        dataset.save_as(path)
+    cases = discover("folder", tmp_path).cases
+    assert {(case.patient, case.series_uid) for case in cases} == {("A", first), ("B", "")}
 
 
 def test_a_series_behind_many_previews_is_found(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The plan of a preparation: which scans of a raw folder, under which names, for which part of the split."""
 
 import re
+import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,9 +12,11 @@ from diffux2ct.data.preparation.scan_job import ScanJob
 from diffux2ct.data.preparation.scan_reader import GreyLevels
 from diffux2ct.data.preparation.settings import PrepareSettings
 from diffux2ct.data.prepared.split import split_patients
+from diffux2ct.data.prepared.tables import plain_name
 from diffux2ct.data.sources import RawCase, discover
 from diffux2ct.errors import UserError
 
+_LONGEST = 200  # characters of a case's name: file systems take 255, and files are written under longer names first
 OURS = "ours"  # labels that are numbered as in ``data.labels``
 
 
@@ -103,15 +106,17 @@ def _with_numbers(case: RawCase, labels: str | None) -> RawCase:
 
 
 def _below(case: RawCase, raw: Path) -> str:
-    return case.path.relative_to(raw).as_posix()
+    return plain_name(case.path.relative_to(raw).as_posix())
 
 
 def case_names(scans: Sequence[RawCase]) -> list[str]:
-    """A folder name a scan: the patient's, made safe, numbered where a patient has several scans."""
+    """A folder name a scan: the patient's, made safe and at most 200 long, numbered where a patient has several."""
     names: list[str] = []
     taken: set[str] = set()
     for scan in scans:
         safe = re.sub(r"[^A-Za-z0-9._-]+", "_", scan.patient).strip("._") or "case"
+        if len(safe) > _LONGEST:
+            safe = f"{safe[: _LONGEST - 9]}_{zlib.crc32(scan.patient.encode(errors='surrogatepass')):08x}"
         name, count = safe, 1
         while name.lower() in taken:  # in lower case, for file systems that ignore case
             count += 1

@@ -17,6 +17,7 @@ from diffux2ct.data.io.volume import read_ct, read_labels, sample_labels
 from diffux2ct.data.labels import LABELS, REMAP, contradiction, hips_by_position, remap
 from diffux2ct.data.preparation.cube import cube_centre, cut_cube, filled_share, random_centres, seed_of
 from diffux2ct.data.preparation.settings import PrepareSettings
+from diffux2ct.data.prepared.tables import plain_name
 from diffux2ct.data.prepared.writer import read_case, write_case
 from diffux2ct.data.sources import RawCase
 from diffux2ct.errors import UserError
@@ -58,7 +59,7 @@ class ScanJob:
     @property
     def source(self) -> str:
         """The scan's path below the raw folder."""
-        return str(self.raw.path.relative_to(self.raw_root)) or "."
+        return plain_name(str(self.raw.path.relative_to(self.raw_root))) or "."
 
     @property
     def sha256(self) -> str:

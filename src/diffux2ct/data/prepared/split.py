@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from diffux2ct.data.prepared.tables import read_text
+from diffux2ct.data.prepared.tables import plain_name, read_text
 from diffux2ct.data.prepared.writer import SPLITS
 from diffux2ct.errors import UserError
 from diffux2ct.files.atomic import write_text
@@ -171,7 +171,7 @@ def _named(part: str, value: Any, patients: Sequence[str]) -> list[str]:
         return []
     if isinstance(value, str):
         raise UserError(f"split.{part}={value}: give a count, a fraction or a list [a,b] of patients")
-    names = [str(v) for v in value]
+    names = [plain_name(str(v)) for v in value]
     if missing := sorted(set(names) - set(patients)):
         some = ", ".join(sorted(patients)[:8]) + (", ..." if len(patients) > 8 else "")
         raise UserError(f"split.{part}: unknown patient {', '.join(missing)}; there are {some}")
@@ -228,6 +228,7 @@ def _lines(text: str) -> list[str]:
 
 def _patient_of(name: str, patients: Collection[str]) -> str:
     """The known patient that an entry names, by itself or by a scan's or file's name; else without file suffix."""
+    name = plain_name(name)
     stem = re.sub(r"\.(nii\.gz|nii|mha|mhd|nrrd|h5)$", "", name, flags=re.IGNORECASE)
     ends = [len(stem), *(match.start() for match in reversed(list(re.finditer(r"[._/-]", stem))))]
     return next((stem[:end] for end in ends if stem[:end] in patients), stem)

@@ -9,6 +9,7 @@ import csv
 import io
 import math
 import re
+import unicodedata
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -21,7 +22,7 @@ _ESCAPE = re.compile(r"\\u(dc[89a-f][0-9a-f])")
 def read_text(path: Path) -> str:
     """A text file in UTF-8, UTF-16 (by its mark) or, where it is neither, Windows' Latin-1, with escapes undone.
 
-    Raises OSError where it cannot be opened, and UserError for binary data.
+    Accents are composed (``plain_name``). Raises OSError where it cannot be opened, and UserError for binary data.
     """
     data = path.read_bytes()
     encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), "utf-8")
@@ -31,12 +32,18 @@ def read_text(path: Path) -> str:
         text = data.decode("cp1252", errors="replace")
     if "\0" in text:
         raise UserError(f"{path}: no text file; save it as UTF-8")
-    return unescaped(text)
+    return plain_name(unescaped(text))
 
 
 def unescaped(text: str) -> str:
     """The text with escapes of a file name's bytes turned back into these."""
     return _ESCAPE.sub(lambda match: chr(int(match[1], 16)), text)
+
+
+def plain_name(name: str) -> str:
+    """A name as one text in every locale and on every disk: UTF-8, accents composed (NFC), which a Mac parts."""
+    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
+    return unicodedata.normalize("NFC", text)
 
 
 def read_rows(path: Path, columns: Sequence[str], separators: str = ",;\t") -> list[dict[str, str]]:

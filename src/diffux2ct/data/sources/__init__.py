@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 
+from diffux2ct.data.prepared.tables import plain_name
 from diffux2ct.data.sources.common import Discovery, RawCase, Tree, sorted_cases, walk
 from diffux2ct.errors import UserError
 
@@ -53,7 +54,8 @@ def discover(name: str, raw: str | Path, *, origins: Sequence[str] | None = None
         found = find(tree, tuple(origins))
     else:
         found = _only(find(tree), origins, tree)
-    found = replace(found, cases=sorted_cases(found.cases), left_out=sorted([*found.left_out, *tree.others]))
+    cases = sorted_cases(replace(case, patient=plain_name(case.patient)) for case in found.cases)
+    found = replace(found, cases=cases, left_out=sorted([*found.left_out, *tree.others]))
     if not found.cases:
         kinds = (
             "X2CT-GAN's ct_xray_data.h5" if name == "x2ct" else "a DICOM CT series, .nii, .nii.gz, .mha, .mhd or .nrrd"

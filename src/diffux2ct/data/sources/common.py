@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from diffux2ct.data.io.dicom.kind import has_dicom_magic, is_image, named_dicom
+from diffux2ct.data.prepared.tables import plain_name
 
 SUFFIXES = (".nii.gz", ".nii", ".hdr", ".mha", ".mhd", ".nrrd", ".nhdr")
 _VOXELS = (".img", ".img.gz", ".raw", ".raw.gz", ".zraw")  # of a header beside
@@ -83,7 +84,7 @@ class Tree:
 
     def below(self, path: Path) -> str:
         """A path as the user sees it: below the raw folder, with forward slashes."""
-        return path.relative_to(self.root).as_posix()
+        return plain_name(path.relative_to(self.root).as_posix())
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,7 @@ def not_a_ct(found: DicomFolder) -> str | None:
 
 def stem(path: Path) -> str:
     """A volume file's name without its suffix."""
-    name = path.name
+    name = plain_name(path.name)
     suffix = next((s for s in SUFFIXES if name.lower().endswith(s)), path.suffix)
     return name.removesuffix(name[len(name) - len(suffix) :])
 

@@ -114,8 +114,8 @@ def _mixed_series(
     counts: dict[tuple[str, str, str], int] = {}
     studies: dict[str, str] = {}
     for path in sorted(found.path.iterdir()):
-        if path.is_file() and (header := read_header(path)).get("SeriesInstanceUID"):
-            series = (header["SeriesInstanceUID"], header.get("Modality", ""), header.get("PatientID", ""))
+        if path.is_file() and (header := read_header(path)).keys() & {"SeriesInstanceUID", "Modality"}:
+            series = (header.get("SeriesInstanceUID", ""), header.get("Modality", ""), header.get("PatientID", ""))
             # Each file is judged by itself: a scout may have the series of its slices.
             slices = 0 if "LOCALIZER" in header.get("ImageType", "").upper() else _frames(header)
             counts[series] = counts.get(series, 0) + slices
