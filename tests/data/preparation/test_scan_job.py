@@ -49,6 +49,35 @@ def test_labels_of_the_ct_s_array_in_another_place_are_left_out(tmp_path: Path, 
         assert np.load(case / "volume.npy")[np.load(case / "labels.npy") > 0].mean() > 0
 
 
+def test_labels_of_an_oblique_ct_s_array_in_another_place_are_left_out(tmp_path: Path) -> None:
+    """A CT that is resampled onto upright axes has other numbers of voxels than its array."""
+    image, turned = sitk.ReadImage(str(write(tmp_path / "ct.nii.gz"))), np.radians(10)
+    cos, sin = np.cos(turned), np.sin(turned)
+    image.SetDirection([cos, -sin, 0, sin, cos, 0, 0, 0, 1])
+    (tmp_path / "raw").mkdir()
+    sitk.WriteImage(image, str(tmp_path / "raw/p1.nii.gz"))
+    labels = sitk.ReadImage(str(write(tmp_path / "seg.nii.gz", labels=True)))
+    for direction, used in ((image.GetDirection(), True), (np.eye(3).ravel().tolist(), False)):
+        labels.SetDirection(direction)
+        sitk.WriteImage(labels, str(tmp_path / "raw/p1_seg.nii.gz"))
+        out = tmp_path / f"out{used}"
+        report = prepare("folder", tmp_path / "raw", out, settings=SETTINGS, labels="ours", **QUIET)
+        assert (out / "cases/p1/labels.npy").is_file() is used
+        assert any("yet its affine places it elsewhere" in note for note in report.notes) is not used
+
+
+def test_labels_whose_affine_mirrors_their_ct_are_noted(tmp_path: Path) -> None:
+    """The same box and another direction: right where a tool has turned the array with it, wrong where it has not."""
+    write(tmp_path / "raw/p1.nii.gz")
+    labels = sitk.ReadImage(str(write(tmp_path / "seg.nii.gz", labels=True)))
+    mirrored = sitk.Flip(labels, (True, False, False))  # moves array and affine
+    sitk.WriteImage(mirrored, str(tmp_path / "raw/p1_seg.nii.gz"))
+    report = prepare("folder", tmp_path / "raw", tmp_path / "out", settings=SETTINGS, labels="ours", **QUIET)
+    case = tmp_path / "out/cases/p1"
+    assert np.load(case / "volume.npy")[np.load(case / "labels.npy") > 0].mean() > 0
+    assert any("p1_seg.nii.gz: stored as RPS, its CT as LPS" in note for note in report.notes)
+
+
 def test_labels_on_a_grid_of_their_own_are_placed_by_it(tmp_path: Path) -> None:
     write(tmp_path / "raw/p1.nii.gz")
     image = sitk.ReadImage(str(write(tmp_path / "seg.nii.gz", labels=True)))

@@ -19,7 +19,8 @@ _SPACING_STEP = 0.0073
 class CtImage:
     """A CT in HU, int16 or float32 [D, H, W], axes LPS; ``spacing`` and ``origin`` (x, y, z) in mm.
 
-    ``meta``: path, format, orientation, spacing and size as stored, and ``notes`` (lines for the user).
+    ``meta``: path, format, ``notes`` (lines for the user) and, as stored, orientation, spacing, size and corners (the
+    centres of the corner voxels, mm LPS [8, 3]).
     """
 
     hu: Num[np.ndarray, "D H W"]
@@ -43,11 +44,15 @@ class CtImage:
 
 @dataclass(frozen=True)
 class LabelImage:
-    """Labels uint8 [D, H, W], axes LPS; ``spacing`` and ``origin`` (x, y, z) in mm."""
+    """Labels uint8 [D, H, W], axes LPS; ``spacing`` and ``origin`` (x, y, z) in mm.
+
+    ``meta``: orientation, spacing, size and corners as stored.
+    """
 
     labels: UInt8[np.ndarray, "D H W"]
     spacing: Triple
     origin: Triple
+    meta: dict[str, Any] = field(default_factory=dict)
 
 
 def content_hash(ct: CtImage) -> str:

@@ -9,7 +9,9 @@ import errno
 import math
 import tempfile
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -57,14 +59,7 @@ def read_ct(
         else:
             image, kind, notes = read_image(path)
         image = as_volume(image, path)
-        meta = {
-            "path": str(path),
-            "format": kind,
-            "orientation": sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(image.GetDirection()),
-            "spacing": [float(s) for s in image.GetSpacing()],
-            "size": list(image.GetSize()),
-            "notes": notes,
-        }
+        meta = {"path": str(path), "format": kind, **_as_stored(image), "notes": notes}
         if rescale is not None:
             slope, intercept = rescale
             image = sitk.Cast(image, sitk.sitkFloat32) * slope + intercept
@@ -101,8 +96,9 @@ def read_labels(path: str | Path) -> LabelImage:
         # A NaN fails both comparisons.
         if not (low >= 0 and high <= 255) or (values.dtype.kind == "f" and np.any(values != np.round(values))):
             raise UserError(f"{path}: labels must be whole numbers from 0 to 255; found {low} to {high}")
+        meta = _as_stored(image)
         image = _to_lps(sitk.Cast(image, sitk.sitkUInt8), path, sitk.sitkNearestNeighbor, 0)
-        return LabelImage(sitk.GetArrayFromImage(image), triple(image.GetSpacing()), triple(image.GetOrigin()))
+        return LabelImage(sitk.GetArrayFromImage(image), triple(image.GetSpacing()), triple(image.GetOrigin()), meta)
 
 
 def write_nifti(
@@ -144,6 +140,22 @@ def _padding_to_air(image: sitk.Image, path: Path, notes: list[str]) -> sitk.Ima
     return cleared
 
 
+def _as_stored(image: sitk.Image) -> dict[str, Any]:
+    """Entries of ``meta`` about the grid of an image before it is turned."""
+    return {
+        "orientation": sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(image.GetDirection()),
+        "spacing": [float(s) for s in image.GetSpacing()],
+        "size": list(image.GetSize()),
+        "corners": _corners(image),
+    }
+
+
+def _corners(image: sitk.Image) -> np.ndarray:
+    """Centres of the corner voxels, mm LPS [8, 3] (x, y, z)."""
+    ends = [(0, side - 1) for side in image.GetSize()]
+    return np.array([image.TransformIndexToPhysicalPoint(corner) for corner in product(*ends)])
+
+
 def _to_lps(image: sitk.Image, path: Path, interpolator: int, outside: int) -> sitk.Image:
     """Permute and flip to LPS, then resample a remaining rotation onto the axes, on the box that holds it all."""
     image = sitk.DICOMOrient(image, "LPS")
@@ -151,9 +163,8 @@ def _to_lps(image: sitk.Image, path: Path, interpolator: int, outside: int) -> s
     if np.abs(direction - np.eye(3)).max() <= _OBLIQUE:
         image.SetDirection(np.eye(3).ravel().tolist())
         return image
-    spacing, shape = np.array(image.GetSpacing()), np.array(image.GetSize())
-    corners = np.array([(x, y, z) for x in (0, 1) for y in (0, 1) for z in (0, 1)]) * (shape - 1)
-    points = np.array([image.TransformContinuousIndexToPhysicalPoint(c.astype(float).tolist()) for c in corners])
+    spacing = np.array(image.GetSpacing())
+    points = _corners(image)
     size = np.ceil(np.ptp(points, axis=0) / spacing - 1e-6).astype(int) + 1
     if math.prod(size.tolist()) > _MAX_GROWTH * math.prod(image.GetSize()):
         raise UserError(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.spatial.distance import cdist
 
 from diffux2ct.data.body import remove_couch
 from diffux2ct.data.io.ct_image import CtImage, LabelImage, content_hash
@@ -176,7 +177,7 @@ def _read_labels(job: ScanJob, ct: CtImage, notes: list[str]) -> tuple[LabelImag
         return None, False
     try:
         labels = read_labels(path)
-        _check_place(labels, ct, path)
+        _check_place(labels, ct, path, notes)
     except UserError as error:
         notes.append(f"labels left out: {error}")
         return None, False
@@ -198,18 +199,24 @@ def _read_labels(job: ScanJob, ct: CtImage, notes: list[str]) -> tuple[LabelImag
     return labels, False
 
 
-def _check_place(labels: LabelImage, ct: CtImage, path: Path) -> None:
-    """UserError for labels with the CT's numbers of voxels and another place.
+def _check_place(labels: LabelImage, ct: CtImage, path: Path, notes: list[str]) -> None:
+    """UserError for labels with the CT's numbers of voxels and another place; a note where their axes run otherwise.
 
     They were drawn on the CT, and another affine (often the identity) moves them off what they name.
     """
-    apart = float(np.abs(np.subtract(labels.origin, ct.origin)).max())
-    alike = labels.labels.shape == ct.hu.shape and np.allclose(labels.spacing, ct.spacing, rtol=0.01, atol=0)
-    fits = alike and apart <= 0.51 * min(ct.spacing)
-    if sorted(labels.labels.shape) == sorted(ct.hu.shape) and not fits:
+    if sorted(labels.meta["size"]) != sorted(ct.meta["size"]):
+        return
+    apart = cdist(labels.meta["corners"], ct.meta["corners"]).min(1).max()
+    if apart > 0.51 * min(ct.spacing):
         raise UserError(
-            f"{path}: of its CT's size, yet its affine places it elsewhere (first voxels {apart:.0f} mm apart, "
-            f"{' x '.join(f'{s:.3g}' for s in labels.spacing)} mm a voxel); save it with the CT's affine"
+            f"{path}: of its CT's size, yet its affine places it elsewhere (corners up to {apart:.0f} mm apart); "
+            "save it with the CT's affine"
+        )
+    ways = [each["orientation"] for each in (labels.meta, ct.meta)]
+    if ways[0] != ways[1]:
+        notes.append(
+            f"{path}: stored as {ways[0]}, its CT as {ways[1]}; labels are placed by their affine: look at the contact "
+            "sheet"
         )
 
 
