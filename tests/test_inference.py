@@ -143,6 +143,13 @@ def test_exchanged_radiographs_are_refused_by_their_headers(model, tmp_path):
         diffux2ct.reconstruct(model, lateral, frontal)
 
 
+def test_what_a_radiograph_says_of_itself_is_passed_on(model, tmp_path):
+    frontal = write_dicom(tmp_path / "f.dcm", ramp(8, 8), PixelIntensityRelationshipSign=1)
+    lateral = write_dicom(tmp_path / "l.dcm", ramp(8, 8)[::-1], ViewPosition="RL")
+    notes = diffux2ct.reconstruct(model, frontal, lateral).record["notes"]
+    assert [note.partition(": ")[0] for note in notes] == [str(frontal), str(lateral)]
+
+
 def test_a_model_without_its_run_is_refused(model, xrays):
     with pytest.raises(UserError, match="give a run folder or a model of load_model"):
         reconstruct(type(model).__new__(type(model)), xrays)

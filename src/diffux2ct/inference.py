@@ -152,6 +152,7 @@ def reconstruct(
     # Load the model and check that the X-rays are what it was trained on.
     run, weights = _loaded(ckpt, device, weights)
     grid = _grid(run.cfg.dataset, cameras, spacing, given and list(given))
+    grid["notes"] = [*(note for image in images.values() for note in image.meta.get("notes", ())), *grid["notes"]]
     xrays = prepare_xrays(images, grid["size"], run.cfg.dataset.xray_normalization)
     sampling = run.sampling(sampler or {}, perturbation)
     start = time.perf_counter()

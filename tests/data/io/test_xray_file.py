@@ -125,10 +125,14 @@ def test_a_radiograph_is_turned_as_it_says(tmp_path, directions, turn, view):
         read_xray(path, view=other)
 
 
-@pytest.mark.parametrize(("position", "view"), [("AP", "frontal"), ("PA", "frontal"), ("LL", "lateral"), ("RLO", None)])
+@pytest.mark.parametrize(
+    ("position", "view"), [("AP", "frontal"), ("PA", "frontal"), ("LL", "lateral"), ("RL", "lateral"), ("RLO", None)]
+)
 def test_view_position_names_the_view(tmp_path, position, view):
     path = write_dicom(tmp_path / "a.dcm", ramp(), ViewPosition=position)
     assert read_xray(path, view=view).meta["view"] == view
+    noted = position == "RL"  # a right lateral view is often shown with anterior at the right
+    assert any("anterior is taken to be at the left" in note for note in read_xray(path).meta["notes"]) is noted
     contradiction = write_dicom(tmp_path / "b.dcm", ramp(), ViewPosition=position, PatientOrientation=["P", "F"])
     if view == "frontal":
         with pytest.raises(UserError, match="frontal by its ViewPosition, lateral by its PatientOrientation"):
@@ -150,9 +154,8 @@ def test_exif_orientation_is_obeyed(tmp_path, orientation, suffix):
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 def test_a_tiff_means_what_its_tags_say(tmp_path, dtype):
     values = ramp(dtype=dtype)
-    top = 230 if dtype == np.float32 else np.iinfo(dtype).max
     tifffile.imwrite(tmp_path / "white.tif", values, photometric="miniswhite")
-    np.testing.assert_array_equal(read_xray(tmp_path / "white.tif").values, np.float32(top) - values[::-1])
+    np.testing.assert_array_equal(read_xray(tmp_path / "white.tif").values, np.float32(230) - values[::-1])
     for orientation, good in ((1, values[::-1]), (4, values), (3, None), (6, None)):
         path = tmp_path / f"{orientation}.tif"
         tifffile.imwrite(path, values, photometric="minisblack", extratags=[(274, "H", 1, orientation, True)])
@@ -213,6 +216,9 @@ BAD = {
     "truncated.npy": (lambda path: path.write_bytes(b"\x93NUMPY\x01\x00v"), "truncated"),
     "truncated.png": (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n\0\0"), "truncated"),
     "truncated.dcm": (lambda path: path.write_bytes(b"\0" * 128 + b"DICM\2"), "truncated"),
+    "stretched.png": (lambda path: Image.fromarray(ramp(dtype=np.uint8)).save(path, dpi=(144, 72)), "144 x 72 pixels"),
+    "stretched.tif": (lambda path: tifffile.imwrite(path, ramp(), resolution=(72, 144)), "72 x 144 pixels per inch"),
+    "stretched.dcm": (lambda path: write_dicom(path, ramp(), PixelAspectRatio=["2", "1"]), "pixels of 2 x 1"),
     "notes.txt": (lambda path: path.write_text("x" * 300), "unknown kind"),
     "ct.dcm": (lambda path: write_dicom(path, ramp(), modality="CT"), "modality CT.*synthesize_drr"),
     "mr.dcm": (lambda path: write_dicom(path, ramp(), modality="MR"), "modality MR"),

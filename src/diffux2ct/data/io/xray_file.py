@@ -167,16 +167,21 @@ def _read_picture(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as picture:
             tags, is_tiff = picture.getexif(), picture.format == "TIFF"
+            pitch = [float(side) for side in picture.info.get("dpi", (1, 1))]
             orientation, white_is_zero = tags.get(0x0112, 1), is_tiff and tags.get(0x0106) == 0
     except Exception as error:  # Pillow raises whatever a damaged header leads to
         raise UserError(f"{path}: cannot be read, truncated or not an image; write it again") from error
+    if min(pitch) > 0 and abs(np.log(pitch[0] / pitch[1])) > _ASPECT_TOLERANCE:
+        raise UserError(
+            f"{path}: {pitch[0]:.3g} x {pitch[1]:.3g} pixels per inch, so that pixels are not square; resample it first"
+        )
     if is_tiff and orientation not in (1, 4):  # SimpleITK's reader obeys 4 and makes colours of the others
         raise UserError(f"{path}: turned by its tag Orientation={orientation}; save it upright")
     values = _to_array(_open(path), path)
     if values.ndim == 3 and values.shape[0] == 1:
         values = values[0]
-    if white_is_zero:
-        values = (values.max() if values.dtype.kind == "f" else np.iinfo(values.dtype).max) - values
+    if white_is_zero:  # a detector's 12 bits do not reach the 16 bits' black
+        values = values.max() - values
     return values if is_tiff or values.ndim != 2 else _upright(values, orientation)
 
 

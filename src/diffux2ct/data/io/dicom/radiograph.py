@@ -45,7 +45,11 @@ def read_radiograph(path: Path) -> tuple[Float32[np.ndarray, "rows cols"], bool,
             notes: list[str] = []
             values *= _polarity(dataset, path, notes)
             pitch = _pitch(dataset.get("ImagerPixelSpacing")) or _pitch(dataset.get("PixelSpacing"))
-            view = _VIEWS.get(plain_text(dataset.get("ViewPosition")).upper())
+            aspect = _pitch(dataset.get("PixelAspectRatio"))
+            if pitch is None and aspect is not None and abs(aspect[0] / aspect[1] - 1) > 0.02:
+                raise UserError(f"{path}: pixels of {aspect[0]:g} x {aspect[1]:g}, not square; resample it first")
+            position = plain_text(dataset.get("ViewPosition")).upper()
+            view = _VIEWS.get(position)
             directions = [str(word)[:1].upper() for word in dataset.get("PatientOrientation") or []]
     except (UserError, OSError, MemoryError):
         raise
@@ -55,6 +59,8 @@ def read_radiograph(path: Path) -> tuple[Float32[np.ndarray, "rows cols"], bool,
     lowest = values.min() if pad is None or pad.all() else values[~pad].min()
     values = (values - lowest).clip(0) if pad is None else np.where(pad, 0.0, values - lowest)
     head_first = True
+    if position == "RL" and not any(directions):
+        notes.append(f"{path}: a right lateral view without PatientOrientation; anterior is taken to be at the left")
     if any(directions):
         values, head_first, turned, seen = _turned(values, directions, path)
         pitch = pitch[::-1] if turned and pitch else pitch
