@@ -101,8 +101,10 @@ class Camera:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Camera":
-        """The inverse of ``to_dict``; UserError for a missing or unknown key."""
+        """The inverse of ``to_dict``; UserError for anything but its keys."""
         known = {field.name for field in fields(cls)}
+        if not isinstance(values, Mapping):
+            raise UserError(f"camera description {values!r}; it needs {', '.join(sorted(known))}")
         unknown, missing = set(values) - known, known - {"name", "reverse"} - set(values)
         if unknown or missing:
             raise UserError(

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import unicodedata
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,31 @@ def test_same_folder_from_many_workers_and_resumed(raw: Path, tmp_path: Path) ->
     assert [after[k][0] for k in untouched] == [before[k][0] for k in untouched]
 
 
+@pytest.mark.parametrize("text", ["[]", "abc", "{}", '{"format": 1, "camera": 3}', '{"repeats": {"p0": 3}}', "\xff"])
+def test_a_damaged_description_is_written_anew(raw: Path, tmp_path: Path, text: str) -> None:
+    """The cases have their settings themselves."""
+    run = partial(prepare, "x", raw, tmp_path / "out", settings=SETTINGS, workers=1, progress=False)
+    run()
+    before = snapshot(tmp_path / "out")
+    for name in ("dataset.json", "summary.json"):
+        (tmp_path / "out" / name).write_text(text, encoding="latin-1")
+    report = run()
+    assert (report.written, report.found) == (0, 5)
+    assert {name: data for name, (_, data) in snapshot(tmp_path / "out").items()} == {
+        n: d for n, (_, d) in before.items()
+    }
+
+
+@pytest.mark.parametrize("change", [{"camera_geometry": "x"}, {"settings": 3}, {"patient": None}, None])
+def test_a_damaged_case_is_one_line(raw: Path, tmp_path: Path, change: dict | None) -> None:
+    run = partial(prepare, "x", raw, tmp_path / "out", settings=SETTINGS, workers=1, progress=False)
+    run()
+    path = tmp_path / "out/cases/p1/case.json"
+    path.write_text(json.dumps([] if change is None else json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=r"p1/case.json: damaged; delete the folder"):
+        run()
+
+
 def test_accents_of_two_forms_are_one_name(raw: Path, tmp_path: Path) -> None:
     """A Mac parts ü into u and its dots, in the names of files and of those lists that it writes."""
     composed, parted = (unicodedata.normalize(form, "Müller") for form in ("NFC", "NFD"))
@@ -171,7 +197,7 @@ def test_labels_follow_the_crop_and_unreadable_labels_are_left_out(tmp_path: Pat
     volume = np.load(tmp_path / "out/cases/p0/volume.npy")
     np.testing.assert_array_equal(labels, (volume > 300) * 3)
     assert not (tmp_path / "out/cases/p1/labels.npy").exists()
-    assert "labels left out" in report.notes[0]
+    assert any("labels left out: p1_seg.nii.gz" in note for note in report.notes)
     names = json.loads((tmp_path / "out/dataset.json").read_text())["label_names"]
     assert names == {"3": "label_3"}  # a plain folder's numbers are its own
 

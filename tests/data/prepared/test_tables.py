@@ -54,6 +54,11 @@ def test_any_common_encoding_and_separator_is_read(tmp_path: Path, encoding: str
     assert read_rows(path, ("file", "slope", "intercept")) == expected
 
 
+def test_half_a_character_is_no_patient(tmp_path: Path) -> None:
+    (tmp_path / "split.json").write_text('{"train": ["a"], "test": ["\\ud800"]}')
+    assert read_split(tmp_path / "split.json", ["a"]) == {"train": ["a"], "val": [], "test": ["\ud800"]}
+
+
 def test_file_names_that_are_no_text_come_back(tmp_path: Path) -> None:
     name = os.fsdecode(b"M\xfcller")
     path = tmp_path / "lists"
@@ -74,6 +79,8 @@ def test_file_names_that_are_no_text_come_back(tmp_path: Path) -> None:
         (lambda rows: rows[0].update(spacing="nan 4 4"), "3 numbers"),
         (lambda rows: rows[0].update(origin="0 0 inf"), "a: origin is"),
         (lambda rows: rows[2].update(spacing="0 0 0"), "c: spacing is"),  # of another part than is read
+        (lambda rows: rows[0].update(spacing="4 4 5"), "a: spacing is '4 4 5'"),
+        (lambda rows: rows[0].update(spacing="4_0 4 4"), "a: spacing is '4_0 4 4'"),
         (lambda rows: rows[0].update(split="Train"), "split is 'Train'"),
         (lambda rows: rows[0].update(patient=""), "row 2 has no patient"),
         (lambda rows: rows[0].update(case_id="../../victim/a"), "no name of a case"),
@@ -126,6 +133,9 @@ def test_a_manifest_with_a_mark_of_its_encoding_is_read(root: Path) -> None:
         ({"size": 8.5}, "size is 8.5"),
         ({"window": [1500, -1024]}, "window is"),
         ({"window": "wide"}, "window is 'wide'"),
+        ({"spacing": -4}, "spacing is -4"),
+        ({"spacing": 40.0}, "a: spacing is '4 4 4'; give the cubic voxels of dataset.json"),
+        ({"camera": 3}, "camera is 3"),
         ({"label_names": {"one": "L1"}}, "label_names is"),
     ],
 )
@@ -151,6 +161,7 @@ def test_a_case_of_numbers_given_twice_is_refused(tmp_path: Path) -> None:
     path.write_text("file;slope;intercept\na.nii;1;-1024\na.nii;2;-1024\n")
     with pytest.raises(UserError, match="a.nii is listed twice"):
         GreyLevels(path)
-    path.write_text("file;slope;intercept\na.nii;1,5;-1024\n")
-    with pytest.raises(UserError, match="slope 1,5"):
-        GreyLevels(path)
+    for slope in ("1,5", "1_5"):
+        path.write_text(f"file;slope;intercept\na.nii;{slope};-1024\n")
+        with pytest.raises(UserError, match=f"slope {slope}"):
+            GreyLevels(path)

@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from diffux2ct.data.preparation.report import PrepareReport, summarize, write_su
 from diffux2ct.data.preparation.same_scan import find_same, holds, made_of_another, same_scan_note
 from diffux2ct.data.preparation.scan_job import DISK_FULL, ScanJob, ScanResult, prepare_scan, survey_scan
 from diffux2ct.data.preparation.settings import PrepareSettings, camera_changed, changed
+from diffux2ct.data.prepared.dataset import read_description
 from diffux2ct.data.prepared.split import write_split
 from diffux2ct.data.prepared.workers import num_cores, run_in_workers
 from diffux2ct.data.prepared.writer import SPLITS, finish_dataset, read_case
@@ -180,24 +182,26 @@ def _mostly_padding(filled: Mapping[str, float]) -> list[str]:
 def _known_repeats(out: Path, jobs: Sequence[ScanJob]) -> Repeats:
     """Scans that an earlier run left out as another patient's, and whose files are unchanged since."""
     try:
-        known = json.loads((out / "summary.json").read_text(encoding="utf-8")).get("repeats", {})
-    except (OSError, ValueError):
+        known = dict(json.loads((out / "summary.json").read_text(encoding="utf-8"))["repeats"])
+    except (OSError, ValueError, TypeError, KeyError):
         return {}
     whole = {job.base for job in jobs if all(read_case(out, case_id) for case_id in job.case_ids)}
     repeats = {}
     for job in jobs:
         entry = known.get(job.base)
-        if entry is not None and entry["same_as"] in whole and holds(job, entry["sha256"]):
+        if isinstance(entry, dict) and entry.get("same_as") in whole and holds(job, entry.get("sha256", "")):
             repeats[job.base] = entry
     return repeats
 
 
 def _check_resume(out: Path, jobs: Sequence[ScanJob]) -> list[ScanJob]:
     """Jobs that still have cases to write; UserError if what is there was prepared differently, or of other scans."""
-    if (out / "dataset.json").is_file() and jobs:
-        before = json.loads((out / "dataset.json").read_text(encoding="utf-8"))
-        settings, then = jobs[0].settings, {**before, "camera": before["preset"]}
-        geometry = None if before.get("xrays") == "stored" else before["camera"]
+    before = None
+    with suppress(UserError):  # missing or damaged, it is written anew; each case has its settings
+        before = read_description(out)
+    if before is not None and jobs:
+        settings, then = jobs[0].settings, {**before, "camera": before.get("preset")}
+        geometry = None if before.get("xrays") == "stored" else before.get("camera")
         _refuse(out, out.name, changed(settings.as_dict(), then) or camera_changed(settings, geometry))
     todo = []
     for job in jobs:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from diffux2ct.data.prepared.tables import read_rows
+from diffux2ct.data.prepared.tables import number, read_rows
 from diffux2ct.errors import UserError
 
 FIELDS = ("file", "slope", "intercept")
@@ -61,7 +61,7 @@ def _read_table(path: Path) -> dict[str, Line]:
 
 def _line(slope: Any, intercept: Any, where: str) -> Line:
     try:
-        line = float(slope), float(intercept)
+        line = number(slope), number(intercept)
     except (TypeError, ValueError):
         line = math.nan, math.nan
     if not all(map(math.isfinite, line)) or line[0] <= 0:

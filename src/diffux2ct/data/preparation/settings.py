@@ -102,7 +102,10 @@ def camera_changed(settings: PrepareSettings, before: Mapping[str, Any] | None) 
 def _same(a: Any, b: Any) -> bool:
     if a is None or isinstance(b, str | bool):
         return a == b
-    return np.shape(a) == np.shape(b) and np.allclose(a, b, rtol=1e-6, atol=0)
+    try:
+        return np.shape(a) == np.shape(b) and np.allclose(a, b, rtol=1e-6, atol=0)
+    except (TypeError, ValueError):  # no numbers
+        return False
 
 
 def _plain(values: Mapping[str, Any] | None) -> dict[str, Any] | None:

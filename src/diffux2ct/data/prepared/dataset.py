@@ -30,6 +30,8 @@ PUBLIC_SETS = ("lumbarv", "lidc_idri", "ctspine1k", "ctpelvic1k")
 _DESCRIBED: dict[str, Callable[[Any], bool]] = {  # entries of dataset.json that are read, and what they may be
     "size": lambda size: type(size) is int and size > 0,
     "window": lambda window: window is None or (_numbers(window) and len(window) == 2 and window[0] < window[1]),
+    "spacing": lambda spacing: spacing is None or _positive(spacing if isinstance(spacing, list) else [spacing]),
+    "camera": lambda camera: camera is None or isinstance(camera, dict),
     "label_names": lambda names: names is None or (isinstance(names, dict) and all(v.isdecimal() for v in names)),
 }
 _EXPOSURE = 7  # salt of a sample's exposure: the model draws its noise from the same seed
@@ -90,7 +92,7 @@ class PreparedDataset(torch.utils.data.Dataset):
         self._factor = stored // self.size
         self._stored = stored
         self._cache: dict[int, dict] | None = {} if cache else None
-        self.cases = self._read_manifest()
+        self.cases = self._read_manifest(description.get("spacing"))
         if self.labels:
             self._keep_labelled(description.get("label_names"))
         self._check_arrays()
@@ -181,7 +183,7 @@ class PreparedDataset(torch.utils.data.Dataset):
                         f"promises {shape}; delete that case and prepare it again"
                     )
 
-    def _read_manifest(self) -> list[CaseRecord]:
+    def _read_manifest(self, step: Any) -> list[CaseRecord]:
         rows = read_manifest(self.root)
         counts = {name: sum(row["split"] == name for row in rows) for name in SPLITS}
         if not counts.get(self.split):
@@ -190,6 +192,8 @@ class PreparedDataset(torch.utils.data.Dataset):
         for row in rows:
             where = f"{self.root / 'manifest.csv'}: {row['case_id']}:"
             stored = numbers(row["spacing"], 3, f"{where} spacing", positive=True)
+            if not np.allclose(stored, stored[0] if step is None else step, rtol=1e-4, atol=0):
+                raise UserError(f"{where} spacing is {row['spacing']!r}; give the cubic voxels of dataset.json")
             origin = numbers(row["origin"], 3, f"{where} origin")
             # The first block's centre lies half a block in, less half a voxel.
             origin = [o + (self._factor - 1) / 2 * s for o, s in zip(origin, stored, strict=True)]
@@ -281,6 +285,10 @@ def _block_mean(array: np.ndarray, factor: int) -> np.ndarray:
 
 def _numbers(values: Any) -> bool:
     return isinstance(values, list) and all(type(v) in (int, float) and math.isfinite(v) for v in values)
+
+
+def _positive(values: Any) -> bool:
+    return _numbers(values) and len(values) in (1, 3) and min(values) > 0
 
 
 def _wrong_size(root: Path, stored: int, asked: int) -> str:

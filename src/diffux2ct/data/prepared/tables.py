@@ -11,6 +11,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from diffux2ct.errors import UserError
@@ -42,8 +43,9 @@ def unescaped(text: str) -> str:
 
 def plain_name(name: str) -> str:
     """A name as one text in every locale and on every disk: UTF-8, accents composed (NFC), which a Mac parts."""
-    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
-    return unicodedata.normalize("NFC", text)
+    with suppress(UnicodeEncodeError):  # half a character, of no file's name
+        name = name.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
+    return unicodedata.normalize("NFC", name)
 
 
 def read_rows(path: Path, columns: Sequence[str], separators: str = ",;\t") -> list[dict[str, str]]:
@@ -72,10 +74,17 @@ def read_rows(path: Path, columns: Sequence[str], separators: str = ",;\t") -> l
     return rows
 
 
+def number(value: str | float | int) -> float:
+    """A cell as a number; ValueError for anything else, 1_024 included, which Python reads as 1024."""
+    if "_" in str(value):
+        raise ValueError(value)
+    return float(value)
+
+
 def numbers(text: str, count: int, where: str, positive: bool = False) -> list[float]:
     """``count`` finite numbers with spaces between. UserError, which ``where`` begins, for anything else."""
     try:
-        values = [float(value) for value in text.split()]
+        values = [number(value) for value in text.split()]
     except ValueError:
         values = []
     if len(values) != count or not all(map(math.isfinite, values)) or (positive and min(values) <= 0):

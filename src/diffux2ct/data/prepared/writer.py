@@ -29,6 +29,10 @@ MANIFEST_FIELDS = (
     "orig_size", "spacing", "size", "origin", "crop", "window", "camera", "projector", "attenuation",
     "frontal_scale", "lateral_scale", "has_labels",
 )  # fmt: skip
+_READ = {  # entries of case.json that are read, and their types
+    "patient": str, "source": str, "orig_spacing": list, "camera": str, "camera_geometry": dict, "has_labels": bool,
+    "settings": dict,
+}  # fmt: skip
 _UNKNOWN = {"source": "", "sha256": "", "orig_orientation": "LPS", "crop": "none"}  # where ``meta`` says no more
 
 
@@ -158,11 +162,15 @@ def read_case(root: str | Path, case_id: str) -> dict[str, Any] | None:
     """case.json of a finished case; None where there is none."""
     path = Path(root) / "cases" / case_id / "case.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        record = {"settings": {}, **json.loads(path.read_text(encoding="utf-8"))}
+        if all(isinstance(record[key], kind) for key, kind in _READ.items()):
+            return record
+        fault = None
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise UserError(f"{path}: damaged; delete the folder {path.parent} and prepare it again") from error
+    except (ValueError, TypeError, KeyError) as error:
+        fault = error
+    raise UserError(f"{path}: damaged; delete the folder {path.parent} and prepare it again") from fault
 
 
 def _measured(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
