@@ -61,6 +61,16 @@ def metaimage_without_orientation(folder: Path) -> Path:
     return metaimage(folder / "a.mha", {"TransformMatrix": None})
 
 
+@case(r"NDims in its header is damaged; fetch or convert it again")
+def metaimage_of_a_hundred_axes(folder: Path) -> Path:
+    return metaimage(folder / "a.mha", {"NDims": "100"})
+
+
+@case(r"NDims in its header is damaged; fetch or convert it again")
+def metaimage_of_minus_one_axis(folder: Path) -> Path:
+    return metaimage(folder / "a.mha", {"NDims": "3\nNDims = -1"})
+
+
 @case(None, handled="has no orientation")
 def nrrd_without_orientation(folder: Path) -> Path:
     path = write(folder / "a.nrrd", scan())

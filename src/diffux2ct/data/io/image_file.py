@@ -41,6 +41,7 @@ _ORIENTED = {
     "nrrd": rb"^space: *(left|right|l|r)[-a-z]*\s*$",
     "mha": rb"^\s*(TransformMatrix|Rotation|Orientation)\s*=",
 }
+_AXES = rb"^\s*NDims\s*[=:]\s*(\S*)"
 # Faults of headers that ITK refuses, by a word of its message.
 _ITK = {"spacing": "its spacing is zero or no number", "direction": "its direction is singular"}
 # ITK prints warnings of its own to stderr; what matters is said in a UserError or in meta["notes"].
@@ -126,6 +127,9 @@ def _read_itk(path: Path, kind: str) -> tuple[sitk.Image, list[str]]:
     with path.open("rb") as file:
         head = file.read(65536)
     head = head.split(b"\n\n")[0] if kind == "nrrd" else head.split(b"ElementDataFile")[0]
+    # ITK's arrays hold 10 axes: more, or fewer than 0, crash the process.
+    if not all(re.match(rb"0*([0-9]|10)(\D|$)", axes) for axes in re.findall(_AXES, head, re.MULTILINE)):
+        raise UserError(f"{path}: NDims in its header is damaged; fetch or convert it again")
     data = _data_file(path, kind)
     oriented = re.search(_ORIENTED["nrrd" if kind == "nrrd" else "mha"], head, re.MULTILINE | re.IGNORECASE)
     try:
