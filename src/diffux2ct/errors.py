@@ -2,6 +2,8 @@
 
 import errno
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a full disk, a full quota, and a limit on the size of files
+
 
 class UserError(Exception):
     """Bad input. The message is one line: which file, what is wrong, what to do.
@@ -23,6 +25,6 @@ class Stopped(Exception):
 
 def remedy(error: BaseException | None) -> str:
     """The remedy for a failure of the file system, which ends a message."""
-    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if getattr(error, "errno", None) in NO_ROOM:
         return "free space, then run again"
     return "give a path that can be used, then run again"

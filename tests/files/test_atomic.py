@@ -87,6 +87,18 @@ def test_a_record_never_stands_beside_files_of_another_run(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
+def test_a_link_to_a_folder_stays_one(tmp_path):
+    (tmp_path / "disk/run").mkdir(parents=True)
+    (tmp_path / "run").symlink_to("disk/run")
+    with replaced_folder(tmp_path / "run") as partial:
+        (partial / "a").write_text("1")
+    with replaced_files(tmp_path / "run", "b") as partial:
+        (partial / "b").write_text("2")
+    assert (tmp_path / "run").is_symlink()
+    assert sorted(path.name for path in (tmp_path / "disk").rglob("*")) == ["a", "b", "run"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "run"]
+
+
 def test_the_hash_of_a_folder_is_that_of_its_files(tmp_path):
     for name, text in (("b", "2"), ("a", "1"), (".hidden", "3")):
         write_text(tmp_path / name, text)

@@ -124,6 +124,32 @@ def test_of_many_that_start_at_once_one_gets_it(tmp_path, links):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("text", ["null", "[]", "3", '"x"'])
+def test_what_is_no_record_of_a_process_is_one_line(tmp_path, text):
+    (tmp_path / ".lock-run").write_text(text)
+    assert not is_free(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "make", [lambda lock: lock.mkdir(), lambda lock: lock.symlink_to("gone"), lambda lock: lock.symlink_to(lock)]
+)
+def test_what_is_no_lock_is_named_and_not_waited_for(tmp_path, make):
+    make(tmp_path / ".lock-run")
+    with (
+        pytest.raises(UserError, match=r"\.lock-run: not a lock but a folder, link or device; remove it"),
+        only_writer(tmp_path / "run"),
+    ):
+        pass
+
+
+def test_all_names_of_a_folder_have_one_lock(tmp_path):
+    (tmp_path / "disk/run").mkdir(parents=True)
+    (tmp_path / "run").symlink_to("disk/run")
+    with only_writer(tmp_path / "run"):
+        assert not is_free(tmp_path / "disk/run")
+    assert is_free(tmp_path / "disk/run")
+
+
 def test_a_lock_that_another_took_over_stays(tmp_path):
     with only_writer(tmp_path / "run"):
         change(tmp_path / ".lock-run", pid=1)

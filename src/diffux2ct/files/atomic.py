@@ -16,11 +16,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from diffux2ct.errors import UserError
+from diffux2ct.errors import NO_ROOM, UserError
 from diffux2ct.files.folder_lock import only_writer
 
 PARTIALS = ".partial-*"
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _beside(path: Path, state: str = "partial") -> Path:
@@ -72,6 +71,7 @@ def replaced_folder(final: Path) -> Iterator[Path]:
     Two renames, because a folder that holds files cannot be replaced in one. Raises UserError where another process
     writes ``final``.
     """
+    final = Path(os.path.realpath(final))  # a link stays one, and its folder on its disk
     partial, former = _beside(final), _beside(final, "former")
     with only_writer(final):
         if former.exists() and not final.exists():  # an earlier process was killed between the two renames
@@ -100,7 +100,7 @@ def replaced_files(folder: Path, record: str) -> Iterator[Path]:
     leaves it without ``record``, which describes the other files: it never describes files of another run. Raises
     UserError where another process writes ``folder``.
     """
-    folder = folder.absolute()
+    folder = Path(os.path.realpath(folder))
     partial = _beside(folder)
     with only_writer(folder):
         shutil.rmtree(partial, ignore_errors=True)
@@ -164,7 +164,7 @@ def _no_room(partial: Path) -> OSError | None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        return error if error.errno in _NO_ROOM else None
+        return error if error.errno in NO_ROOM else None
     return None
 
 

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import socket
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -21,9 +22,9 @@ def only_writer(folder: Path) -> Iterator[None]:
     """Locks an output folder for the length of a block. UserError, in one line, where another process holds the lock.
 
     A lock is stale, and replaced, if its process has ended, or if it is of another machine and has shown no sign of
-    life for five minutes: processes on several machines may share the disk.
+    life for five minutes: processes on several machines may share the disk. All names of a folder have one lock.
     """
-    folder = Path(os.path.abspath(folder))
+    folder = Path(os.path.realpath(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = os.access(folder.parent, os.W_OK)  # else the folder is where a disk is mounted
     lock = folder.with_name(f".lock-{folder.name}") if beside else folder / ".lock"
@@ -94,16 +95,18 @@ def _start_of(pid: int) -> str | None:
 
 
 def _remove_stale(lock: Path, own: Path, folder: Path) -> None:
-    """Remove a lock whose process has ended; UserError where it still runs, or may."""
+    """Remove a lock whose process has ended; UserError where it still runs, or may, and for what is no lock."""
     try:
+        if not stat.S_ISREG(lock.lstat().st_mode):
+            raise UserError(f"{lock}: not a lock but a folder, link or device; remove it")
         with lock.open(encoding="utf-8") as file:
             with suppress(OSError):  # two processes that find one stale lock remove it in turn
                 fcntl.flock(file, fcntl.LOCK_EX)
             if not os.path.samestat(os.fstat(file.fileno()), lock.stat()):
                 return
             try:
-                holder = json.loads(file.read())
-            except ValueError:  # cut short by a kill
+                holder = dict(json.loads(file.read()))
+            except (ValueError, TypeError):  # cut short by a kill
                 holder = {}
             os.utime(own)  # the present, by the clock of the disk
             if _has_ended(holder, own.stat().st_mtime - lock.stat().st_mtime):

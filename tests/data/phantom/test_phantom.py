@@ -1,6 +1,7 @@
 """The lumbar phantom: reproducible, anatomically on the right side, in plausible HU, and a readable folder."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from diffux2ct.data.phantom import Phantom, generate_dataset, make_phantom
 from diffux2ct.data.phantom.ranges import ranges_table
 from diffux2ct.data.prepared.dataset import PreparedDataset
 from diffux2ct.errors import UserError
+from diffux2ct.files.folder_lock import only_writer
 
 BONES = ("L1", "L2", "L3", "L4", "L5", "sacrum", "left_hip", "right_hip", "ribs")
 SCREWS = [screw_label(i) for i in range(6)]
@@ -200,6 +202,16 @@ def test_generated_folder_is_readable_resumes_and_is_left_alone(tmp_path: Path) 
         generate_dataset(root, 3, 1, 2, size=16, extent_mm=256.0, seed=6)
     with pytest.raises(UserError, match=r"other settings \(region=lumbar\)"):
         generate_dataset(root, 3, 1, 2, size=16, extent_mm=256.0, seed=5, region="thorax")
+
+
+def test_one_process_at_a_time_writes_phantoms(tmp_path: Path) -> None:
+    write = partial(generate_dataset, tmp_path / "phantom", 1, 1, 1, size=16, extent_mm=256.0, seed=5)
+    with only_writer(tmp_path / "phantom"), pytest.raises(UserError, match="phantom: in use by another process"):
+        write()
+    assert not (tmp_path / "phantom").exists()
+    write()
+    with only_writer(tmp_path / "phantom"):  # a finished folder is only read
+        write()
 
 
 def test_a_foreign_folder_and_bad_settings_are_refused(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ x to Left) in HU with an identity direction. ``spacing`` and ``origin`` are (x, 
 """
 
 import contextlib
-import errno
 import math
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -22,7 +21,7 @@ from diffux2ct.data.io.dicom.kind import is_dicom
 from diffux2ct.data.io.dicom.series import read_series
 from diffux2ct.data.io.hu import AIR, padding_of
 from diffux2ct.data.io.image_file import as_volume, clip_to_hu, read_image
-from diffux2ct.errors import UserError
+from diffux2ct.errors import NO_ROOM, UserError
 from diffux2ct.files.atomic import replaced_file
 
 _OBLIQUE = 1e-4  # largest direction cosine error that counts as rounding; below 0.03 mm over half a metre
@@ -211,7 +210,7 @@ def _one_line(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # decoding some JPEG takes a temporary file
+        if error.errno in NO_ROOM:  # decoding some JPEG takes a temporary file
             raise UserError(f"{path}: {tempfile.gettempdir()} is full; free space there, or set TMPDIR") from error
         reason = error.strerror or type(error).__name__
         raise UserError(f"{error.filename or path}: {reason}; check the file and your permission to read it") from error

@@ -1,11 +1,12 @@
 """Phantoms as a prepared folder: generated on first use, resumed where they were interrupted."""
 
-import errno
 import hashlib
 import json
+from collections.abc import Mapping
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -13,8 +14,9 @@ from diffux2ct.data.phantom.anatomy import REGIONS
 from diffux2ct.data.phantom.make import MIN_PAINTED_SIZE, make_phantom
 from diffux2ct.data.prepared.workers import num_cores, run_in_workers
 from diffux2ct.data.prepared.writer import finish_dataset, read_case, write_case
-from diffux2ct.errors import UserError
+from diffux2ct.errors import NO_ROOM, UserError
 from diffux2ct.files.atomic import write_text
+from diffux2ct.files.folder_lock import only_writer
 from diffux2ct.intensity import HU_WINDOW
 
 FIRST_INDEX = {"train": 0, "val": 1_000_000, "test": 2_000_000}  # so a longer training set keeps its test cases
@@ -37,7 +39,7 @@ def generate_dataset(
 
     region: see ``make_phantom``. workers: processes; None decides from cores and work. A finished folder of the same
     settings is left alone and an interrupted one is completed. UserError where `root` holds anything else, on another
-    region, and when the disk is full. Only one process at a time may call it on a root: under torchrun, rank 0.
+    region, and when the disk is full or another process writes there: under torchrun, rank 0 alone calls it.
     """
     root = Path(root)
     if region not in REGIONS:
@@ -49,9 +51,19 @@ def generate_dataset(
         "extent_mm": float(extent_mm), "seed": seed,
         "num_train": num_train, "num_val": num_val, "num_test": num_test, "preset": camera,
     }  # fmt: skip
-    if _claim(root, settings):
+    if _finished(root, settings):
         return root
-    counts = {"train": num_train, "val": num_val, "test": num_test}
+    with only_writer(root):
+        _write_missing(root, settings, workers)
+    return root
+
+
+def _write_missing(root: Path, settings: Mapping[str, Any], workers: int | None) -> None:
+    """Write the phantoms that a prepared folder has not yet, then its tables."""
+    if _finished(root, settings):  # by another process meanwhile
+        return
+    write_text(root / "phantom.json", json.dumps(settings, indent=1) + "\n")
+    counts = {part: settings[f"num_{part}"] for part in FIRST_INDEX}
     split = {part: [f"phantom_{part}_{i:05d}" for i in range(n)] for part, n in counts.items()}
     missing = [
         (case_id, FIRST_INDEX[part] + i)
@@ -59,39 +71,36 @@ def generate_dataset(
         for i, case_id in enumerate(ids)
         if read_case(root, case_id) is None
     ]
+    size, extent, region = (settings[key] for key in ("size", "extent_mm", "region"))
     if workers is None:  # one where starting others, some seconds each, takes longer than the work
         seconds = len(missing) * 0.5 * (max(size, MIN_PAINTED_SIZE) / 128) ** 2
         workers = num_cores() if seconds > 10 else 1
-    job = partial(_write_phantom, root, size=size, extent_mm=float(extent_mm), seed=seed, camera=camera, region=region)
     try:
         with tqdm(total=len(missing), desc="phantoms", unit="case", disable=not missing) as progress:
-            for _ in run_in_workers(job, missing, min(workers, len(missing))):
+            for _ in run_in_workers(partial(_write_phantom, root, settings), missing, min(workers, len(missing))):
                 progress.update()
-        spacing = [float(extent_mm / size)] * 3
         name = "phantom" if region == "lumbar" else f"phantom_{region}"
-        finish_dataset(root, name, split, {**settings, "spacing": spacing, "window": list(HU_WINDOW)})
+        finish_dataset(root, name, split, {**settings, "spacing": [extent / size] * 3, "window": list(HU_WINDOW)})
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in NO_ROOM:
             raise
         raise UserError(f"{root}: the disk is full; free space and start again, finished phantoms are kept") from error
     except BrokenProcessPool as error:
         raise UserError(f"{root}: a worker was killed (out of memory?); start again with fewer workers") from error
-    return root
 
 
-def _claim(root: Path, settings: dict) -> bool:
-    """Mark `root` as ours with these settings. True if finished already; UserError if it is something else."""
-    mark = root / "phantom.json"
+def _finished(root: Path, settings: Mapping[str, Any]) -> bool:
+    """True if all phantoms of these settings are there. UserError if `root` holds anything else."""
     try:
-        stored = json.loads(mark.read_text(encoding="utf-8"))
+        stored = json.loads((root / "phantom.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         if (root / "dataset.json").exists() or (root / "cases").exists():
             raise UserError(f"{root}: holds another data set; choose another dataset.root, or remove it") from None
-        write_text(mark, json.dumps(settings, indent=1) + "\n")
         return False
     except ValueError:
         stored = {}
     if stored != settings:
+        stored = stored if isinstance(stored, dict) else {}
         other = ", ".join(f"{k}={stored.get(k)}" for k in settings if stored.get(k) != settings[k])
         raise UserError(
             f"{root}: holds phantoms of other settings ({other}); remove it, or choose another dataset.root"
@@ -99,15 +108,15 @@ def _claim(root: Path, settings: dict) -> bool:
     return (root / "dataset.json").exists()
 
 
-def _write_phantom(
-    root: Path, case: tuple[str, int], *, size: int, extent_mm: float, seed: int, camera: str, region: str
-) -> None:
+def _write_phantom(root: Path, settings: Mapping[str, Any], case: tuple[str, int]) -> None:
     case_id, index = case
-    phantom = make_phantom(seed, index, size, extent_mm, region)
+    seed, region = settings["seed"], settings["region"]
+    phantom = make_phantom(seed, index, settings["size"], settings["extent_mm"], region)
     meta = {
         "patient": case_id,
         "source": f"phantom v{VERSION} {region} seed={seed} index={index}",
         "sha256": hashlib.sha256(phantom.hu.tobytes()).hexdigest(),
         "phantom": phantom.meta,
     }
+    camera = settings["preset"]
     write_case(root, case_id, phantom.hu, phantom.spacing, phantom.origin, camera, labels=phantom.labels, meta=meta)

@@ -21,13 +21,13 @@ from diffux2ct.data.io.volume import use_threads
 from diffux2ct.data.preparation.plan import Plan, Request, make_plan
 from diffux2ct.data.preparation.report import PrepareReport, summarize, write_summary
 from diffux2ct.data.preparation.same_scan import find_same, holds, made_of_another, same_scan_note
-from diffux2ct.data.preparation.scan_job import DISK_FULL, ScanJob, ScanResult, prepare_scan, survey_scan
+from diffux2ct.data.preparation.scan_job import ScanJob, ScanResult, prepare_scan, survey_scan
 from diffux2ct.data.preparation.settings import PrepareSettings, camera_changed, changed
 from diffux2ct.data.prepared.dataset import read_description
 from diffux2ct.data.prepared.split import write_split
 from diffux2ct.data.prepared.workers import num_cores, run_in_workers
 from diffux2ct.data.prepared.writer import SPLITS, finish_dataset, read_case
-from diffux2ct.errors import UserError
+from diffux2ct.errors import NO_ROOM, UserError
 from diffux2ct.files.atomic import PARTIALS
 
 _PADDED = 0.5  # of a cube, that the scan fills at least where nothing is said
@@ -261,7 +261,7 @@ def run_jobs(
                 bar.update()
                 yield pair
         except OSError as error:
-            if error.errno not in DISK_FULL:
+            if error.errno not in NO_ROOM:
                 raise
             raise UserError(
                 f"{jobs[0].root}: the disk is full; free space and run the same command again, finished cases are kept"

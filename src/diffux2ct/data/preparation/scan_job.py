@@ -1,6 +1,5 @@
 """One raw scan -> its cases: read, clear, instrument, cut, clip, project. The unit of work of ``prepare``."""
 
-import errno
 import hashlib
 import re
 from collections.abc import Callable
@@ -21,10 +20,9 @@ from diffux2ct.data.preparation.settings import PrepareSettings
 from diffux2ct.data.prepared.tables import plain_name
 from diffux2ct.data.prepared.writer import read_case, write_case
 from diffux2ct.data.sources import RawCase
-from diffux2ct.errors import UserError
+from diffux2ct.errors import NO_ROOM, UserError
 from diffux2ct.files.atomic import sha256_of
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _OTHER_SCHEME = f"choose another of ours, {', '.join(REMAP)}, or labels=null"
 _BODY_HU = -800  # at or below this nothing attenuates, so that an X-ray would be empty
 
@@ -116,7 +114,7 @@ def guarded(job: ScanJob, work: Callable[[ScanJob, ScanResult], None]) -> ScanRe
         result.by_choice = isinstance(error, _LeftOut)
         result.reason = job.below_raw(str(error).removeprefix(f"{job.raw.path}: "))
     except OSError as error:
-        if error.errno in DISK_FULL:
+        if error.errno in NO_ROOM:
             raise
         result.reason = error.strerror or str(error)
     except Exception as error:  # one odd scan of a thousand must not end the night's run
