@@ -14,7 +14,9 @@ from PIL import Image
 from diffux2ct.evaluation.fidelity.protocols import PROTOCOLS
 from diffux2ct.evaluation.fidelity.xray_consistency import ViewResidual
 from diffux2ct.evaluation.report.cases import error_data_uri
+from diffux2ct.evaluation.report.plots import distributions
 from diffux2ct.evaluation.report.report import ReportCase, choose_cases, floor_panels, write_report
+from diffux2ct.evaluation.report.tables import headline_figures
 from diffux2ct.viz.slices import error_colours
 
 NASTY = "<script>alert('x')</script> & \"co\""
@@ -135,6 +137,18 @@ def test_means_over_other_cases_than_the_floor_are_not_judged(tmp_path):
     )  # fmt: skip
     assert "<td>-16.50 mm</td><td>1 of 2 (floor: 2)</td>" in text
     assert "read it with Dice, recall and the number of cases" in Page(text).text
+
+
+def test_an_error_of_matched_structures_never_stands_without_its_share_and_cases():
+    metrics = ["psnr3d", "ssim", "mae", "lpips", "implant_tip_mm", "implant_recall"]
+    summary = dict.fromkeys(metrics, 1.0)
+    cards = headline_figures(summary, [{"case_id": "a"} | summary], metrics)
+    assert [card["title"] for card in cards][4:] == ["Implants found"]  # of five the error would be the last
+    rows = [row_of(name, 20.0, hd95_bone=3.0, floor_hd95_bone=9.0) for name in "ab"] + [row_of("c", 20.0)]
+    plot, whole = (distributions({"run": each}, each, ["hd95_bone"]) for each in (rows, rows[:2]))
+    assert "run 2 of 3, floor 2 of 3 cases; read it with Dice bone" in plot
+    assert "run 2 of 2, floor 2 of 2 cases; read it with Dice bone" in whole
+    assert " cases" not in distributions({"run": rows}, rows, ["psnr3d"])
 
 
 def test_slices_of_flat_voxels_keep_their_shape(tmp_path):

@@ -48,9 +48,18 @@ def distributions(
         every[FLOOR] = list(values(floor, f"floor_{metric.key}"))
         lanes = {name: cases for name, cases in every.items() if cases}
         if any(len(cases) >= 2 for name, cases in lanes.items() if name != FLOOR):
-            plots.append(_plot(metric, lanes, layout))
+            totals = {**{name: len(rows) for name, rows in runs.items()}, FLOOR: len(floor)}
+            plots.append({**_plot(metric, lanes, layout), "scored": _scored(metric, lanes, totals)})
     page = templates("diffux2ct.evaluation.report").get_template("plots.html")
     return Markup(page.render(plots=plots) if plots else "")
+
+
+def _scored(metric: Metric, lanes: Lanes, totals: Mapping[str, int]) -> str:
+    """The cases behind each lane, where some have no value, and of any matched error: "run 2 of 3, floor 3 of 3"."""
+    if not metric.beside and all(len(cases) == totals[name] for name, cases in lanes.items()):
+        return ""
+    counts = ", ".join(f"{name} {len(cases)} of {totals[name]}" for name, cases in lanes.items())
+    return f"{counts} cases" + (f"; read it with {metric_of(metric.beside).title}" if metric.beside else "")
 
 
 def _plot(metric: Metric, lanes: Lanes, layout: _Layout) -> dict[str, Any]:
