@@ -2,6 +2,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
@@ -105,3 +106,26 @@ def test_a_new_sampler_is_one_file_and_one_config(run, tmp_path, monkeypatch):
     trained = run(search, "sampler=warm")
     assert trained.sampling(changes("sampler.temperature=0.5"))["sampler"].temperature == 0.5
     assert run().sampling(Ddim(7))["sampler"].num_inference_steps == 7
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("sizes.tiny.encoder_channels=[8,8]", "num_scales=3: 2 encoder levels give 1 to 2 scales"),
+        ("conditioning=expand sizes.tiny.encoder_channels=[8,8]", "encoder_channels: 3 scales need 3 levels or more"),
+        ("sizes.tiny.channels=[8,8]", "denoiser.channels: 2 stages, 3 conditions"),
+        ("sizes.tiny.channels=[9,8,8]", "denoiser.channels: the time embedding needs an even width, not 9"),
+        ("sizes.tiny.num_heads=3", "num_heads=3: does not divide 64 channels"),
+        ("sizes.tiny.encoder_channels=[8,8,8,6]", "encoder_channels: the last, 6, must be a multiple of 4"),
+        ("sizes.tiny.dropout=1.0", "dropout=1.0: must lie between 0 and 1"),
+        ("model=icm_reg sizes.tiny.dropout=-0.1", "dropout=-0.1: must lie between 0 and 1"),
+        ("diffusion.schedule=square", "diffusion.schedule=square: choose linear or cosine"),
+        ("diffusion.num_train_timesteps=0", "diffusion.num_train_timesteps=0: must be at least 1"),
+    ],
+)
+def test_settings_that_fit_no_model_are_refused_in_one_line(words, message):
+    with initialize_config_module("diffux2ct.configs", version_base="1.3"):
+        cfg = compose("train", ["dataset=phantom", "dataset.size=32", "size=tiny", *words.split()])
+    with torch.device("meta"), pytest.raises(UserError, match=f"^{message}") as error:
+        build.build_reconstructor(build.resolved(cfg))
+    assert "\n" not in str(error.value)

@@ -32,7 +32,7 @@ def shared(module: Callable[[Tensor], Tensor], planes: Sequence[Tensor]) -> tupl
 def sine_encoding_2d(channels: int, rows: int, cols: int) -> Float[Tensor, "1 c r s"]:
     """2D sin-cos position encoding: the first half of the channels encodes the row, the second the column."""
     if channels % 4:
-        raise UserError(f"plane_channels={channels}: must be a multiple of 4, for the 2D sine encoding")
+        raise UserError(f"encoder_channels: the last, {channels}, must be a multiple of 4, for the 2D sine encoding")
     quarter = channels // 4
     rates = torch.exp(torch.arange(quarter) * (-math.log(10000.0) / quarter))
 
