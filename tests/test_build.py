@@ -85,7 +85,7 @@ def test_what_is_no_sampler_is_refused(target, words):
 
 def test_a_sampler_for_a_regressor_is_warned_of(run, capsys):
     regressor = run("model=backprojection_cnn")
-    assert regressor.sampling(changes("sampler=ddpm"), "zero") == {}
+    assert regressor.sampling(changes("sampler=ddpm"), perturbation="zero") == {}
     warning = capsys.readouterr().err
     assert "perturbation=zero: no effect, a RegressionReconstructor has no such setting" in warning
     assert regressor.sampling(changes()) == {}

@@ -25,11 +25,11 @@ from diffux2ct.diffusion.samplers.sampling import Sampler, sampling_record
 from diffux2ct.errors import UserError
 from diffux2ct.files.atomic import replaced_files, sha256_of, write_text
 from diffux2ct.intensity import normalize_xray, to_hu
-from diffux2ct.reconstructors.base import Reconstructor
+from diffux2ct.reconstructors.base import Reconstructor, on_device
 from diffux2ct.reconstructors.precision import autocast, effective
 from diffux2ct.types import VIEWS
 from diffux2ct.viz import slices
-from diffux2ct.xray.camera import spacing_xyz
+from diffux2ct.xray.camera import Camera, spacing_xyz
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -113,6 +113,9 @@ def reconstruct(
     *,
     sampler: Sampler | Mapping[str, Any] | None = None,
     perturbation: str | None = None,
+    output: str | None = None,
+    num_samples: int | None = None,
+    blend: float | int | None = None,
     line_integrals: bool = True,
     pixel_pitch: float | int | Sequence[float | int] | None = None,
     head_up: bool | None = None,
@@ -133,6 +136,8 @@ def reconstruct(
     head_up: whether row 0 shows the head; None: in pictures and DICOM it does, in arrays and .npy it does not.
     sampler: another one, such as ``Ddim(20)``, or settings of the run's own, such as ``{"num_inference_steps": 20}``.
     perturbation: z of Eq. 5, ``random`` or ``zero``; None: as the run was configured.
+    output: of a method that has them, ``mean``, ``sample`` or ``ensemble`` (the mean of ``num_samples`` samples); blend:
+    between the mean (0) and the sample or ensemble (1). None: as the run was configured.
     spacing: mm a voxel, one number or (x, y, z); None: as the training data.
     origin: (x, y, z) mm LPS of the first voxel; None: from the camera.json beside both files, else centred at 0.
     weights: "ema" (default) or "raw". device: "auto" (default), "cpu", "cuda" or "cuda:N". precision: "bf16" or "fp32".
@@ -154,7 +159,10 @@ def reconstruct(
     grid = _grid(run.cfg.dataset, cameras, spacing, given and list(given))
     grid["notes"] = [*(note for image in images.values() for note in image.meta.get("notes", ())), *grid["notes"]]
     xrays = prepare_xrays(images, grid["size"], run.cfg.dataset.xray_normalization)
-    sampling = run.sampling(sampler or {}, perturbation)
+    xrays |= _panel_map(run.cfg.dataset, cameras, grid)
+    sampling = run.sampling(
+        sampler or {}, perturbation=perturbation, output=output, num_samples=num_samples, blend=blend
+    )
     start = time.perf_counter()
     hu = to_hu(_sample(run, xrays, seed, precision, sampling)[None], tuple(run.cfg.dataset.window))
     record = _record(run, weights, images, hashes) | {
@@ -281,8 +289,7 @@ def _sample(
     generator = torch.Generator().manual_seed(seed)
     device = _device(run.reconstructor)
     with torch.inference_mode(), autocast(precision, device):
-        on_device = {view: image.to(device) for view, image in xrays.items()}
-        volume = run.reconstructor.reconstruct(on_device, generator=generator, **sampling)
+        volume = run.reconstructor.reconstruct(on_device(xrays, device), generator=generator, **sampling)
     volume = volume[0, 0].float().cpu()
     if not torch.isfinite(volume).all():
         raise UserError(f"{run.path}: the reconstruction holds NaN or infinite values; use another checkpoint")
@@ -299,6 +306,17 @@ def _trained_camera(dataset: DictConfig) -> tuple[str | None, Mapping[str, Any] 
         return description.get("preset"), description.get("camera")
     made = dataset.get("generate") or dataset.get("prepare") or {}
     return made.get("camera"), None
+
+
+def _panel_map(
+    dataset: DictConfig, cameras: Mapping[str, CameraFile], grid: Mapping[str, Any]
+) -> dict[str, Float[Tensor, "1 4"]]:
+    """``Camera.panel_map`` of the X-rays' camera: of camera.json, else that of the training; empty where unknown."""
+    geometry = next((known.geometry for known in cameras.values()), None) or _trained_camera(dataset)[1]
+    if not geometry:
+        return {}
+    side = grid["size"] * grid["spacing"][0]
+    return {"camera": torch.tensor([Camera.from_dict(geometry).panel_map(side)])}
 
 
 def _device(model: Reconstructor) -> torch.device:

@@ -58,26 +58,32 @@ class LoadedRun:
             )
         return self.model
 
-    def sampling(self, changes: Sampler | Mapping[str, Any], perturbation: str | None = None) -> dict[str, Any]:
-        """Keyword arguments of ``reconstruct``: the sampler and the z of Eq. 5; none for a method without them.
+    def sampling(self, changes: Sampler | Mapping[str, Any], **settings: Any) -> dict[str, Any]:
+        """Keyword arguments of ``reconstruct``: the sampler and whatever the method takes of ``settings``.
 
         ``changes``: another sampler, its config with ``_target_``, or settings to replace in the run's own sampler.
-        Changes that the method does not use are warned of on standard error.
+        ``settings``: for instance ``perturbation`` (z of Eq. 5), ``output``; None: the model's own value.
+        A method that has steps but no sampler takes ``num_inference_steps`` of the changes. Changes that the method
+        does not use are warned of on standard error.
         """
         model, sampler = self.reconstructor, changes if isinstance(changes, Sampler) else None
         given = vars(changes) if isinstance(changes, Sampler) else changes
         given = {key: value for key, value in given.items() if value is not None}
-        if "sampler" not in model.settings():
+        known, idle = model.settings(), []
+        if "sampler" in known:
+            if sampler is None:
+                node = given if "_target_" in given else plain(self.cfg.sampler) | given
+                sampler = build_sampler(OmegaConf.create(node))
+            settings["sampler"] = sampler
+        else:
+            if "num_inference_steps" in known:
+                settings["num_inference_steps"] = given.pop("num_inference_steps", None)
             idle = [f"sampler.{key}={value}" for key, value in given.items()]
-            idle += [f"perturbation={perturbation}"] if perturbation is not None else []
-            if idle:
-                kind = type(model).__name__
-                print(f"warning: {' '.join(idle)}: no effect, a {kind} has no such setting", file=sys.stderr)
-            return {}
-        if sampler is None:
-            node = given if "_target_" in given else plain(self.cfg.sampler) | given
-            sampler = build_sampler(OmegaConf.create(node))
-        return model.complete({"sampler": sampler, "perturbation": perturbation})
+        idle += [f"{key}={value}" for key, value in settings.items() if key not in known and value is not None]
+        if idle:
+            kind = type(model).__name__
+            print(f"warning: {' '.join(idle)}: no effect, a {kind} has no such setting", file=sys.stderr)
+        return model.complete(settings)
 
 
 def load_run(ckpt: str | Path, device: str = "auto", weights: str = "ema") -> LoadedRun:

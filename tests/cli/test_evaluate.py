@@ -9,7 +9,7 @@ from hydra import initialize_config_module
 from omegaconf import OmegaConf
 
 from diffux2ct.arguments import read
-from diffux2ct.cli.evaluate import _SAYS_NOTHING, Evaluation, changes, default_folder, default_settings
+from diffux2ct.cli.evaluate import _RECONSTRUCTION, _SAYS_NOTHING, Evaluation, changes, default_folder, default_settings
 from diffux2ct.diffusion.samplers.ddim import Ddim
 from diffux2ct.diffusion.samplers.ddpm import Ddpm
 
@@ -51,7 +51,7 @@ def test_every_key_of_the_schema_that_changes_numbers_changes_the_name():
     keys = {
         key
         for key in defaults
-        if key not in ("defaults", "hydra", "sampler", "perturbation", "metrics", *_SAYS_NOTHING)
+        if key not in ("defaults", "hydra", "sampler", "metrics", *_RECONSTRUCTION, *_SAYS_NOTHING)
     }
     keys |= {f"metrics.{key}" for key in defaults["metrics"]}
     assert keys == set(OTHER)

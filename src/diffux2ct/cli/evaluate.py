@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffux2ct.arguments import Count, Device, Precision, Seed, Split, Weights, Whole, read
+from diffux2ct.arguments import Count, Device, Precision, Seed, Share, Split, Weights, Whole, read
 from diffux2ct.cli.hydra_app import CONFIGS, hydra_app
 from diffux2ct.errors import UserError
 from diffux2ct.files.atomic import write_text
@@ -51,7 +51,13 @@ class Evaluation:
     max_cases: Count | None
     out: Path | None
     perturbation: Literal["random", "zero"] | None
+    output: Literal["mean", "sample", "ensemble"] | None
+    num_samples: Count | None
+    blend: Share | None
 
+
+_RECONSTRUCTION = ("perturbation", "output", "num_samples", "blend")
+"""Settings of a reconstruction; which of them count depends on the method."""
 
 _SAYS_NOTHING = {"ckpt", "run", "device", "num_report_cases", "out"}
 """Keys that change no number of an evaluation."""
@@ -90,7 +96,7 @@ def score_reconstructor(loaded: Any, cfg: Evaluation) -> None:
 
     # Take the model from the run; the data set from the run, or from root=.
     trained, split = loaded.cfg, cfg.split or "test"
-    sampling = loaded.sampling(cfg.sampler, cfg.perturbation)
+    sampling = loaded.sampling(cfg.sampler, **{key: getattr(cfg, key) for key in _RECONSTRUCTION})
     load.check_phantoms(trained.dataset, loaded.path)
     dataset = build.build_dataset(trained.dataset, split, cfg.root)
     train_set = build.build_dataset(trained.dataset, "train")
@@ -228,16 +234,10 @@ def default_folder(path: Path, trained: DictConfig, cfg: Evaluation, sampling: M
     Two evaluations whose settings differ therefore have two folders. path: the checkpoint. trained: its config.
     sampling: None for a segmentation network.
     """
-    from diffux2ct.diffusion.samplers.sampling import changed_settings, sampling_record
-
     marks = [_data_mark(cfg.root, trained.dataset), cfg.split or "test"]
-    skipped = _SAYS_NOTHING | {"root", "split", "sampler", "perturbation"}
+    skipped = _SAYS_NOTHING | {"root", "split", "sampler", *_RECONSTRUCTION}
     if sampling is not None:
-        record, sampler = sampling_record(sampling), sampling.get("sampler")
-        marks.append(f"{record.get('name', 'direct')}{record.get('num_inference_steps') or ''}")
-        changed = changed_settings(sampler) if sampler else {}
-        marks += [f"{key}{_as_mark(value)}" for key, value in changed.items()]
-        marks += ["z0"] if sampling.get("perturbation") == "zero" else []
+        marks += _sampling_marks(sampling)
     for key, value in changes(cfg):
         if key not in skipped and (sampling is not None or key in _SEGMENTATION):
             marks.append(f"{_LABELS.get(key, key.rpartition('.')[2])}{_as_mark(value)}")
@@ -262,6 +262,20 @@ _LABELS = {
     "max_cases": "first",
 }
 """The beginning of a setting's mark; others begin with their key."""
+
+
+def _sampling_marks(sampling: Mapping[str, Any]) -> list[str]:
+    """The sampler, or the output of a method without one, and each setting of it that is not the default."""
+    from diffux2ct.diffusion.samplers.sampling import changed_settings, sampling_record
+
+    record, sampler = sampling_record(sampling), sampling.get("sampler")
+    if sampler is None:
+        parts = {"num_samples": "samples", "num_inference_steps": "steps", "blend": "blend"}
+        given = [f"{label}{record[key]:g}" for key, label in parts.items() if key in record]
+        return [record.get("output", "direct"), *given]
+    marks = [f"{record['name']}{record.get('num_inference_steps') or ''}"]
+    marks += [f"{key}{_as_mark(value)}" for key, value in changed_settings(sampler).items()]
+    return marks + (["z0"] if sampling.get("perturbation") == "zero" else [])
 
 
 def _data_mark(root: Path | None, dataset: DictConfig) -> str:

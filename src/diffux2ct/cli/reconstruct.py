@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from omegaconf import DictConfig
 
-from diffux2ct.arguments import Device, Positive, Precision, Seed, Three, Weights, read
+from diffux2ct.arguments import Count, Device, Positive, Precision, Seed, Share, Three, Weights, read
 from diffux2ct.cli.hydra_app import hydra_app
 
 
@@ -27,6 +27,9 @@ class Request:
     device: Device
     precision: Precision
     perturbation: Literal["random", "zero"] | None = None
+    output: Literal["mean", "sample", "ensemble"] | None = None
+    num_samples: Count | None = None
+    blend: Share | None = None
 
 
 def run(config: DictConfig) -> None:

@@ -27,6 +27,7 @@ from diffux2ct.evaluation.results import summarize
 from diffux2ct.evaluation.scored_case import ScoredCase
 from diffux2ct.files.atomic import replaced_folder
 from diffux2ct.intensity import to_hu
+from diffux2ct.reconstructors.base import on_device
 from diffux2ct.reconstructors.precision import autocast, effective
 from diffux2ct.seeding import CPU, seeded_generator
 from diffux2ct.types import VIEWS
@@ -119,8 +120,9 @@ class _Job:
         generator = seeded_generator(CPU, self.seed, indices[0])  # on the CPU: a seed gives the same noise everywhere
         start = time.perf_counter()
         with torch.inference_mode(), autocast(self.precision, self.device):
-            on_device = {view: image.to(self.device) for view, image in xrays.items()}
-            volumes = self.reconstructor.reconstruct(on_device, generator=generator, **self.sampling)
+            volumes = self.reconstructor.reconstruct(
+                on_device(xrays, self.device), generator=generator, **self.sampling
+            )
             volumes = volumes.float().cpu()
         return volumes, (time.perf_counter() - start) / len(volumes)
 
@@ -161,11 +163,12 @@ def _check(dataset: EvaluationDataset, out_dir: Path, xray_source: str, context:
 
 def _xrays(dataset: EvaluationDataset, indices: Sequence[int], source: str) -> dict[str, Tensor]:
     samples = [dataset[_other(dataset, index) if source == "shuffled" else index] for index in indices]
-    xrays = {view: torch.stack([sample[view] for sample in samples]) for view in VIEWS}
+    keys = [key for key in (*VIEWS, "camera") if key in samples[0]]
+    xrays = {key: torch.stack([sample[key] for sample in samples]) for key in keys}
     if source == "swapped":
         if xrays["frontal"].shape != xrays["lateral"].shape:
             raise UserError("xray_source: frontal and lateral differ in size here, so they cannot be swapped")
-        xrays = {"frontal": xrays["lateral"], "lateral": xrays["frontal"]}
+        xrays = xrays | {"frontal": xrays["lateral"], "lateral": xrays["frontal"]}
     return xrays
 
 

@@ -19,11 +19,16 @@ Losses = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Objective:
-    """One loss and its parameters, which get one optimiser: ``loss(batch)["total"]`` is minimised."""
+    """One loss and its parameters, which get one optimiser: ``loss(batch)["total"]`` is minimised.
+
+    ``during``: the part of the run in which it is stepped, as shares of ``max_steps``. Its learning rate runs through
+    the whole schedule in this part. At its end its parameters take their averaged values, and stay so.
+    """
 
     name: str
     parameters: Sequence[nn.Parameter]
     loss: Callable[[Batch], Losses]
+    during: tuple[float, float] = (0.0, 1.0)
 
 
 class Trainable(nn.Module, ABC):
@@ -73,7 +78,7 @@ class Reconstructor(Trainable):
 
     def check_xrays(self, xrays: Xrays) -> None:
         """UserError unless ``xrays`` holds float images of both views, of the model's size, one pair per sample."""
-        if set(xrays) != set(VIEWS):
+        if set(xrays) - {"camera"} != set(VIEWS):
             raise UserError(f"xrays: views {', '.join(map(str, xrays)) or 'none'}; give {' and '.join(VIEWS)}")
         frontal, lateral = (xrays[view] for view in VIEWS)
         for view, image in (("frontal", frontal), ("lateral", lateral)):
@@ -91,8 +96,14 @@ class Reconstructor(Trainable):
 
 
 def xrays_of(batch: Batch) -> Xrays:
-    """The X-ray entries of a batch."""
-    return {view: batch[view] for view in VIEWS}
+    """The X-ray entries of a batch, with their camera where it is known."""
+    return {key: batch[key] for key in (*VIEWS, "camera") if key in batch}
+
+
+def on_device(batch: Mapping[str, Tensor], device: torch.device | str) -> dict[str, Tensor]:
+    """A batch on ``device``, but for what is read as numbers: from a GPU that would be to wait for it."""
+    kept = ("seed", "camera")
+    return {key: v if key in kept else v.to(device, non_blocking=True) for key, v in batch.items()}
 
 
 def seeded_normal(shape: Sequence[int], seeds: Tensor, device: torch.device, salt: int = 0) -> Tensor:

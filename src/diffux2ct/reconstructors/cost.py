@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffux2ct.diffusion.samplers.ddim import Ddim
-from diffux2ct.reconstructors.base import Reconstructor, Trainable
+from diffux2ct.reconstructors.base import Reconstructor, Trainable, on_device
 from diffux2ct.types import VIEWS
 
 
@@ -107,7 +107,7 @@ def step_flops(make_model: Callable[[], Trainable], sample: Mapping[str, Tensor]
     with torch.random.fork_rng(devices=[]):
         with torch.device("meta"):
             model = make_model().train()
-        batch = {key: value if key == "seed" else value.to("meta") for key, value in sample.items()}
+        batch = on_device(sample, "meta")
         with FlopCounterMode(display=False) as counter:
             for objective in model.objectives():
                 model(objective.name, batch)["total"].backward()

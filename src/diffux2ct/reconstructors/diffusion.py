@@ -90,7 +90,7 @@ class DiffusionReconstructor(Reconstructor):
         settings = super().complete(settings)
         sampler = copy(settings["sampler"])
         sampler.num_inference_steps = sampler.num_inference_steps or self.process.num_train_timesteps
-        return {"sampler": sampler, "perturbation": settings["perturbation"] or self.perturbation}
+        return {"sampler": sampler, "perturbation": settings.get("perturbation") or self.perturbation}
 
     def reconstruct(
         self,

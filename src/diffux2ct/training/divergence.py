@@ -46,6 +46,8 @@ class LossWatch:
         """Check the losses of the step after ``step`` steps."""
         if self.reference is not None and len(self.reference) != len(losses):
             self.reference, self.num_seen = None, 0  # restored from a run of other losses
+        if self.names and self.names != list(losses):
+            self.reference, self.num_seen, self.bad_values = None, 0, None  # another objective's turn
         if self.names != list(losses):
             self.names = list(losses)
             # Gradient norms and parts of a loss may well grow: only totals explode.

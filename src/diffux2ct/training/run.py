@@ -77,6 +77,9 @@ class Run:
     def step(self, parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Step each objective in order on the same batch; returns losses and gradient norms by name."""
         state = self.state
+        for objective in self.objectives:
+            if state.step == self.settings.span(objective.during)[1]:
+                self._finish(objective)
         # After the batches: a loader that starts draws from the global generator too, and a resumed run starts one.
         seed_all(self.draws.seed, state.step, self.rank, _STEP)
         losses = step_objectives(self.objectives, state, self.run_step, self.wrapped, parts, self.settings, self.device)
@@ -85,6 +88,12 @@ class Run:
         state.watch.observe(state.step, losses)
         state.step += 1
         return losses
+
+    def _finish(self, objective: Objective) -> None:
+        """Settle the parameters of an objective that is stepped no more: what follows builds on their average."""
+        if self.state.ema:
+            self.state.ema.settle(self.state.model, objective.parameters)
+        self.state.best_score = None  # what scores well now may lack what follows
 
     def check(self) -> None:
         """Raise Diverged, with ``bad_batch.json`` written, where a loss was not finite or exploded. Collective.

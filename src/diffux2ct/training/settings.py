@@ -82,13 +82,18 @@ class TrainerSettings:
         """True where an action with cadence ``every`` (0: never) is due after ``step`` steps."""
         return every > 0 and step % every == 0
 
-    def lr_factor(self, step: int) -> float:
-        """The factor of the learning rate at ``step`` (0-based)."""
+    def span(self, during: tuple[float, float]) -> tuple[int, int]:
+        """First and last + 1 step of a part of the run that is given as shares of ``max_steps``."""
+        return round(during[0] * self.max_steps), round(during[1] * self.max_steps)
+
+    def lr_factor(self, step: int, max_steps: int | None = None) -> float:
+        """The factor of the learning rate at ``step`` (0-based) of ``max_steps`` (None: those of the run)."""
+        max_steps = max_steps or self.max_steps
         factor = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
         if self.lr_schedule == "cosine":
-            factor *= 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.max_steps)))
+            factor *= 0.5 * (1 + math.cos(math.pi * min(1.0, step / max_steps)))
         elif self.lr_schedule == "linear_decay":
-            factor *= min(1.0, max(0.0, 2 * (1 - step / self.max_steps)))
+            factor *= min(1.0, max(0.0, 2 * (1 - step / max_steps)))
         return factor
 
 

@@ -1,6 +1,6 @@
 """The state of a run between steps, saved and restored as one: model, optimisers, average, step and time."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,14 @@ class Ema:
         averages = [local(self.average[name]) for name, _ in model.named_parameters()]
         torch._foreach_lerp_(averages, parameters, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
         self.num_updates += 1
+
+    @torch.no_grad()
+    def settle(self, model: nn.Module, parameters: Sequence[nn.Parameter]) -> None:
+        """Copy the average of ``parameters`` into the model, for good."""
+        settled = {id(p) for p in parameters}
+        for name, parameter in model.named_parameters():
+            if id(parameter) in settled:
+                parameter.copy_(self.average[name])
 
     @contextmanager
     def applied_to(self, model: nn.Module) -> Iterator[None]:

@@ -9,7 +9,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Dataset
 
 from diffux2ct.errors import UserError
-from diffux2ct.reconstructors.base import Objective
+from diffux2ct.reconstructors.base import Objective, on_device
 from diffux2ct.reconstructors.precision import autocast
 from diffux2ct.seeding import derived_seed
 from diffux2ct.training.processes import distributed
@@ -51,9 +51,7 @@ def endless_batches(
     )
     try:
         for count, batch in enumerate(loader):
-            on_device = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
-            # Seeds are read as numbers: from the device that would be to wait for it.
-            yield on_device | {"seed": seeds(count)}
+            yield on_device(batch, device) | {"seed": seeds(count)}
     except (UserError, ConnectionError, EOFError) as error:
         raise of_worker(error, settings.num_workers) from error
 
@@ -67,12 +65,15 @@ def step_objectives(
     settings: TrainerSettings,
     device: torch.device,
 ) -> dict[str, Tensor]:
-    """Step each objective in order on the same batch; returns losses and gradient norms by name."""
+    """Step each objective whose turn it is, in order on the same batch; returns losses and gradient norms by name."""
     losses: dict[str, Tensor] = {}
     for objective in objectives:
+        first, end = settings.span(objective.during)
+        if not first <= state.step < end:
+            continue
         # Set the rate of this step, and forget the gradients of the last.
         optimizer = state.optimizers[objective.name]
-        set_lr(optimizer, settings.lr_factor(state.step))
+        set_lr(optimizer, settings.lr_factor(state.step - first, end - first))
         optimizer.zero_grad(set_to_none=True)
         # Backward through the parts, clip, and step.
         losses |= accumulate(run_step, wrapped, objective.name, parts, settings, device)

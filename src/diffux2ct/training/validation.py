@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from diffux2ct.intensity import denormalize_hu
-from diffux2ct.reconstructors.base import Reconstructor, Trainable, xrays_of
+from diffux2ct.reconstructors.base import Reconstructor, Trainable, on_device, xrays_of
 from diffux2ct.reconstructors.precision import autocast
 from diffux2ct.seeding import CPU, seeded_generator
 from diffux2ct.training.loggers import Loggers
@@ -53,7 +53,8 @@ class Validator:
         scores: dict[str, list[float]] = {name: [] for name in self.metrics}
         with _evaluating(model), ema.applied_to(model) if ema else nullcontext():
             for index in range(count):
-                case = {k: v[None].to(device) for k, v in self.dataset[index].items() if isinstance(v, Tensor)}
+                case = {key: v[None] for key, v in self.dataset[index].items() if isinstance(v, Tensor)}
+                case = on_device(case, device)
                 generator = seeded_generator(CPU, settings.seed, index)
                 with stoppable(), autocast(settings.precision, device):
                     volume = model.reconstruct(xrays_of(case), generator=generator, **self.sampling)

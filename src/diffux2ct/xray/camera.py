@@ -95,6 +95,18 @@ class Camera:
         stack: Any = torch.stack if isinstance(points_mm, torch.Tensor) else np.stack
         return stack((row, col), -1)
 
+    def panel_map(self, side_mm: Real) -> tuple[float, float, float, float]:
+        """Row scale, row slope, column scale and column slope of a cube of ``side_mm`` about the isocentre.
+
+        In fractions of half the cube's side, a point at (across, depth, z) appears at row z * scale / (1 + slope *
+        depth) and column across * scale / (1 + slope * depth), in fractions of half the panel; in both views.
+        """
+        half = side_mm / 2
+        slope = 0.0 if self.kind == "parallel" else self.toward * half / self.sad
+        row = half * self.row_magnification(0.0) / (self.rows * self.pitch[0] / 2)
+        col = half * self.magnification(0.0) / (self.cols * self.pitch[1] / 2)
+        return row, slope if self.kind == "cone" else 0.0, col, slope
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         return {**asdict(self), "pitch": list(self.pitch)}

@@ -5,7 +5,7 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from diffux2ct.data.prepared.writer import FORMAT, SPLITS
 from diffux2ct.errors import UserError
 from diffux2ct.intensity import HU_WINDOW, normalize_hu, normalize_xray
 from diffux2ct.seeding import CPU, seeded_generator
+from diffux2ct.xray.camera import Camera, spacing_xyz
 from diffux2ct.xray.effects import XrayRandomization
 
 _SCANS = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".dcm", ".ima", ".dicom")
@@ -90,6 +91,7 @@ class PreparedDataset(torch.utils.data.Dataset):
         if self.size < 1 or stored % self.size:
             raise UserError(_wrong_size(self.root, stored, self.size))
         self._factor = stored // self.size
+        self._camera = _panel_map(description.get("camera"), description)
         self._stored = stored
         self._cache: dict[int, dict] | None = {} if cache else None
         self.cases = self._read_manifest(description.get("spacing"))
@@ -117,6 +119,8 @@ class PreparedDataset(torch.utils.data.Dataset):
             item[view] = normalize_xray(image, self.xray_normalization)[None]
         if self.labels:
             item["labels"] = case["labels"]
+        if self._camera is not None:
+            item["camera"] = self._camera
         item["index"] = index
         return item
 
@@ -306,3 +310,11 @@ def _first_scan(root: Path) -> str | None:
     files = (Path(folder) / name for folder, _, names in os.walk(root) for name in sorted(names))
     found = (p for p in itertools.islice(files, 1000) if p.name.lower().endswith(_SCANS) or has_dicom_magic(p))
     return next((str(path.relative_to(root)) for path in found), None)
+
+
+def _panel_map(camera: Any, description: Mapping[str, Any]) -> Tensor | None:
+    """``Camera.panel_map`` of the folder's camera and cube; None where dataset.json does not describe them."""
+    if not isinstance(camera, dict) or not description.get("spacing"):
+        return None
+    side = spacing_xyz(description["spacing"])[0] * int(description["size"])
+    return torch.tensor(Camera.from_dict(camera).panel_map(side))
