@@ -136,7 +136,7 @@ def reconstruct(
     head_up: whether row 0 shows the head; None: in pictures and DICOM it does, in arrays and .npy it does not.
     sampler: another one, such as ``Ddim(20)``, or settings of the run's own, such as ``{"num_inference_steps": 20}``.
     perturbation: z of Eq. 5, ``random`` or ``zero``; None: as the run was configured.
-    output: of a method that has them, ``mean``, ``sample`` or ``ensemble`` (the mean of ``num_samples`` samples); blend:
+    output: of a method that has them, ``mean``, ``sample`` or ``ensemble`` (of ``num_samples`` samples); blend:
     between the mean (0) and the sample or ensemble (1). None: as the run was configured.
     spacing: mm a voxel, one number or (x, y, z); None: as the training data.
     origin: (x, y, z) mm LPS of the first voxel; None: from the camera.json beside both files, else centred at 0.

@@ -61,6 +61,33 @@ def test_n_plus_m_steps_equal_n_then_resume_bit_for_bit(go):
     assert len(curve(whole, "diffusion/total")) == 4
 
 
+def test_each_objective_has_its_part_of_the_run_and_ends_on_its_average_also_when_resumed(go):
+    common = ("model=posterior_flow", "trainer.log_every=1", "trainer.precision=fp32", "trainer.ema_decay=0.5")
+    common += ("trainer.max_steps=6", "trainer.checkpoint_every=1", "trainer.keep_last=9", "trainer.lr_schedule=cosine")
+    folder = go("whole", *common, "model.flow_after=0.5")
+    assert list(curve(folder, "mean/total")) == [1, 2, 3]
+    assert list(curve(folder, "flow/total")) == [4, 5, 6]
+    at = {step: checkpoint.load(folder / "checkpoints" / f"step_{step:08d}.pt") for step in (2, 3, 4, 6)}
+    for name, value in at[3]["model"].items():
+        average = at[3]["ema"].get(f"average.{name}")
+        if name.startswith("mean"):
+            assert torch.equal(at[4]["model"][name], average), name  # settled when its part ended, and left alone
+            assert torch.equal(at[6]["model"][name], average), name
+        elif average is not None:
+            assert torch.equal(value, at[2]["model"][name]), name  # the flow's turn had not come
+    assert any(not torch.equal(v, at[4]["model"][n]) for n, v in at[3]["model"].items() if n.startswith("flow.out"))
+    # Each part has the whole schedule: the last rate of six cosine steps would be a twelfth of this.
+    assert at[3]["optimizers"]["mean"]["param_groups"][0]["lr"] == pytest.approx(
+        0.25 * at[3]["optimizers"]["mean"]["param_groups"][0]["initial_lr"]
+    )
+
+    # A run that is resumed at the boundary equals one that is not.
+    whole = checkpoint.load(folder)["model"]
+    go("whole", *common, "model.flow_after=0.5", f"trainer.resume={folder / 'checkpoints' / 'step_00000003.pt'}")
+    for name, value in checkpoint.load(folder)["model"].items():
+        assert torch.equal(value, whole[name]), name
+
+
 def test_going_back_to_an_earlier_checkpoint_repeats_the_run_bit_for_bit_with_cosine_and_bf16(go):
     common = ("trainer.max_steps=4", "trainer.lr_schedule=cosine", "trainer.checkpoint_every=2", "trainer.keep_last=9")
     folder = go("back", *common)

@@ -124,3 +124,23 @@ def test_impossible_cameras_are_refused_in_one_line(make, message):
 def test_an_unknown_view_is_refused():
     with pytest.raises(ValueError, match="frontal or lateral"):
         camera_preset("lumbar", 8, 1.0).voxel_to_pixel(np.zeros(3), "axial")
+
+
+@pytest.mark.parametrize("view", ["frontal", "lateral"])
+@pytest.mark.parametrize(
+    "camera",
+    [
+        camera_preset("x2ct", 16, 20.0),
+        camera_preset("lumbar", 16, 20.0),
+        Camera("slit", 541.0, 949.0, 20, 25, (3.0, 4.0)),
+        camera_preset("parallel", 16, 20.0),
+    ],
+)
+def test_the_map_of_a_cube_gives_the_same_pixels(camera, view):
+    row_scale, row_slope, col_scale, col_slope = camera.panel_map(320.0)
+    across, depth, z = np.random.default_rng(0).uniform(-1, 1, (3, 50))
+    points = np.stack((across, depth, z) if view == "frontal" else (depth, across, z), -1) * 160
+    expected = camera.voxel_to_pixel(points, view)
+    row = ((z * row_scale / (1 + row_slope * depth)) + 1) * camera.rows / 2 - 0.5
+    col = ((across * col_scale / (1 + col_slope * depth)) + 1) * camera.cols / 2 - 0.5
+    np.testing.assert_allclose(np.stack((row, col), -1), expected, rtol=0, atol=1e-9)

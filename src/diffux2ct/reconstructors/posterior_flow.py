@@ -43,8 +43,8 @@ class PosteriorFlow(Reconstructor):
         flow_conditioning: Conditioning,
         flow: UNet3d,
         size: int,
-        sigma: float = 0.1,
-        flow_after: float = 0.5,
+        sigma: float | int = 0.1,
+        flow_after: float | int = 0.5,
         num_inference_steps: int = 5,
         num_samples: int = 8,
     ) -> None:
