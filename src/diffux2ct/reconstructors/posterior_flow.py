@@ -15,7 +15,7 @@ from diffux2ct.errors import UserError
 from diffux2ct.models.conditioning import Conditioning, Conditions
 from diffux2ct.models.denoiser import UNet3d
 from diffux2ct.reconstructors.base import Batch, Losses, Objective, Reconstructor, seeded_normal, xrays_of
-from diffux2ct.reconstructors.seeding import seeded_generator
+from diffux2ct.seeding import seeded_generator
 from diffux2ct.types import Volume, Xrays
 
 _NOISE, _TIME = 1, 2  # salts: the two draws of one sample are independent
