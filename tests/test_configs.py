@@ -127,6 +127,7 @@ RECIPES = {
     "backprojection_cnn": PAPER,
     "icm_reg": (2e-4, [0.9, 0.999], 4, 200, 0, 1.0, 0.9999, "bf16", "constant"),
     "x_ctrsnet_like": (2e-4, [0.5, 0.999], 4, 200, 0, 1.0, 0.9999, "bf16", "constant"),
+    "posterior_flow": (5e-4, [0.9, 0.999], 4, None, 500, 1.0, 0.999, "bf16", "cosine"),
     "x2ct_gan": (2e-4, [0.5, 0.999], 4, 300, 0, None, None, "fp32", "constant"),
 }
 
