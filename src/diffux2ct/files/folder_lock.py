@@ -14,6 +14,7 @@ from typing import Any
 
 from diffux2ct.errors import UserError
 
+LOCKS = ".lock*"
 _BEAT, _SILENT = 20.0, 300.0  # seconds: between two signs of life, and after which another machine's lock is stale
 
 

@@ -17,6 +17,7 @@ from diffux2ct.data.io.volume import read_ct
 from diffux2ct.data.preparation.prepare import PrepareSettings, prepare
 from diffux2ct.data.prepared.dataset import PreparedDataset
 from diffux2ct.errors import UserError
+from diffux2ct.files.folder_lock import only_writer
 
 SETTINGS = PrepareSettings(size=16, spacing=8.0)
 
@@ -153,6 +154,22 @@ def test_a_folder_goes_on_in_another_locale(raw: Path, tmp_path: Path) -> None:
     again = run_cli("dataset=folder", *keys, cwd=tmp_path, env=plain)
     assert again.returncode == 0, again.stderr
     assert "0 written" in again.stdout
+
+
+def test_one_process_at_a_time_prepares_into_a_folder(raw: Path, tmp_path: Path) -> None:
+    with only_writer(tmp_path / "out"), pytest.raises(UserError, match="out: in use by another process"):
+        prepare("x", raw, tmp_path / "out", settings=SETTINGS, workers=1, progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_locks_of_a_killed_run_are_cleared_away(raw: Path, tmp_path: Path) -> None:
+    run = partial(prepare, "x", raw, tmp_path / "out", settings=SETTINGS, workers=1, progress=False)
+    run()
+    before = snapshot(tmp_path / "out").keys()
+    for name in (".lock-p1", ".lock.host.1.2"):
+        (tmp_path / "out/cases" / name).write_text("{}")
+    run()
+    assert snapshot(tmp_path / "out").keys() == before
 
 
 def test_changed_settings_are_refused(raw: Path, tmp_path: Path) -> None:

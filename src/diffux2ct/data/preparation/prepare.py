@@ -29,6 +29,7 @@ from diffux2ct.data.prepared.workers import num_cores, run_in_workers
 from diffux2ct.data.prepared.writer import SPLITS, finish_dataset, read_case
 from diffux2ct.errors import NO_ROOM, UserError
 from diffux2ct.files.atomic import PARTIALS
+from diffux2ct.files.folder_lock import LOCKS, only_writer
 
 _PADDED = 0.5  # of a cube, that the scan fills at least where nothing is said
 
@@ -43,16 +44,26 @@ def prepare(
 
     request: see ``Request``. workers: processes (None = all cores).
     A scan that cannot be used is listed in the report and does not stop the others; one that two patients have is used
-    once. Raises UserError for a raw folder without scans, an ``out`` prepared with other settings, a full disk, and
-    when no scan could be used.
+    once. Raises UserError for a raw folder without scans, an ``out`` prepared with other settings or in use by another
+    process, a full disk, and when no scan could be used.
     """
     start = time.monotonic()
-    # Find the scans, and the cases that an earlier run finished.
     raw, out = Path(raw), Path(out)
     plan = _plan(raw, out, Request(**request))
     report = PrepareReport(bad=plan.bad, not_used=plan.not_used, notes=plan.notes)
     if out.resolve().is_relative_to(raw.resolve()):  # the next run would look through the cases for scans
         raise UserError(f"{out}: lies in the folder of the scans, raw={raw}; give an out= outside of it")
+    with only_writer(out):
+        _write_missing(name, raw, out, plan, report, workers, progress)
+    report.seconds = time.monotonic() - start
+    return report
+
+
+def _write_missing(
+    name: str, raw: Path, out: Path, plan: Plan, report: PrepareReport, workers: int | None, progress: bool
+) -> None:
+    """Cut the cases that are missing, write the tables and fill the report."""
+    # Find the cases that an earlier run finished.
     repeated = _known_repeats(out, plan.jobs)
     todo = _check_resume(out, [job for job in plan.jobs if job.base not in repeated])
     _check_space(out, todo, plan.jobs[0].settings)
@@ -73,8 +84,6 @@ def prepare(
     # Only cases in the split count: a repeated scan, or one with a bad crop, had some for a while.
     report.written = sum(written.get(job.base, 0) for job in kept)
     report.found = sum(len(job.case_ids) for job in kept) - report.written
-    report.seconds = time.monotonic() - start
-    return report
 
 
 def survey(
@@ -140,6 +149,8 @@ def _finish(
     kept = [job for job in done if job.base not in repeats]
     for unfinished in (out / "cases").glob(PARTIALS):  # of a killed run
         shutil.rmtree(unfinished, ignore_errors=True)
+    for lock in (out / "cases").glob(LOCKS):
+        lock.unlink()
     _conclude(plan, kept, {job.base: first[job.base].get("notes", ()) for job in kept}, report)
     records = {i: read_case(out, i) or {} for ids in report.split.values() for i in ids}
     report.notes += _mostly_padding({i: record.get("filled", 1.0) for i, record in records.items()})
