@@ -159,12 +159,12 @@ def reconstruct(
     grid = _grid(run.cfg.dataset, cameras, spacing, given and list(given))
     grid["notes"] = [*(note for image in images.values() for note in image.meta.get("notes", ())), *grid["notes"]]
     xrays = prepare_xrays(images, grid["size"], run.cfg.dataset.xray_normalization)
-    xrays |= _panel_map(run.cfg.dataset, cameras, grid)
+    seen = xrays | _panel_map(run.cfg.dataset, cameras, grid)
     sampling = run.sampling(
         sampler or {}, perturbation=perturbation, output=output, num_samples=num_samples, blend=blend
     )
     start = time.perf_counter()
-    hu = to_hu(_sample(run, xrays, seed, precision, sampling)[None], tuple(run.cfg.dataset.window))
+    hu = to_hu(_sample(run, seen, seed, precision, sampling)[None], tuple(run.cfg.dataset.window))
     record = _record(run, weights, images, hashes) | {
         "seed": seed,
         "sampler": sampling_record(sampling),

@@ -209,7 +209,8 @@ def _report_case(dataset: EvaluationDataset, index: int, folder: Path, source: s
     case = dataset.cases[index]
     truth = to_hu(dataset[index]["volume"], dataset.window)
     made = read_own_ct(folder / "reconstructions" / f"{case.case_id}.nii.gz").hu
-    xrays = {view: image[0, 0].numpy() for view, image in _xrays(dataset, [index], source).items()}
+    given = _xrays(dataset, [index], source)
+    xrays = {view: given[view][0, 0].numpy() for view in VIEWS}
     again = _reprojections(case, made) if source == "paired" else {}
     return ReportCase(case.case_id, truth, made, case.spacing, xrays, again)
 
