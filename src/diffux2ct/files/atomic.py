@@ -149,13 +149,19 @@ def _true_reason(partial: Path, final: Path) -> Iterator[None]:
     except UserError:  # of something else
         raise
     except Exception as error:
-        if (full := _no_room(partial)) is not None:
-            raise OSError(full.errno, full.strerror, str(final)) from error
+        if (full := _no_room(partial, error)) is not None:
+            raise OSError(full, os.strerror(full), str(final)) from error
         raise
 
 
-def _no_room(partial: Path) -> OSError | None:
-    """The error of writing more to a file, or to the largest of a folder; None where there is room."""
+def _no_room(partial: Path, error: Exception) -> int | None:
+    """The number of the error of a full disk, by its text or by writing more to the largest file; None: there is room.
+
+    safetensors deletes its file before it raises, so that there is room again.
+    """
+    named = re.search(r"\(os error (\d+)\)", str(error))
+    if named and int(named[1]) in NO_ROOM:
+        return int(named[1])
     files = [path for path in (partial, *partial.rglob("*")) if path.is_file()]
     more = partial / "more" if partial.is_dir() else partial
     try:
@@ -163,8 +169,8 @@ def _no_room(partial: Path) -> OSError | None:
             file.write(bytes(2**16))
             file.flush()
             os.fsync(file.fileno())
-    except OSError as error:
-        return error if error.errno in NO_ROOM else None
+    except OSError as full:
+        return full.errno if full.errno in NO_ROOM else None
     return None
 
 

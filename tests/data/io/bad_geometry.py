@@ -85,6 +85,29 @@ def qform_of_a_rounded_quaternion(folder: Path) -> Path:
     return nifti(folder / "a", {252: struct.pack("<2h", 1, 0), 256: turn})
 
 
+@case(None, handled="sform and qform place it up to 49 mm apart; the sform is taken")
+def sform_and_qform_at_two_places(folder: Path) -> Path:
+    rows = struct.pack("<12f", -1, 0, 0, 49, 0, -1, 0, 0, 0, 0, 2, 0)
+    turn = struct.pack("<6f", 0, 0, 1, 0, 0, 0)
+    return nifti(folder / "a", {252: struct.pack("<2h", 1, 1), 256: turn, 280: rows})
+
+
+@case("ElementToIntensityFunctionOffset = -24, which is not read")
+def metaimage_with_an_offset_of_its_values(folder: Path) -> Path:
+    fields = {"ElementToIntensityFunctionSlope": "1.0", "ElementToIntensityFunctionOffset": "-24"}
+    return metaimage(
+        folder / "a.mha", {"ElementType": "MET_SHORT\n" + "\n".join(f"{k} = {v}" for k, v in fields.items())}
+    )
+
+
+@case('space units: "cm" "cm" "cm", which is not read')
+def nrrd_in_centimetres(folder: Path) -> Path:
+    path = write(folder / "a.nrrd", scan())
+    space = b"space: left-posterior-superior\n"
+    path.write_bytes(path.read_bytes().replace(space, space + b'space units: "cm" "cm" "cm"\n'))
+    return path
+
+
 @case("0.001 x 0.001 x 0.002 mm; is the unit wrong")
 def spacing_in_metres(folder: Path) -> Path:
     return write(folder / "a.mha", scan(), (0.001, 0.001, 0.002))

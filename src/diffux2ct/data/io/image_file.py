@@ -42,6 +42,12 @@ _ORIENTED = {
     "mha": rb"^\s*(TransformMatrix|Rotation|Orientation)\s*=",
 }
 _AXES = rb"^\s*NDims\s*[=:]\s*(\S*)"
+# A line of the header that scales values or lengths, and that ITK passes over.
+_SCALED = (
+    rb"^\s*ElementToIntensityFunctionSlope\s*=(?!\s*1(\.0*)?\s*$).*|"
+    rb"^\s*ElementToIntensityFunctionOffset\s*=(?!\s*0(\.0*)?\s*$).*|"
+    rb"^space units:(?!( *\"(mm|)\")+\s*$).*"
+)
 # Faults of headers that ITK refuses, by a word of its message.
 _ITK = {"spacing": "its spacing is zero or no number", "direction": "its direction is singular"}
 # ITK prints warnings of its own to stderr; what matters is said in a UserError or in meta["notes"].
@@ -130,6 +136,8 @@ def _read_itk(path: Path, kind: str) -> tuple[sitk.Image, list[str]]:
     # ITK's arrays hold 10 axes: more, or fewer than 0, crash the process.
     if not all(re.match(rb"0*([0-9]|10)(\D|$)", axes) for axes in re.findall(_AXES, head, re.MULTILINE)):
         raise UserError(f"{path}: NDims in its header is damaged; fetch or convert it again")
+    if scaled := re.search(_SCALED, head, re.MULTILINE | re.IGNORECASE):
+        raise UserError(f"{path}: {scaled[0].decode('latin-1').strip()}, which is not read; convert it to HU and mm")
     data = _data_file(path, kind)
     oriented = re.search(_ORIENTED["nrrd" if kind == "nrrd" else "mha"], head, re.MULTILINE | re.IGNORECASE)
     try:

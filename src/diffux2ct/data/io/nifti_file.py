@@ -6,8 +6,10 @@ affines and, of ``a.nii.gz`` beside ``a.nii``, mixes the header of one with the 
 
 import gzip
 import math
-from contextlib import ExitStack
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from io import BufferedIOBase
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -98,11 +100,24 @@ def _check_size(path: Path, image: Any, voxel_path: Path, compressed: bool) -> N
         raise UserError(f"{path}: truncated, {have} of {need} bytes; fetch the file again")
 
 
+def _apart(header: Any, shape: Sequence[int]) -> float:
+    """How far apart sform and qform place a corner voxel, in the file's unit; 0 unless it has both."""
+    if int(header["qform_code"]) <= 0 or int(header["sform_code"]) <= 0 or len(shape) < 3:
+        return 0.0
+    with suppress(ValueError):  # a quaternion that is none, which the sform overrides
+        corners = np.array([[*corner, 1] for corner in product(*((0, side - 1) for side in shape[:3]))])
+        difference = corners @ (header.get_sform() - header.get_qform()).T
+        return float(np.linalg.norm(difference[:, :3], axis=1).max())
+    return 0.0
+
+
 def _to_sitk(path: Path, image: Any, array: np.ndarray) -> tuple[sitk.Image, list[str]]:
     notes = []
     header = image.header
     if int(header["qform_code"]) <= 0 and int(header["sform_code"]) <= 0:
         notes.append(f"{path}: {NO_ORIENTATION}")
+    if (apart := _apart(header, image.shape)) > 0.5 * min(header.get_zooms()[:3]):
+        notes.append(f"{path}: sform and qform place it up to {apart:.0f} mm apart; the sform is taken")
     affine = np.asarray(image.affine, dtype=float)
     affine[:3] *= _UNITS.get(header.get_xyzt_units()[0], 1.0)
     affine[:2] *= -1.0  # RAS to LPS
