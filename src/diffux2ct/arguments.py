@@ -71,7 +71,7 @@ Window = Annotated[tuple[float, float], Rising()]
 Device = Annotated[str, Form(r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:N")]
 Precision = Literal["bf16", "fp32"]
 Weights = Literal["ema", "raw"]
-Split = Literal["train", "val", "test"]
+Split = Literal["auto", "train", "val", "test"]
 
 _NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a name", Path: "a path"}
 _SWITCH = {"false": False, "no": False, "off": False, "true": True, "yes": True, "on": True}

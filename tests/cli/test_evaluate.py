@@ -28,7 +28,7 @@ OTHER = {
 def settings(*overrides: str) -> Evaluation:
     with initialize_config_module("diffux2ct.configs", version_base="1.3"):
         cfg = hydra_compose("evaluate", ["ckpt=runs/demo", *overrides])
-    return replace(read(Evaluation, cfg), split=cfg.split or "test")
+    return replace(read(Evaluation, cfg), split="test" if cfg.split == "auto" else cfg.split)
 
 
 def folder(*overrides: str, sampling=SAMPLING, path="runs/demo/checkpoints/last.pt") -> str:
@@ -38,7 +38,7 @@ def folder(*overrides: str, sampling=SAMPLING, path="runs/demo/checkpoints/last.
 
 
 def test_defaults_name_only_data_split_and_sampler():
-    assert [key for key, _ in changes(replace(settings(), split=None))] == ["ckpt"]
+    assert [key for key, _ in changes(replace(settings(), split="auto"))] == ["ckpt"]
     assert folder() == "phantom-test-ddim50"
     assert folder("num_report_cases=0", "device=cpu", "out=x") == folder()
     assert folder(sampling={}) == "phantom-test-direct"

@@ -162,6 +162,7 @@ def test_damaged_evaluations_end_in_one_line(tmp_path):
         ({"floor": {"psnr3d": None}}, "floor of psnr3d is no number"),
         ({"floor": {"psnr3d": "x"}}, "floor of psnr3d is no number"),
         ({"floor": [15.0]}, "floor is no section"),
+        ({"floor": None}, "floor is no section"),
         ({"num_scored": {"psnr3d": [1]}}, "num_scored of psnr3d is no number"),
         ({"num_cases": "8"}, "num_cases is no whole number"),
         ({"num_cases": -1}, "num_cases is no whole number"),
@@ -231,7 +232,7 @@ def test_hostile_records_and_settings_are_left_out(tmp_path):
 
 
 def test_what_an_evaluation_did_not_know_may_be_null(tmp_path):
-    unknown = dict.fromkeys(("weights", "num_cases", "sampling", "floor", "segmenter", "unavailable"))
+    unknown = dict.fromkeys(("weights", "num_cases", "sampling", "segmenter", "unavailable"))
     (tmp_path / "metrics.json").write_text(json.dumps({"psnr3d": 1.5} | unknown))
     assert read_evaluation(tmp_path)[0]["psnr3d"] == 1.5
 

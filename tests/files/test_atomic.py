@@ -220,8 +220,7 @@ def test_a_full_disk_ends_in_one_true_line(tmp_path, name, place):
 
 def test_a_full_disk_is_known_by_what_a_library_says_of_it(tmp_path):
     """safetensors deletes what it wrote before it raises."""
-    with pytest.raises(OSError, match="No space left on device") as error, replaced_file(tmp_path / "a") as partial:
-        partial.touch()
+    with pytest.raises(OSError, match="No space left on device") as error, replaced_file(tmp_path / "a"):
         raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
     assert (error.value.errno, error.value.filename) == (errno.ENOSPC, str(tmp_path / "a"))
 

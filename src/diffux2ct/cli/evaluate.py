@@ -38,7 +38,7 @@ class Evaluation:
     ckpt: Path
     run: Path | None
     root: Path | None
-    split: Split | None
+    split: Split
     sampler: Any
     metrics: Annotated[Any, MetricSettings]
     weights: Weights
@@ -54,6 +54,11 @@ class Evaluation:
     output: Literal["mean", "sample", "ensemble"] | None
     num_samples: Count | None
     blend: Share | None
+
+    @property
+    def part(self) -> str | None:
+        """The split, or None where it follows from ``run``."""
+        return None if self.split == "auto" else self.split
 
 
 _RECONSTRUCTION = ("perturbation", "output", "num_samples", "blend")
@@ -81,7 +86,7 @@ def run(config: DictConfig) -> None:
         return
     if cfg.run is not None:
         raise UserError(f"run={cfg.run}: {loaded.path} reconstructs by itself; leave run= out, or give a V-Net's ckpt=")
-    score_reconstructor(loaded, replace(cfg, split=cfg.split or "test"))
+    score_reconstructor(loaded, replace(cfg, split=cfg.part or "test"))
 
 
 def score_reconstructor(loaded: Any, cfg: Evaluation) -> None:
@@ -95,7 +100,7 @@ def score_reconstructor(loaded: Any, cfg: Evaluation) -> None:
     from diffux2ct.training.settings import resolve_device
 
     # Take the model from the run; the data set from the run, or from root=.
-    trained, split = loaded.cfg, cfg.split or "test"
+    trained, split = loaded.cfg, cfg.part or "test"
     sampling = loaded.sampling(cfg.sampler, **{key: getattr(cfg, key) for key in _RECONSTRUCTION})
     load.check_phantoms(trained.dataset, loaded.path)
     dataset = build.build_dataset(trained.dataset, split, cfg.root)
@@ -152,7 +157,7 @@ def score_segmentation(loaded: Any, segmenter: Any, cfg: Evaluation) -> None:
     evaluation = None if cfg.run is None else find_evaluation(cfg.run)
     evaluated = {} if evaluation is None else data_of(evaluation)
     trained = loaded.cfg
-    root, split = cfg.root or evaluated.get("root"), cfg.split or evaluated.get("split") or "test"
+    root, split = cfg.root or evaluated.get("root"), cfg.part or evaluated.get("split") or "test"
     if root is None and evaluation is not None:
         remedy = "give it as root= (and split=, unless test)"
         raise UserError(f"{evaluation}: the folder of its data set is unknown; {remedy}")
@@ -234,7 +239,7 @@ def default_folder(path: Path, trained: DictConfig, cfg: Evaluation, sampling: M
     Two evaluations whose settings differ therefore have two folders. path: the checkpoint. trained: its config.
     sampling: None for a segmentation network.
     """
-    marks = [_data_mark(cfg.root, trained.dataset), cfg.split or "test"]
+    marks = [_data_mark(cfg.root, trained.dataset), cfg.part or "test"]
     skipped = _SAYS_NOTHING | {"root", "split", "sampler", *_RECONSTRUCTION}
     if sampling is not None:
         marks += _sampling_marks(sampling)

@@ -285,7 +285,7 @@ def _refuse(constant: str) -> None:
 def _wrong(summary: dict[str, Any]) -> str:
     """The first entry that a comparison reads and that no evaluation writes so; "" without one.
 
-    A missing or null entry is unknown, except that a floor and a number of cases are numbers.
+    A missing or null entry is unknown, except that floors and numbers of cases are numbers.
     """
     for key in _TEXTS:
         text = summary.get(key)
@@ -296,11 +296,12 @@ def _wrong(summary: dict[str, Any]) -> str:
         if count is not None and not (is_number(count) and count >= 0 and count == int(count)):
             return f"{key} is no whole number"
     for key in (*_SECTIONS, *_SECTIONS_OF_NUMBERS):
-        if not isinstance(summary.get(key), dict | None):
+        section = summary.get(key, {})
+        if not isinstance(section, dict) and not (section is None and key in _SECTIONS):
             return f"{key} is no section"
     numbers = {key: value for key, value in summary.items() if key == "seconds_per_volume" or find_metric(key)}
-    numbers |= {f"floor of {key}": value for key, value in (summary.get("floor") or {}).items()}
-    numbers |= {f"num_scored of {key}": value for key, value in (summary.get("num_scored") or {}).items()}
+    numbers |= {f"floor of {key}": value for key, value in (summary.get("floor", {})).items()}
+    numbers |= {f"num_scored of {key}": value for key, value in (summary.get("num_scored", {})).items()}
     numbers |= {key: value for key, value in summary.items() if isinstance(value, (int, float))}
     numbers |= {"eta": (summary.get("sampling") or {}).get("eta")}
     for key, value in numbers.items():
