@@ -96,9 +96,9 @@ def wait(process: int, seconds: float) -> int | None:
 
 
 def unreadable(folder: Path) -> list[str]:
-    """Why checkpoints of a run cannot be read."""
+    """The reasons why checkpoints of a run cannot be read; hidden files are half-written."""
     refused = []
-    for path in sorted((folder / "checkpoints").glob("*.pt")):
+    for path in sorted((folder / "checkpoints").glob("[!.]*.pt")):
         try:
             checkpoint.load(path)
         except UserError as error:
@@ -147,7 +147,7 @@ def disturb(root: Path, number: signal.Signals, count: int, steps: int, seconds:
             status = wait(process, 120)
             sent += 1
             during_training += started
-            print(f"{number.name} {sent} of {count}: {len(wrong)} wrong", file=sys.stderr, flush=True)
+            print(f"{number.name} {sent} of {count}: {len(wrong)} wrong", *wrong[-1:], file=sys.stderr, flush=True)
             if status is None:
                 os.kill(process, signal.SIGKILL)
                 os.waitpid(process, 0)
