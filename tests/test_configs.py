@@ -166,7 +166,10 @@ def test_overrides_win_over_a_recipe():
 
 
 def test_the_paper_to_the_letter_has_one_rate_and_nothing_else():
-    assert recipe(composed("experiment=paper_literal"))[4:] == (0, None, None, "bf16", "constant")
+    cfg = composed("experiment=paper_literal")
+    assert recipe(cfg)[4:] == (0, None, None, "bf16", "constant")
+    settings = build.build_settings(cfg)
+    assert {settings.lr_factor(step) for step in (0, 1, 4_999, 199_999)} == {1.0}
 
 
 @pytest.mark.parametrize(

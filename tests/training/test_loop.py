@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from tests.training.toy import thin, train_toy
 
@@ -22,9 +23,10 @@ from diffux2ct.reconstructors.base import Trainable
 from diffux2ct.reconstructors.precision import effective
 from diffux2ct.training.checkpoints import file as checkpoint
 from diffux2ct.training.processes.signals import StopSignal
-from diffux2ct.training.steps import sample_seeds
+from diffux2ct.training.steps import clip, sample_seeds
 
 GOLDEN = Path(__file__).parents[1] / "goldens" / "loss_curve.json"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 @pytest.fixture
@@ -122,6 +124,32 @@ def test_loss_curve_of_twenty_steps_is_golden(go, request):
     untrained, data = build_reconstructor(trained.cfg), build_dataset(trained.cfg.dataset, "train")
     before, after = (fixed_loss(model.eval(), data) for model in (untrained, trained.reconstructor))
     assert after < 0.8 * before
+
+
+def test_the_paper_to_the_letter_is_plain_adam(go):
+    """No warm-up, clipping or average: a step moves by what Adam makes of the gradient as it is."""
+    literal = yaml.safe_load((CONFIGS / "experiment" / "paper_literal.yaml").read_text())["trainer"]
+    words = [f"trainer.{key}={'null' if value is None else value}" for key, value in literal.items()]
+    common = (
+        "trainer.precision=fp32",
+        "trainer.checkpoint_every=1",
+        "trainer.keep_last=3",
+        "trainer.max_steps=2",
+        "trainer.log_every=1",
+    )
+    folder = go("letter", *common, *words, "optim.lr=1e-3")
+    first, second = (checkpoint.load(folder / "checkpoints" / f"step_0000000{step}.pt") for step in (1, 2))
+    assert first["ema"] is None
+    norm = curve(folder, "diffusion/grad_norm")[1]
+    for state in (first, second):
+        assert [group["lr"] for group in state["optimizers"]["diffusion"]["param_groups"]] == [1e-3]
+    # Adam's first moment after one step is a tenth of the gradient.
+    moments = [values["exp_avg"] for values in first["optimizers"]["diffusion"]["state"].values()]
+    assert torch.cat([moment.flatten() for moment in moments]).norm() * 10 == pytest.approx(norm, rel=1e-4)
+    steep = torch.nn.Parameter(torch.zeros(4))
+    steep.grad = torch.full((4,), 100.0)
+    assert clip([steep], None) == 200
+    assert steep.grad.tolist() == [100.0] * 4
 
 
 def test_accumulated_parts_give_the_whole_batch_s_step(go):

@@ -252,6 +252,13 @@ def test_wrong_settings_are_told_before_any_work(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_among_the_scans_is_refused(raw: Path) -> None:
+    """The next run would take its cases for scans."""
+    with pytest.raises(UserError, match="lies in the folder of the scans, .*; give an out= outside of it"):
+        prepare("folder", raw, raw / "out", settings=SETTINGS, workers=1)
+    assert not (raw / "out").exists()
+
+
 def run_cli(*overrides: str, cwd: Path, **kwargs) -> subprocess.CompletedProcess[str]:
     code = "from diffux2ct.cli.prepare import main; main()"
     command = [sys.executable, "-c", code, *overrides]

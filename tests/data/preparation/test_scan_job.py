@@ -1,5 +1,6 @@
 """Labels that lie off their CT, and file names that are no text."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -8,9 +9,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from diffux2ct.data.preparation.plan import case_names
 from diffux2ct.data.preparation.prepare import PrepareSettings, prepare, survey
+from diffux2ct.data.preparation.scan_job import ScanJob, ScanResult, guarded
 from diffux2ct.data.prepared.dataset import PreparedDataset
 from diffux2ct.data.prepared.tables import unescaped
+from diffux2ct.data.sources import RawCase
 
 SETTINGS = PrepareSettings(8, 10.0, camera="parallel")
 QUIET = {"workers": 1, "progress": False}
@@ -26,6 +30,28 @@ def write(path: Path, labels: bool = False, spacing: tuple[float, ...] = (4.0, 4
     path.parent.mkdir(parents=True, exist_ok=True)
     sitk.WriteImage(image, str(path))
     return path
+
+
+def job_of(path: Path, patient: str = "a") -> ScanJob:
+    return ScanJob(path.parent / "out", path.parent, RawCase(patient, path), patient, 0, SETTINGS)
+
+
+def test_an_unexpected_fault_is_the_reason_of_its_scan_and_a_full_disk_ends_the_run(tmp_path: Path) -> None:
+    def fail(error: Exception) -> ScanResult:
+        def work(job: ScanJob, result: ScanResult) -> None:
+            raise error
+
+        return guarded(job_of(tmp_path / "a.mha"), work)
+
+    assert fail(KeyError("x\ny")).reason == "KeyError: 'x\\ny'"
+    assert fail(OSError(errno.EIO, "Input/output error")).reason == "Input/output error"
+    with pytest.raises(OSError, match="full"):
+        fail(OSError(errno.ENOSPC, "full"))
+
+
+def test_case_names_are_safe_and_differ_on_any_file_system() -> None:
+    scans = [RawCase(patient, Path("a")) for patient in ("p 1", "p_1", "P_1", "../x", "p_1_s2", "?")]
+    assert case_names(scans) == ["p_1", "p_1_s2", "P_1_s3", "x", "p_1_s2_s2", "case"]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from PIL import Image
 
 from diffux2ct.evaluation.fidelity.protocols import PROTOCOLS
 from diffux2ct.evaluation.fidelity.xray_consistency import ViewResidual
-from diffux2ct.evaluation.report.cases import error_data_uri
+from diffux2ct.evaluation.report.cases import case_section, error_data_uri
 from diffux2ct.evaluation.report.plots import distributions
 from diffux2ct.evaluation.report.report import ReportCase, choose_cases, floor_panels, write_report
 from diffux2ct.evaluation.report.tables import headline_figures
@@ -289,6 +289,15 @@ def test_reprojections_stand_beside_the_xrays_that_were_given(tmp_path):
     assert {f"a: frontal {what}" for what in ("X-ray", "re-projection", "X-ray difference")} < alts
     assert "a: lateral X-ray" in alts
     assert "a: lateral re-projection" not in alts
+
+
+def test_error_maps_are_of_reconstruction_minus_truth():
+    case = case_of("a", 0)
+    brighter = replace(case, reconstruction=case.truth.astype(np.int32) + 2000)
+    for row in case_section("only", brighter, {}, [], [])["rows"]:
+        data = row["pictures"][-1].uri.split(",")[1]
+        picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"))
+        assert (picture[..., 0] > picture[..., 2]).all()  # red: too bright
 
 
 def test_error_maps_have_the_colours_of_the_bar():
