@@ -1,5 +1,8 @@
 """Streams of different numbers differ, in all bits that a generator keeps."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -59,3 +62,11 @@ def test_the_global_generator_follows_its_numbers():
     assert not torch.equal(torch.rand(5), first)
     seed_all(1, 2, 3)
     assert torch.equal(torch.rand(5), first)
+
+
+def test_seeds_are_mixed_in_one_place():
+    """A sum or a XOR of numbers makes two streams the same sooner or later."""
+    src = Path(__file__).resolve().parents[1] / "src"
+    mixed = re.compile(r"manual_seed\(.*\w *[\^+*] *\w|seed=[\w.]*seed\s*[\^+*]")
+    found = [str(path) for path in src.rglob("*.py") if mixed.search(path.read_text(encoding="utf-8"))]
+    assert found == []

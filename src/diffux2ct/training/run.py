@@ -15,7 +15,7 @@ from diffux2ct.errors import UserError
 from diffux2ct.reconstructors.base import Objective, Trainable
 from diffux2ct.reconstructors.cost import step_flops
 from diffux2ct.reconstructors.precision import effective
-from diffux2ct.seeding import seed_all
+from diffux2ct.seeding import derived_seed, seed_all
 from diffux2ct.training.checkpoints import file as checkpoint
 from diffux2ct.training.checkpoints.resume import Resume, case_digest
 from diffux2ct.training.divergence import Diverged, LossWatch, write_bad_batch
@@ -29,8 +29,6 @@ from diffux2ct.training.steps import endless_batches, step_objectives
 from diffux2ct.training.validation import Validator
 
 BEST_METRIC = "val/psnr3d"
-# Between the seeds of a run before and after it stepped back.
-_STEP_BACK_SEEDS = 15_485_863
 _STEP = 1  # salt of what a step draws globally: dropout
 
 
@@ -214,7 +212,8 @@ def start(
     # Wrap it for several processes, and start the batches at the step that comes next.
     wrapped = distributed.wrap(model, device, len(objectives))
     run_step = torch.compile(wrapped) if settings.compile else wrapped
-    draws = replace(settings, seed=settings.seed + state.step_backs * _STEP_BACK_SEEDS)
+    seed = derived_seed(settings.seed, state.step_backs) if state.step_backs else settings.seed
+    draws = replace(settings, seed=seed)
     batches = endless_batches(train_set, draws, state.step, rank, world, device)
     return Run(
         settings, draws, run_dir, rank, world, device, state, objectives, wrapped, run_step, train_set, batches,

@@ -189,6 +189,7 @@ def test_an_exposure_is_drawn_by_the_seed_and_the_volume_kept(root: Path) -> Non
         together = torch.stack((one[view].flatten(), clean[1][view].flatten()))
         assert torch.corrcoef(together)[0, 1] > 0.5
     assert torch.equal(one["volume"], clean[1]["volume"])
+    assert not torch.equal(one["frontal"], data[1, 7 + 2**32]["frontal"])  # all bits of the seed count
     cached = PreparedDataset(root, randomize=RANDOMIZE, cache=True)
     for _ in range(2):
         assert torch.equal(cached[1, 7]["frontal"], one["frontal"])
@@ -199,7 +200,7 @@ def test_only_training_is_randomized(phantoms: Path, compose) -> None:
     assert build.build_dataset(cfg, "train").randomize == XrayRandomization(photons=(1e3, 1e4))
     assert build.build_dataset(cfg, "val").randomize is None
     assert build.build_dataset(compose().dataset, "train").randomize is None
-    with pytest.raises(UserError, match=r"randomize\.blur: no such effect"):
+    with pytest.raises(UserError, match=r"unknown key 'dataset\.randomize\.blur'"):
         build.build_dataset(compose("+dataset.randomize={blur:[1,2]}").dataset, "train")
 
 
