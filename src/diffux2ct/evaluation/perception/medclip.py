@@ -15,13 +15,14 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
+from diffux2ct.command_line import command
 from diffux2ct.errors import UserError
 from diffux2ct.evaluation.perception.swin2d import SIDE, SwinTiny, relative_positions
 from diffux2ct.evaluation.perception.weights import Unavailable, find_weights, load_exactly, read_state_dict
 
 NAME = "MedCLIP-ViT image encoder"
 URL = "https://storage.googleapis.com/pytrial/medclip-vit-pretrained.zip"
-GET_WEIGHTS = "run: diffux2ct-fetch-weights medclip"
+GET_WEIGHTS = f"run: {command('fetch_weights')} medclip"
 MEAN, STD = 0.5862785803043838, 0.27950088968644304
 FEATURES = 512
 
