@@ -15,7 +15,7 @@ from diffux2ct.cli.prepare import Preparation, Recipe, idle_settings
         ("size=64", {"dataset.prepare.size"}, {"size", "dataset.prepare.spacing"}),
         ("dataset=ctspine1k out=a", {"dataset.prepare.labels", "dataset.root"}, {"dataset.prepare.origins"}),
         ("dataset=x2ct", {"dataset.prepare.labels"}, {"dataset.prepare.xrays", "dataset.prepare.size"}),
-        ("dry_run=true", {"out", "contact_sheet"}, {"strict", "raw"}),
+        ("dry_run=true", {"contact_sheet"}, {"strict", "raw", "out"}),
     ],
 )
 def test_settings_that_a_source_does_not_use_are_named(words, idle, used):

@@ -136,7 +136,7 @@ def idle_settings(cfg: Preparation, recipe: Recipe) -> dict[str, str]:
     for key in ("size", "spacing", "crops"):
         if getattr(cfg, key) is not None:
             idle[f"dataset.prepare.{key}"] = f"{key}={getattr(cfg, key)} is given"
-    return idle | ({"out": "dry_run=true", "contact_sheet": "dry_run=true"} if cfg.dry_run else {})
+    return idle | ({"contact_sheet": "dry_run=true"} if cfg.dry_run else {})
 
 
 def _print(report: "PrepareReport", out: Path, sheets: list[Path]) -> None:

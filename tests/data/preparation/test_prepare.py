@@ -181,7 +181,24 @@ def test_changed_settings_are_refused(raw: Path, tmp_path: Path) -> None:
             prepare("folder", raw, out, settings=changed, split={"test": 1}, workers=1, progress=False)
     with pytest.raises(UserError, match="other settings"):
         prepare("folder", raw, out, settings=PrepareSettings(16, 4.0), crops=2, split={"test": 1}, workers=1)
+    with pytest.raises(UserError, match=r"other settings, crops=0 \(now 2\), .*; give another out=, or delete"):
+        prepare("folder", raw, out, settings=SETTINGS, crops=2, split={"test": 1}, workers=1)
     assert snapshot(out) == before
+
+
+def test_another_split_of_the_same_cases_is_noted(raw: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = {"settings": SETTINGS, "workers": 1, "progress": False}
+    assert not prepare("folder", raw, out, split={"val": ["p1"], "test": ["p0"]}, **arguments).notes
+    report = prepare("folder", raw, out, split={"val": ["p1"], "test": ["p2"]}, **arguments)
+    assert report.written == 0
+    assert report.notes[0].startswith("2 patients changed their part of the split, e.g. p0: models")
+
+
+def test_a_split_without_validation_or_with_one_training_patient_is_noted(raw: Path, tmp_path: Path) -> None:
+    split = {"test": ["p0", "p1", "p2", "p3"]}
+    notes = prepare("folder", raw, tmp_path, settings=SETTINGS, split=split, workers=1, progress=False).notes
+    assert [note.split(":")[0] for note in notes] == ["no case is in val", "p4 alone is in train"]
 
 
 def test_bad_scans_are_listed_and_do_not_stop_the_others(raw: Path, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from diffux2ct.data.preparation.same_scan import find_same, holds, made_of_anoth
 from diffux2ct.data.preparation.scan_job import ScanJob, ScanResult, prepare_scan, survey_scan
 from diffux2ct.data.preparation.settings import PrepareSettings, camera_changed, changed
 from diffux2ct.data.prepared.dataset import read_description
-from diffux2ct.data.prepared.split import write_split
+from diffux2ct.data.prepared.split import read_split, write_split
 from diffux2ct.data.prepared.workers import num_cores, run_in_workers
 from diffux2ct.data.prepared.writer import SPLITS, finish_dataset, read_case
 from diffux2ct.errors import NO_ROOM, UserError
@@ -65,7 +65,7 @@ def _write_missing(
     """Cut the cases that are missing, write the tables and fill the report."""
     # Find the cases that an earlier run finished.
     repeated = _known_repeats(out, plan.jobs)
-    todo = _check_resume(out, [job for job in plan.jobs if job.base not in repeated])
+    todo = _check_resume(out, [job for job in plan.jobs if job.base not in repeated], plan.recipe)
     _check_space(out, todo, plan.jobs[0].settings)
     waiting = {job.base for job in todo} | set(repeated)
     done = [job for job in plan.jobs if job.base not in waiting]
@@ -158,6 +158,7 @@ def _finish(
     found = {base: {"same_as": same, "sha256": first[base].get("sha256", "")} for base, same in repeats.items()}
     report.summary["repeats"] = dict(sorted((repeated | found).items()))
     settings = plan.jobs[0].settings
+    report.notes += _moved(out / "split_patients.json", plan)
     write_summary(out, report.summary)
     write_split(out / "split_patients.json", name, settings.seed, plan.patients)
     recipe = plan.recipe | {"settings_hash": settings.hash()}
@@ -171,11 +172,26 @@ def _conclude(plan: Plan, kept: Sequence[ScanJob], notes: Mapping[str, Sequence[
     report.not_used.sort()
     report.notes += [note for job in kept for note in notes[job.base]]
     report.split = {part: [i for job in kept if plan.part_of(job) == part for i in job.case_ids] for part in SPLITS}
-    for part, use in {"train": "train on", "test": "score a model on"}.items():
+    for part, use in {"train": "train on", "val": "validate training on", "test": "score a model on"}.items():
         if not report.split[part]:
-            report.notes.append(
-                f"no case is in {part}: there is nothing to {use}; dataset.prepare.split.test sets who is held out"
-            )
+            sets = f"dataset.prepare.split.{'val' if part == 'val' else 'test'} sets who is held out"
+            report.notes.append(f"no case is in {part}: there is nothing to {use}; {sets}")
+    trained = {job.raw.patient for job in kept if plan.part_of(job) == "train"}
+    if len(trained) == 1:
+        report.notes.append(f"{min(trained)} alone is in train: a model learns this patient by heart; add scans")
+
+
+def _moved(path: Path, plan: Plan) -> list[str]:
+    """A note on patients that the split of an earlier preparation of this folder put into another part."""
+    before = read_split(path) if path.is_file() else {}
+    moved = [name for part in before for name in before[part] if name not in plan.patients[part]]
+    moved = sorted(set(moved) & {name for names in plan.patients.values() for name in names})
+    if not moved:
+        return []
+    return [
+        f"{len(moved)} patients changed their part of the split, e.g. {moved[0]}: models that were trained on this "
+        "folder before may have seen those that are held out now"
+    ]
 
 
 def _mostly_padding(filled: Mapping[str, float]) -> list[str]:
@@ -205,7 +221,7 @@ def _known_repeats(out: Path, jobs: Sequence[ScanJob]) -> Repeats:
     return repeats
 
 
-def _check_resume(out: Path, jobs: Sequence[ScanJob]) -> list[ScanJob]:
+def _check_resume(out: Path, jobs: Sequence[ScanJob], recipe: Mapping[str, Any]) -> list[ScanJob]:
     """Jobs that still have cases to write; UserError if what is there was prepared differently, or of other scans."""
     before = None
     with suppress(UserError):  # missing or damaged, it is written anew; each case has its settings
@@ -213,7 +229,8 @@ def _check_resume(out: Path, jobs: Sequence[ScanJob]) -> list[ScanJob]:
     if before is not None and jobs:
         settings, then = jobs[0].settings, {**before, "camera": before.get("preset")}
         geometry = None if before.get("xrays") == "stored" else before.get("camera")
-        _refuse(out, out.name, changed(settings.as_dict(), then) or camera_changed(settings, geometry))
+        now = settings.as_dict() | {key: value for key, value in recipe.items() if key in before}
+        _refuse(out, out.name, changed(now, then) or camera_changed(settings, geometry))
     todo = []
     for job in jobs:
         found = {i: record for i in job.case_ids if (record := read_case(out, i)) is not None}
