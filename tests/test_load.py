@@ -16,6 +16,7 @@ from tests.training.toy import THIN
 from diffux2ct.cli.evaluate import run as evaluate
 from diffux2ct.cli.train import export
 from diffux2ct.cli.train import run as train
+from diffux2ct.comparison.find_runs import read_runs
 from diffux2ct.errors import UserError
 from diffux2ct.inference import model_grid, reconstruct
 from diffux2ct.load import export_model, load_run
@@ -74,7 +75,8 @@ def test_a_model_folder_needs_no_prepared_data_set(phantoms, trained, exported, 
     assert (made.hu.shape[0], made.record["spacing"]) == here
 
 
-def test_a_model_folder_is_evaluated_beside_itself(model):
+def test_a_model_folder_is_evaluated_beside_itself_and_stays_as_it_is(model, capsys):
+    before = sorted(model.rglob("*"))
     evaluate(
         composed(
             "evaluate",
@@ -85,8 +87,12 @@ def test_a_model_folder_is_evaluated_beside_itself(model):
             "metrics.families=[distortion]",
         )
     )
-    (folder,) = (model / "evaluation").iterdir()
+    (folder,) = (model.parent / "m-evaluation").iterdir()
     assert json.loads((folder / "metrics.json").read_text())["step"] == 2
+    assert sorted(model.rglob("*")) == before
+    assert f"the model folder {model} stays as it is; writing {folder}" in capsys.readouterr().err
+    (run,), _ = read_runs([model])  # which compare.py finds by the model
+    assert (run.folder, run.method) == (folder.resolve(), "diffux2ct")
 
 
 def test_nothing_is_replaced(trained, tmp_path, capsys):

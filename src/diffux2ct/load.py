@@ -108,6 +108,14 @@ def load_run(ckpt: str | Path, device: str = "auto", weights: str = "ema") -> Lo
     return _ready(model, values, cfg, path, int(state["step"]), device)
 
 
+def evaluation_folder(run: Path) -> Path:
+    """The folder of a run's evaluations. A model folder, which is passed on, stays as it is: theirs is beside it."""
+    if not (run / WEIGHTS).is_file():
+        return run / "evaluation"
+    run = run.resolve() if run.name in ("", "..") else run
+    return run.with_name(f"{run.name}-evaluation")
+
+
 def _load_folder(folder: Path, device: str, weights: str) -> LoadedRun:
     path = folder / WEIGHTS
     if weights != "ema":

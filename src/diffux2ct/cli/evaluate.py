@@ -108,6 +108,8 @@ def score_reconstructor(loaded: Any, cfg: Evaluation) -> None:
     if cfg.max_cases is not None:
         dataset = dataset.first(cfg.max_cases)
     out = cfg.out or default_folder(loaded.path, trained, cfg, sampling)
+    if cfg.out is None and loaded.path.name == load.WEIGHTS:
+        print(f"note: the model folder {loaded.path.parent} stays as it is; writing {out}", file=sys.stderr)
 
     # Build the metrics whose weights are here, reconstruct, score and write.
     device = resolve_device(cfg.device)
@@ -234,11 +236,13 @@ def changes(cfg: Evaluation) -> Iterator[tuple[str, Any]]:
 
 
 def default_folder(path: Path, trained: DictConfig, cfg: Evaluation, sampling: Mapping[str, Any] | None) -> Path:
-    """``<run>/evaluation/<dataset>-<split>-<sampler>``, followed by each setting that is not the default.
+    """``<dataset>-<split>-<sampler>`` in the run's `evaluation_folder`, then each setting that is not the default.
 
     Two evaluations whose settings differ therefore have two folders. path: the checkpoint. trained: its config.
     sampling: None for a segmentation network.
     """
+    from diffux2ct.load import evaluation_folder
+
     marks = [_data_mark(cfg.root, trained.dataset), cfg.part or "test"]
     skipped = _SAYS_NOTHING | {"root", "split", "sampler", *_RECONSTRUCTION}
     if sampling is not None:
@@ -251,7 +255,7 @@ def default_folder(path: Path, trained: DictConfig, cfg: Evaluation, sampling: M
     if len(name.encode()) > _MAX_NAME:
         name = f"{name.encode()[: _MAX_NAME - 9].decode(errors='ignore')}-{_hash(name)}"
     folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
-    return folder / "evaluation" / name
+    return evaluation_folder(folder) / name
 
 
 _LABELS = {

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -57,7 +58,7 @@ def find_row(wanted: str, runs: Sequence[ScoredRun]) -> ScoredRun:
     """The row of this name, or that this folder (a run's or an evaluation's) is part of; UserError without one."""
     folder = Path(wanted).resolve()
     for one in runs:
-        parts = [part for path in (one.folder, *one.merged) for part in (path, path.parent.parent)]
+        parts = [part for path in (one.folder, *one.merged) for part in (path, path.parent.parent, run_folder(path))]
         if one.name == wanted or folder in parts:
             return one
     names = ", ".join(one.name for one in runs)
@@ -82,7 +83,7 @@ def find_evaluations(folder: Path, pattern: str | None) -> list[Path]:
         return [folder.resolve()]
     if not folder.is_dir():
         raise UserError(f"{folder}: no such run folder; give folders that train.py wrote, usually under runs/")
-    every = sorted(path.parent.resolve() for path in (folder / "evaluation").glob("[!.]*/metrics.json"))
+    every = sorted(path.parent.resolve() for path in load.evaluation_folder(folder).glob("[!.]*/metrics.json"))
     if not every:
         raise UserError(f"{folder}: {_not_evaluated(folder)}")
     if pattern is not None:
@@ -109,9 +110,9 @@ def find_evaluations(folder: Path, pattern: str | None) -> list[Path]:
 def _not_evaluated(folder: Path) -> str:
     if not (folder / "config.yaml").is_file() and not (folder / "checkpoints").is_dir():
         return "is no run folder; give folders that train.py wrote, usually under runs/"
-    if list(folder.glob("evaluation/*/dice.json")):
+    if list(load.evaluation_folder(folder).glob("*/dice.json")):
         return "is a segmentation network's run, which reconstructs nothing; leave it out"
-    if not (folder / "checkpoints" / "last.pt").is_file():
+    if not (folder / "checkpoints" / "last.pt").is_file() and not (folder / load.WEIGHTS).is_file():
         return "has no checkpoint yet; train it to its end, then evaluate it"
     return f"was never evaluated; first: {_evaluate(folder)}"
 
@@ -121,9 +122,12 @@ def _evaluate(folder: Path) -> str:
 
 
 def run_folder(evaluation: Path) -> Path | None:
-    """The run that an evaluation lies in; None for one that was written elsewhere (``out=``)."""
-    folder = evaluation.parent.parent
-    return folder if evaluation.parent.name == "evaluation" and (folder / "config.yaml").is_file() else None
+    """The run or model folder of an evaluation; None for one that was written elsewhere (``out=``)."""
+    beside = evaluation.parent.parent / evaluation.parent.name.removesuffix("-evaluation")
+    for folder in (evaluation.parent.parent, beside):
+        if load.evaluation_folder(folder) == evaluation.parent and (folder / "config.yaml").is_file():
+            return folder
+    return None
 
 
 def read_config(evaluation: Path) -> dict[str, Any]:
@@ -148,8 +152,10 @@ def _read_run(evaluation: Path, config: dict[str, Any]) -> tuple[ScoredRun, str]
     recorded = _provenance(folder)
     seed, batch, train_set = trainer.get("seed"), trainer.get("batch_size"), recorded.get("manifest_sha256")
     cost, note = count_cost(config, summary.get("sampling") or {}, folder) if config else (None, "")
+    name, own = str(summary.get("run") or ""), (folder or evaluation).name
+    moved_aside = re.fullmatch(rf"{re.escape(name)}\.\d+", own)
     run = ScoredRun(
-        name=str(summary.get("run") or (folder or evaluation).name),
+        name=own if moved_aside or not name else name,
         folder=evaluation,
         summary=summary,
         cases=cases,
@@ -211,12 +217,17 @@ def count_cost(config: dict[str, Any], sampling: dict[str, Any], folder: Path | 
 
 
 def _named(runs: list[ScoredRun]) -> list[ScoredRun]:
-    """Where runs share a name, the folder's; where that is the same too, with the evaluation's, then its path."""
+    """Where runs share a name, the folder's; if that is the same too, with its parent, its evaluation, or its path."""
 
-    def folder(run: ScoredRun) -> str:
-        return (run_folder(run.folder) or run.folder).name
+    def folder(run: ScoredRun) -> Path:
+        return run_folder(run.folder) or run.folder
 
-    for name in (folder, lambda run: f"{folder(run)}/{run.folder.name}", lambda run: str(run.folder)):
+    for name in (
+        lambda run: folder(run).name,
+        lambda run: "/".join(folder(run).parts[-2:]),
+        lambda run: f"{folder(run).name}/{run.folder.name}",
+        lambda run: str(run.folder),
+    ):
         names = [run.name for run in runs]
         runs = [replace(run, name=name(run)) if names.count(run.name) > 1 else run for run in runs]
     return runs
