@@ -58,8 +58,10 @@ def test_pages_are_few_and_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     sheets = write_contact_sheets(root)
     assert [sheet.name for sheet in sheets] == ["contact_sheet.png", "contact_sheet_2.png"]
     first = Image.open(sheets[0])
-    assert first.size == (2 * 648 + 4, 2 * 144 + 4)
-    assert Image.open(sheets[1]).size == (648, 144)
+    assert first.size == (2 * 648 + 4, 16 + 2 * 144 + 4)
+    assert Image.open(sheets[1]).size == (648, 16 + 144)
+    titles = np.asarray(first)[:16].max(-1)  # of the five pictures, over both columns
+    assert all(titles[:, left + i * 130 :][:, :128].max() > 200 for left in (0, 652) for i in range(5))
     before = sheets[0].read_bytes()
     finish_dataset(root, "made", {"train": ["a", "b", "c", "d"]}, {"size": 16, "spacing": 8.0})
     assert write_contact_sheets(root) == sheets[:1]

@@ -1,5 +1,6 @@
 """bf16 autocast, on hardware that computes in bf16."""
 
+import os
 import sys
 from functools import cache
 
@@ -40,4 +41,5 @@ def autocast(precision: str, device: torch.device | str) -> torch.autocast:
 
 @cache
 def _note(kind: str) -> None:
-    print(f"note: precision=bf16: this {kind} has no bf16 arithmetic, computing in fp32", file=sys.stderr)
+    if int(os.environ.get("RANK", "0")) == 0:  # once for all processes of a run
+        print(f"note: precision=bf16: this {kind} has no bf16 arithmetic, computing in fp32", file=sys.stderr)

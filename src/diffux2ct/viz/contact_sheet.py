@@ -95,14 +95,24 @@ def _case_strip(root: Path, row: dict[str, str]) -> np.ndarray:
     return case_strip(volume, frontal, lateral, caption, labels[0] if labels else None)
 
 
+def _titles(width: int) -> np.ndarray:
+    """A line with the name of each picture of a strip, to stand above a column of strips."""
+    line = Image.new("RGB", (width, _CAPTION), (60, 60, 60))
+    draw, font = ImageDraw.Draw(line), ImageFont.load_default(size=11)
+    for i, name in enumerate((*PLANES, *(f"{view} X-ray" for view in VIEWS))):
+        draw.text((i * (_TILE + 2) + _TILE // 2, _CAPTION // 2), name, fill=(255, 255, 255), font=font, anchor="mm")
+    return np.asarray(line)
+
+
 def _page(strips: list[np.ndarray]) -> np.ndarray:
-    """Strips in columns, read from top to bottom, with a thin gap."""
+    """Strips in titled columns, read from top to bottom, with a thin gap."""
     rows = min(len(strips), _ROWS)
     columns = -(-len(strips) // rows)
     height, width, _ = strips[0].shape
     gap = 4
-    page = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 60, np.uint8)
+    page = np.full((_CAPTION + rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 60, np.uint8)
     for i, strip in enumerate(strips):
-        top, left = i % rows * (height + gap), i // rows * (width + gap)
+        top, left = _CAPTION + i % rows * (height + gap), i // rows * (width + gap)
+        page[:_CAPTION, left : left + width] = _titles(width)
         page[top : top + height, left : left + width] = strip
     return page

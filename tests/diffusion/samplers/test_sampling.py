@@ -1,4 +1,6 @@
+import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -6,6 +8,7 @@ import torch
 from tests.diffusion.samplers.draws import noises
 
 from diffux2ct.diffusion.process import DiffusionProcess
+from diffux2ct.diffusion.samplers import sampling
 from diffux2ct.diffusion.samplers.ddim import Ddim
 from diffux2ct.diffusion.samplers.ddpm import Ddpm
 from diffux2ct.diffusion.samplers.sampling import (
@@ -106,6 +109,18 @@ def test_samplers_are_recorded_by_name_and_settings():
     assert changed_settings(Ddim(5)) == {} == changed_settings(Ddpm(9))
     assert changed_settings(Ddim(5, eta=0.5)) == {"eta": 0.5}
     assert changed_settings(Guess(temperature=2.0)) == {"temperature": 2.0}
+
+
+@pytest.mark.parametrize(("patience", "shown"), [(0.0, True), (60.0, False)])
+def test_a_long_sampling_has_a_progress_bar_on_a_terminal(monkeypatch, patience, shown):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sampling, "_PATIENCE", patience)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    sample(lambda x_t, t: x_t, DiffusionProcess(num_train_timesteps=7), Ddpm(), noises(0)(), noises(0))
+    assert ("sampling" in sys.stderr.getvalue()) == shown
 
 
 @pytest.mark.parametrize("steps", [0, -1])

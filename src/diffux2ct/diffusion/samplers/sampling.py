@@ -12,10 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from diffux2ct.diffusion.process import DiffusionProcess
 from diffux2ct.errors import UserError
 from diffux2ct.types import Volume
+
+_PATIENCE = 5.0  # seconds until the steps get a progress bar
 
 
 class Sampler(ABC):
@@ -69,7 +72,9 @@ def sample(
     timesteps = inference_timesteps(
         process.num_train_timesteps, sampler.num_inference_steps or process.num_train_timesteps
     )
-    for t, t_prev in zip(timesteps, [*timesteps[1:], None], strict=True):
+    pairs = list(zip(timesteps, [*timesteps[1:], None], strict=True))
+    # On a terminal alone, and only where it takes a while.
+    for t, t_prev in tqdm(pairs, desc="sampling", unit="step", leave=False, disable=None, delay=_PATIENCE):
         batch_t = torch.full((x_t.shape[0],), t, device=x_t.device, dtype=torch.long)
         a_t = process.alphas_cumprod[t]
         x_0 = process.predict_x0(network(x_t, batch_t).float(), x_t, batch_t).clamp(-1, 1)

@@ -103,15 +103,17 @@ def find_resume(
     path, state = found if isinstance(found, tuple) else (found, checkpoint.load(found))
     changed = changed_keys(state.get("config") or {}, config)
     schedule = config["trainer"]["lr_schedule"]
+    sooner = ""
     if schedule != "constant" and not changed and _max_steps(state["config"]) != _max_steps(config):
         changed.append(f"trainer.max_steps, on which lr_schedule={schedule} depends")
+        sooner = "end it sooner by trainer.max_minutes=..., "
     if resume != "auto":  # a run may begin from another's checkpoint
         changed = [key for key in changed if key != "name"]
     if changed:
         keys = ", ".join(map(shown, changed[:6])) + (" ..." if len(changed) > 6 else "")
         raise UserError(
             f"{path}: was made under another config ({keys}); "
-            "give this run another name=..., or trainer.resume=never to begin anew"
+            f"{sooner}give this run another name=..., or trainer.resume=never to begin anew"
         )
     if resume == "auto" and cases and state.get("cases", cases) != cases:
         raise UserError(
