@@ -1,6 +1,8 @@
 """The Hydra configs, installed as the package ``diffux2ct.configs``, and the resolvers that they use."""
 
+import hashlib
 import json
+import os
 import re
 from pathlib import Path
 
@@ -15,19 +17,28 @@ def run_name(*own: str, _root_: DictConfig) -> str:
     """Name of a run: its experiment, or else its model, then whatever differs from the experiment's own choices.
 
     ``own``: the experiment's name and the model, dataset, size and objective that go without saying in it. The default
-    experiment has none, the others name at least their model. A plain folder of CTs adds its own name.
+    experiment has none, the others name at least their model. A plain folder of CTs adds its own path.
     """
     name, model, dataset, size, objective = (*own, "", "", "", "", "")[:5]
     parts = [name or _root_.method]
     parts += [_root_.method] if name and _root_.method != model else []
     parts += [_root_.dataset.name] if _root_.dataset.name != dataset else []
     if _root_.dataset.name == "folder" and not OmegaConf.is_missing(_root_.dataset, "root"):
-        parts.append(re.sub(r"[^\w.-]+", "-", Path(_root_.dataset.root).absolute().name).strip("-"))
+        parts.append(_folder_name(Path(_root_.dataset.root).absolute()))
     parts += [_root_.size] if _root_.size != (size or "paper") else []
     if "${diffusion" in OmegaConf.to_yaml(_root_.model) and OmegaConf.is_config(_root_.diffusion):
         kind = _root_.diffusion.prediction_type
         parts += [kind] if kind != (objective or "epsilon") else []
     return "-".join(str(part) for part in parts if part != "")
+
+
+def _folder_name(root: Path) -> str:
+    """Name of a folder in that of its runs: its path below the data folder or this one, or else with a hash of it."""
+    for near in (Path(os.environ.get("DIFFUX2CT_DATA", "data")).absolute(), Path.cwd()):
+        if root != near and root.is_relative_to(near):
+            return re.sub(r"[^\w.-]+", "-", str(root.relative_to(near))).strip("-")
+    name = re.sub(r"[^\w.-]+", "-", root.name).strip("-")
+    return f"{name}-{hashlib.sha256(str(root).encode(errors='surrogateescape')).hexdigest()[:6]}"
 
 
 def stored_size(*, _parent_: DictConfig) -> int:

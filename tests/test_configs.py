@@ -224,13 +224,21 @@ def test_runs_of_different_models_experiments_data_sets_and_sizes_have_names_of_
         ("experiment=table1_diffux2ct_v", "table1_diffux2ct_v-lumbarv"),
         ("experiment=table1_diffux2ct_v scale=laptop", "table1_diffux2ct_v-phantom_study-tiny"),
         ("experiment=table1_diffux2ct_epsilon scale=laptop", "table1_diffux2ct_epsilon-phantom_study-tiny"),
-        ("dataset=folder dataset.root=a/clinic_1", "diffux2ct-folder-clinic_1"),
-        ("experiment=pilot dataset.root='a/x(2)'", "pilot-x-2"),
+        ("dataset=folder dataset.root=a/clinic_1", "diffux2ct-folder-a-clinic_1"),
+        ("experiment=pilot dataset.root='a/x(2)'", "pilot-a-x-2"),
+        ("dataset=folder dataset.root=data/mine", "diffux2ct-folder-mine"),
         ("dataset=folder dataset.name=clinic dataset.root=a", "diffux2ct-clinic"),
     ],
 )
 def test_a_run_is_named_by_its_experiment_or_model_data_set_and_size(words, name):
     assert composed(*words.split()).run_dir == f"runs/{name}"
+
+
+def test_folders_of_one_name_have_runs_of_their_own():
+    roots = ["data/mine", "a/mine", "b/mine", "/disk/a/mine", "/disk/b/mine"]
+    names = [composed("dataset=folder", f"dataset.root={root}").name for root in roots]
+    assert len(set(names)) == len(names)
+    assert all("mine" in name and len(name) < 40 for name in names)
 
 
 def test_regions_of_phantoms_have_names_and_folders_of_their_own():
