@@ -15,9 +15,14 @@ OPENING = re.compile(r'"""(What|Whether|How) (?!.*\?)')
 
 
 def prose():
-    files = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-    yield from files
-    yield from sorted((ROOT / "src" / "diffux2ct").rglob("*.py"))
+    yield ROOT / "README.md"
+    for folder, suffixes in {
+        "docs": (".md",),
+        "configs": (".yaml", ".py"),
+        "scripts": (".py", ".sh"),
+        "src/diffux2ct": (".py", ".html", ".js", ".css"),
+    }.items():
+        yield from sorted(path for path in (ROOT / folder).rglob("*") if path.suffix in suffixes)
 
 
 def test_no_banned_phrase_is_left():
