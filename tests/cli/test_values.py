@@ -1,4 +1,4 @@
-"""Every value of every key is taken, or refused in one line (train.py: see test_train)."""
+"""Every value of every key is taken, or refused in one line."""
 
 import pytest
 from hydra import compose, initialize_config_module
@@ -6,7 +6,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from diffux2ct.arguments import read
-from diffux2ct.cli import drr, evaluate, prepare, reconstruct
+from diffux2ct.cli import drr, evaluate, prepare, reconstruct, summarize, train
 from diffux2ct.cli.hydra_app import _dotted, _explain
 from diffux2ct.errors import UserError
 
@@ -28,8 +28,11 @@ COMMANDS = {
     "drr": (["ct=a", "out=b"], lambda cfg: drr.idle_settings(read(drr.Radiograph, cfg))),
     "evaluate": (["ckpt=a"], lambda cfg: read(evaluate.Evaluation, cfg)),
     "export_x2ct": (["data=a", "out=b"], lambda cfg: read(prepare.Export, cfg)),
+    "export_model": (["ckpt=a", "out=b"], lambda cfg: read(train.Export, cfg)),
     "prepare": (["raw=a"], check_preparation),
     "reconstruct": (["ckpt=a", "frontal=b", "lateral=c", "out=d"], lambda cfg: read(reconstruct.Request, cfg)),
+    "summarize": (["experiment=demo"], summarize.checked),
+    "train": (["experiment=demo"], train.checked),
 }
 
 

@@ -13,13 +13,7 @@ from diffux2ct.cli.train import Training, check_nodes
 
 def run(cfg: DictConfig) -> None:
     """Print the summary of the model that ``cfg`` names, as a table or as JSON (``json=true``)."""
-    from diffux2ct import build
-
-    cfg = build.resolved(cfg)
-    check_nodes(cfg)
-    idle = [f"trainer.{key}" for key in cfg.trainer if key != "checkpoint_stages"]
-    warn_idle(dict.fromkeys([*idle, "optim", "sampler", "metrics", "logger"], "it changes no cost that is counted"))
-    as_json = convert(bool, cfg.json, "json")
+    cfg, as_json = checked(cfg)
     summary = summarize(cfg)
     if as_json:
         print(json.dumps(summary, indent=2))
@@ -29,6 +23,17 @@ def run(cfg: DictConfig) -> None:
     for name, part in summary["parts"].items():
         print(f"{name:34}{part['parameters'] / 1e6:16.3f}{part['forward_tflop']:12.4f}{part['saved_gib']:18.2f}")
     print("FLOP = 2 x multiply-accumulate of convolutions and matrix products; saved = kept for backward, in fp32.")
+
+
+def checked(cfg: DictConfig) -> tuple[DictConfig, bool]:
+    """The config with all interpolations resolved, and ``json``; UserError for a value of no use."""
+    from diffux2ct import build
+
+    cfg = build.resolved(cfg)
+    check_nodes(cfg)
+    idle = [f"trainer.{key}" for key in cfg.trainer if key != "checkpoint_stages"]
+    warn_idle(dict.fromkeys([*idle, "optim", "sampler", "metrics", "logger"], "it changes no cost that is counted"))
+    return cfg, convert(bool, cfg.json, "json")
 
 
 def summarize(cfg: DictConfig) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The lumbar phantom: reproducible, anatomically on the right side, in plausible HU, and a readable folder."""
 
+import inspect
 import json
 from functools import partial
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from diffux2ct.data.labels import LABELS, label_name, rod_label, screw_label
 from diffux2ct.data.phantom import Phantom, generate_dataset, make_phantom
@@ -220,9 +222,9 @@ def test_a_foreign_folder_and_bad_settings_are_refused(tmp_path: Path) -> None:
         generate_dataset(tmp_path, 1, 1, 1, size=16, extent_mm=256.0, seed=0)
     with pytest.raises(UserError, match="positive"):
         make_phantom(0, 0, size=0)
-    with pytest.raises(UserError, match="choose one of lumbar, pelvis, thorax"):
+    with pytest.raises(UserError, match="choose from lumbar, pelvis, thorax"):
         make_phantom(0, 0, region="knee")
-    with pytest.raises(UserError, match=r"region=knee.*choose one of lumbar"):
+    with pytest.raises(UserError, match=r"region=knee.*choose from lumbar"):
         generate_dataset(tmp_path / "new", 1, 1, 1, size=16, extent_mm=256.0, seed=0, region="knee")
     assert not (tmp_path / "new").exists()
 
@@ -242,3 +244,10 @@ def test_two_processes_write_what_one_writes(tmp_path: Path) -> None:
 def test_the_documented_ranges_are_those_of_the_code():
     page = Path(__file__).parents[3] / "docs" / "phantom.md"
     assert ranges_table() in page.read_text(encoding="utf-8")
+
+
+def test_phantoms_from_python_are_those_of_the_config_by_default() -> None:
+    defaults = {key: p.default for key, p in inspect.signature(generate_dataset).parameters.items()}
+    config = OmegaConf.load(Path(__file__).parents[3] / "configs" / "dataset" / "phantom.yaml")
+    assert defaults["size"] == config.size
+    assert config.generate == {key: defaults[key] for key in config.generate}

@@ -10,6 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from diffux2ct.arguments import check_choice
 from diffux2ct.data.phantom.anatomy import REGIONS
 from diffux2ct.data.phantom.make import MIN_PAINTED_SIZE, make_phantom
 from diffux2ct.data.prepared.workers import num_cores, run_in_workers
@@ -25,27 +26,25 @@ VERSION = 2  # raise it when the voxels of a seed change
 
 def generate_dataset(
     root: str | Path,
-    num_train: int,
-    num_val: int,
-    num_test: int,
-    size: int,
-    extent_mm: float | int,
-    seed: int,
+    num_train: int = 96,
+    num_val: int = 8,
+    num_test: int = 12,
+    size: int = 32,
+    extent_mm: float | int = 256.0,
+    seed: int = 0,
     camera: str = "lumbar",
     workers: int | None = None,
     region: str = "lumbar",
 ) -> Path:
     """Write a prepared folder of phantoms, every case its own patient, and return it.
 
-    region: see ``make_phantom``. workers: processes; None decides from cores and work. A finished folder of the same
-    settings is left alone and an interrupted one is completed. UserError where `root` holds anything else, on another
-    region, and when the disk is full or another process writes there: under torchrun, rank 0 alone calls it.
+    size: voxels per side, over ``extent_mm``. region: see ``make_phantom``. workers: processes; None decides from cores
+    and work. A finished folder of the same settings is left alone and an interrupted one is completed. UserError where
+    `root` holds anything else, on another region, and when the disk is full or another process writes there: under
+    torchrun, rank 0 alone calls it.
     """
     root = Path(root)
-    if region not in REGIONS:
-        raise UserError(
-            f"dataset.generate.region={region}: there is no such region; choose one of {', '.join(REGIONS)}"
-        )
+    check_choice("dataset.generate.region", region, REGIONS)
     settings = {
         "generator": "phantom", "version": VERSION, "region": region, "size": size,
         "extent_mm": float(extent_mm), "seed": seed,
