@@ -10,7 +10,7 @@ import difflib
 import math
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from inspect import Parameter, signature
 from pathlib import Path
@@ -118,15 +118,29 @@ def not_given(key: str) -> str:
 
 
 def unknown_key(key: str, known: Sequence[str]) -> str:
-    """The message for a setting that does not exist, with those that end in it, or else the nearest."""
-    whole = [name for name in known if name.endswith(f".{key}")][:3]
-    hint = f"did you mean {' or '.join(whole)}? " if whole else did_you_mean(key, known)
+    """The message for a setting that does not exist, with those of the same last name, or else the nearest."""
+    last = key.rpartition(".")[2]
+    same = [name for name in known if name.endswith(f".{key}")] or [
+        name for name in known if name.rpartition(".")[2] == last
+    ]
+    # Near in its last name too: a common group alone says nothing.
+    near = [name for name in known if difflib.get_close_matches(last, [name.rpartition(".")[2]])]
+    hint = f"did you mean {' or '.join(same[:3])}? " if same else did_you_mean(key, near)
     return f"unknown key '{key}'; {hint}--cfg job lists the keys, --help explains them"
 
 
 def did_you_mean(word: Any, known: Sequence[Any]) -> str:
     """A question with the nearest of ``known``, ended by a space; empty without a near one."""
     return "".join(f"did you mean {near}? " for near in difflib.get_close_matches(str(word), map(str, known), n=1))
+
+
+def check_choice(key: str, value: Any, known: Iterable[Any]) -> None:
+    """UserError ``key=value``, with the nearest choice, unless ``value`` is one of ``known``."""
+    choices = list(dict.fromkeys(known))
+    if value not in choices:
+        near = did_you_mean(value, choices)
+        listed = f"choose from {', '.join(map(str, choices))}" if not near or len(choices) < 30 else ""
+        raise UserError(f"{key}={value}: no such choice; {near}{listed}".rstrip())
 
 
 def text_keys(schema: type, prefix: str = "") -> Iterator[str]:

@@ -1,12 +1,15 @@
 """What a user mistypes ends in one line that says the way out; what we print can be pasted."""
 
+import re
 import sys
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
 
 from diffux2ct.arguments import read
-from diffux2ct.cli.evaluate import Evaluation
+from diffux2ct.cli.evaluate import Evaluation, default_settings
 from diffux2ct.cli.hydra_app import hydra_app, keep_text, warn_idle
 from diffux2ct.cli.train import fixed_keys, sweep_suffix
 from diffux2ct.command_line import as_typed
@@ -38,6 +41,26 @@ def call(monkeypatch, tmp_path):
         ("train", "trainer.lr=1e-3", ["write optim.lr=1e-3"]),
         ("train", "sampler.steps=5", ["write sampler.num_inference_steps=5"]),
         ("evaluate", "dataset.root=a", ["write root=a"]),
+        ("evaluate", "metrics=x2ct", ["write metrics.protocol=x2ct"]),
+        ("evaluate", "metrics=distortion", ["write metrics.families=[distortion]"]),
+        ("evaluate", "sampler.perturbation=zero", ["write perturbation=zero"]),
+        ("evaluate", "sampler.name=ddpm", ["write sampler=ddpm"]),
+        ("train", "sampler.perturbation=zero", ["write model.perturbation=zero"]),
+        ("train", "widths=small", ["write size=small"]),
+        ("train", "widths.channels=3", ["size=paper, small or tiny", "sizes.SIZE.channels=3"]),
+        ("train", "logger=wandb", ["write logger.wandb.mode=online"]),
+        ("train", "logger=tensorboard", ["write logger.tensorboard=true"]),
+        ("train", "trainer=laptop trainer.device=cpu", ["write scale=laptop"]),
+        ("train", "diffusion=v", ["write objective=v"]),
+        ("train", "model=small", ["write size=small"]),
+        ("train", "experiment=x2ct_gan_paper", ["write model=x2ct_gan"]),
+        ("train", "optim=adam_gan", ["write model=x2ct_gan"]),
+        ("train", "dataset=lumbarv dataset.num_train=4", ["dataset.generate.num_train is a key of dataset=phantom"]),
+        ("train", "dataset.num_train=4", ["did you mean dataset.generate.num_train?"]),
+        ("train", "sampler=ddpm sampler.eta=1", ["sampler.eta is a key of sampler=ddim, which is not chosen"]),
+        ("train", "conditioning=none conditioning.fusion=mean", ["is a key of conditioning=implicit"]),
+        ("train", "dataset.num_workers=4", ["did you mean trainer.num_workers?"]),
+        ("train", "dataset.xyz=4", ["'dataset.xyz'; --cfg job"]),
         ("train", "model=icm_rg", ["did you mean icm_reg?"]),
         ("train", "zzz=1", ["unknown key 'zzz'; --cfg job"]),
         ("train", "model=3", ["a number"]),
@@ -52,7 +75,7 @@ def call(monkeypatch, tmp_path):
 def test_a_mistyped_word_is_answered_in_one_line(call, capfd, config, word, parts):
     words = {"train": ["experiment=demo"], "evaluate": ["ckpt=x"], "drr": ["out=out"]}[config]
     with pytest.raises(SystemExit) as end:
-        call(config, *words, word)
+        call(config, *words, *(word.split() if "=" in word.partition(" ")[2] else [word]))
     message = str(end.value.code)
     assert message.startswith("error: ")
     assert "\n" not in message
@@ -71,6 +94,30 @@ def test_help_shows_the_options_of_groups_that_a_user_chooses_from(call, capsys)
     assert "base=" not in shown  # nor what belongs to other commands
     assert "sampler=own" not in shown
     assert "runs/<name>.1" in shown
+    assert "  size=tiny " in shown
+    assert [line for line in shown.splitlines() if line.endswith("...")] == []  # nothing is cut
+    assert "implicit neural decoder (paper Sec.\n" + " " * 45 + "3.2)." in shown
+    with initialize_config_module("diffux2ct.configs", version_base="1.3"):
+        cfg = compose("train")
+    explained = re.findall(r"^  ((?:trainer|optim|logger)[\w.]+)=", shown, re.M)
+    assert len(explained) > 25
+    for key in explained:
+        assert OmegaConf.select(cfg, key, default="?") != "?", key
+
+
+def test_help_of_evaluate_explains_every_argument(call, capsys):
+    with pytest.raises(SystemExit):
+        call("evaluate", "--help")
+    shown = capsys.readouterr().out
+    defaults = default_settings()
+    keys = [key for key in defaults if key not in ("defaults", "hydra", "sampler", "metrics")]
+    for key in (*keys, *(f"metrics.{key}" for key in defaults["metrics"])):
+        assert re.search(rf"^  {key}=\S+ *\S", shown, re.M), key
+    samplers = [path.stem for path in (ROOT / "configs" / "sampler").glob("*.yaml")]
+    (about,) = re.findall(r"^  sampler=own.*?(?=^  sampler\.)", shown, re.M | re.S)
+    assert all(name in about for name in ("own", *samplers))
+    for choice in ("shuffled", "swapped", "psct", "strict", "zero", "raw", "fp32", "distribution"):
+        assert choice in shown
 
 
 def test_words_without_effect_are_warned_of_by_the_word_as_typed(monkeypatch, tmp_path, capsys):

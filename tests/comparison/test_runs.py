@@ -92,7 +92,7 @@ def test_counts_of_a_case_are_no_metric():
     assert run.cases is not None
     run = replace(run, cases=replace(run.cases, scores={**run.cases.scores, "implant_unseen": np.array([1.0, 2.0])}))
     assert "implant_unseen" not in [metric.key for metric in choose_metrics([run], ["all"])]
-    with pytest.raises(UserError, match="no run has 'implant_unseen'"):
+    with pytest.raises(UserError, match="--metrics=implant_unseen: no such choice"):
         choose_metrics([run], ["implant_unseen"])
 
 
@@ -108,7 +108,7 @@ def test_metrics_are_chosen_in_the_order_asked_for():
     run.summary["floor"].update(ssim=0.1, mae=90.0)
     assert [m.key for m in choose_metrics([run], None)] == ["psnr3d", "ssim", "mae"]
     assert [m.key for m in choose_metrics([run], ["mae", "psnr3d"])] == ["mae", "psnr3d"]
-    with pytest.raises(UserError, match=r"no run has 'psnr3'; did you mean psnr3d\? choose from"):
+    with pytest.raises(UserError, match=r"--metrics=psnr3: no such choice; did you mean psnr3d\? choose from"):
         choose_metrics([run], ["psnr3"])
     # With many, the headline's stand for the rest.
     many = {f"dice_{i}": 0.5 for i in range(12)}
@@ -120,7 +120,7 @@ def test_metrics_are_chosen_in_the_order_asked_for():
     whole = scored("a", fd_ct=3.5)
     assert [m.key for m in choose_metrics([whole], None)] == ["psnr3d", "fd_ct"]
     assert [m.key for m in choose_metrics([whole], ["fd_ct"])] == ["fd_ct"]
-    with pytest.raises(UserError, match="no run has 'num_cases'"):
+    with pytest.raises(UserError, match="--metrics=num_cases: no such choice"):
         choose_metrics([whole], ["num_cases"])
     with pytest.raises(UserError, match="metrics.json holds no metric"):
         choose_metrics([ScoredRun("x", Path("x"), {"num_cases": 3})], None)
@@ -203,6 +203,18 @@ def test_damaged_json_ends_in_one_line(tmp_path, name, text):
     with pytest.raises(UserError, match=rf"{name}: not readable as JSON; r") as error:
         read_runs([folder])
     assert "\n" not in str(error.value)
+
+
+def test_rows_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    folders = ["a/demo", "b/demo", "a/demo.1"]  # of the third, another training has taken the place since
+    for name in folders:
+        folder = tmp_path / name / "evaluation" / "test"
+        folder.mkdir(parents=True)
+        (tmp_path / name / "config.yaml").write_text("name: demo\n")
+        (folder / "metrics.json").write_text('{"psnr3d": 20.0, "num_cases": 1, "run": "demo"}')
+    runs, _ = read_runs([tmp_path / name for name in folders])
+    assert [run.name for run in runs] == ["a/demo", "b/demo", "demo.1"]
+    assert [run.name for run in read_runs([tmp_path / "a/demo"])[0]] == ["demo"]
 
 
 @pytest.mark.parametrize("text", ["a: [", "- 1\n", "a: ${\n", "\0", "[" * 5000, "a: !!python/object:os.system x\n"])

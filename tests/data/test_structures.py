@@ -26,8 +26,8 @@ def test_names_and_groups_have_the_scheme_s_values():
 @pytest.mark.parametrize(
     ("structures", "message"),
     [
-        (["sacrun"], "no structure 'sacrun'; did you mean sacrum?"),
-        (["zzz"], "choose from C1,"),
+        (["sacrun"], "dataset.labels=sacrun: no such choice; did you mean sacrum?"),
+        (["zzz"], "choose from spine,"),
         (["lumbar_spine", "L3"], "L3 and lumbar_spine share voxels"),
         (["sacrum", "sacrum"], "sacrum and sacrum share"),
         ("sacrum", r"dataset.labels=\[sacrum\]"),

@@ -7,8 +7,8 @@ import torch
 from diffux2ct.errors import UserError
 from diffux2ct.evaluation import fidelity
 from diffux2ct.evaluation.metric import (
+    _RECORDS,
     Metric,
-    all_metrics,
     find_metric,
     function_keys,
     function_names,
@@ -22,7 +22,8 @@ from diffux2ct.evaluation.metric_set import MetricSet
 
 def test_every_metric_has_a_unit_a_direction_and_one_line():
     units = {"dB", "HU", "mm", "deg", ""}
-    for key, record in all_metrics().items():
+    function_names()  # imports every module that registers some
+    for key, record in _RECORDS.items():
         assert record.unit in units, key
         assert record.title, key
         assert len(record.about.splitlines()) == 1, key
@@ -42,7 +43,7 @@ def test_metrics_of_structures_are_described_by_their_name(key, title, unit, bet
 
 def test_what_is_no_metric_has_no_description():
     assert [find_metric(key) for key in ("seconds", "dice", "dice_", "case_id")] == [None] * 4
-    assert find_metric("dice_bone") == all_metrics()["dice_bone"]
+    assert find_metric("dice_bone") == _RECORDS["dice_bone"]
 
 
 def test_variants_of_a_structures_metrics_differ_in_title_and_floor():
@@ -146,7 +147,7 @@ def test_a_taken_name_is_refused():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("psnr4d", "unknown metric 'psnr4d'; choose from psnr3d, psnr"),
+        ("psnr4d", r"metrics.names=psnr4d: no such choice; did you mean psnr3d\? choose from psnr3d, psnr"),
         ("nowhere.at_all", "No module named 'nowhere'; is its folder on PYTHONPATH"),
         ("my_metrics.absent", "my_metrics has no absent; correct the path"),
         ("my_metrics.undescribed", "has no record; decorate it with @metric"),

@@ -167,8 +167,8 @@ def test_model_is_scored_in_eval_mode_and_handed_back_as_it_was(dataset, mean_vo
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"xray_source": "reversed"}, "xray_source: .*paired, shuffled, swapped"),
-        ({"metrics": ["psnr", "fid"]}, "unknown metric 'fid'; choose from .*psnr"),
+        ({"xray_source": "reversed"}, "xray_source=reversed: .*paired, shuffled, swapped"),
+        ({"metrics": ["psnr", "fid"]}, "metrics.names=fid: no such choice; .*choose from .*psnr"),
         ({"metrics": []}, "metrics: none named"),
     ],
 )

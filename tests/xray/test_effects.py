@@ -139,7 +139,7 @@ def test_the_config_s_ranges_are_the_documented_defaults():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"sharpness": [0, 1]}, r"randomize\.sharpness: no such effect; choose from photons"),
+        ({"sharpness": [0, 1]}, r"unknown key 'dataset\.randomize\.sharpness'"),
         ({"gamma": [1.4, 0.7]}, r"randomize\.gamma=\[1\.4, 0\.7\]: give \[lowest, highest\]"),
         ({"gamma": [0.0, 1.0]}, r"gamma=0\.0: must be positive"),
         ({"gamma": 1.0}, r"give \[lowest, highest\], or null"),

@@ -7,7 +7,8 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import redirect_stdout
 from importlib.resources import files
-from textwrap import shorten
+from itertools import takewhile
+from textwrap import fill
 from typing import Any
 
 import hydra
@@ -24,18 +25,29 @@ from diffux2ct.errors import UserError
 
 CONFIGS = "diffux2ct.configs"
 
-RENAMED = {
-    "dataset.root": "root",
-    "lr": "optim.lr",
-    "sampler.name": "sampler",
-    "sampler.steps": "sampler.num_inference_steps",
-    "steps": "trainer.max_steps",
-    "trainer.lr": "optim.lr",
-    "trainer.steps": "trainer.max_steps",
-    "diffusion": "objective",
-    "widths": "size",
-}
-"""Keys that do not exist, but that users type: what to write in their place, with the same value."""
+RENAMED = (
+    (r"dataset\.root=(.*)", r"root=\1"),
+    (r"(?:trainer\.)?lr=(.*)", r"optim.lr=\1"),
+    (r"(?:trainer\.)?steps=(.*)", r"trainer.max_steps=\1"),
+    (r"sampler\.steps=(.*)", r"sampler.num_inference_steps=\1"),
+    (r"sampler\.name=(.*)", r"sampler=\1"),
+    (r"sampler\.perturbation=(.*)", r"perturbation=\1"),
+    (r"sampler\.perturbation=(.*)", r"model.perturbation=\1"),
+    (r"metrics=(paper|x2ct|psct|strict)", r"metrics.protocol=\1"),
+    (r"metrics=(distortion)", r"metrics.families=[\1]"),
+    (r"(?:widths|model)=(paper|small|tiny)", r"size=\1"),
+    (r"widths\.([^=]*)=(.*)", r"size=paper, small or tiny, or sizes.SIZE.\1=\2"),
+    (r"diffusion=(epsilon|v|x0)", r"objective=\1"),
+    (r"loss=no_projection", r"loss.projection_weight=0"),
+    (r"loss=(paper|snr)", r"loss.projection_mode=\1"),
+    (r"logger=wandb", r"logger.wandb.mode=online"),
+    (r"logger=tensorboard", r"logger.tensorboard=true"),
+    (r"trainer=laptop", r"scale=laptop"),
+    (r"denoiser=.*", r"model=diffux2ct"),
+    (r"optim=adam_gan", r"model=x2ct_gan"),
+    (r"experiment=x2ct_gan_paper", r"model=x2ct_gan"),
+)
+"""Words that earlier versions took, or that users try: what to write in their place, where the command has that key."""
 
 
 def hydra_app(config_name: str, command: Callable[[DictConfig], object], schema: type | None = None) -> None:
@@ -54,6 +66,9 @@ def hydra_app(config_name: str, command: Callable[[DictConfig], object], schema:
             for override in HydraConfig.get().overrides.task:
                 if new := re.match(r"\++(\w+)=", override):  # a setting at the top, which no command reads
                     raise UserError(unknown_key(new[1], [str(name) for name in cfg if name != new[1]]))
+                # A word in place of a group of settings, or one that any sampler takes; it composes.
+                if isinstance(OmegaConf.select(cfg, override.lstrip("+~").partition("=")[0]), str):
+                    _check_renamed(override, config_name)
             command(cfg)
 
         # Also inside the job: Hydra would print a line of its own before it passes an exception on.
@@ -69,7 +84,7 @@ def hydra_app(config_name: str, command: Callable[[DictConfig], object], schema:
 
 
 def _describe_group(line: re.Match) -> str:
-    """``group: option, option`` of Hydra's help as a line an option with the first comment of its YAML."""
+    """``group: option, option`` of Hydra's help as an entry an option with the first sentence of its YAML."""
     group, lines = line[1], []
     if not files(CONFIGS).joinpath(group).is_dir() or group == "base":
         return "" if group == "base" else line[0]
@@ -77,9 +92,11 @@ def _describe_group(line: re.Match) -> str:
         if option == "own":  # of evaluate.py and reconstruct.py, which have a run
             continue
         source = files(CONFIGS).joinpath(group, f"{option}.yaml")
-        comments = re.findall(r"^# (?!@)(.*)", source.read_text("utf-8") if source.is_file() else "", re.M)
-        about = shorten(comments[0], 75, placeholder=" ...") if comments else ""
-        lines.append(f"  {f'{group}={option}':42} {about}".rstrip() + "\n")
+        text = source.read_text("utf-8") if source.is_file() else ""
+        head = takewhile(lambda line: line.startswith("#"), text.splitlines())
+        comment = " ".join(line.removeprefix("# ") for line in head if not line.startswith("# @"))
+        sentence = re.split(r"(?<!Eq\.)(?<!Sec\.)(?<=\.) ", comment)[0]
+        lines.append(fill(f"  {f'{group}={option}':42} {sentence}".rstrip(), 118, subsequent_indent=" " * 45) + "\n")
     return "".join(lines)
 
 
@@ -139,18 +156,43 @@ def _explain(error: Exception, config_name: str) -> str:
         )
     if missing := re.search(r"Missing mandatory value: (\S+)", str(error)):
         return not_given(missing[1])
+    for word in sys.argv[1:]:
+        _check_renamed(word, config_name)
     if key := re.search(r"[Cc]ould not override '([^']+)'", lines[0]):
         known = _known_keys(config_name, key[1])
-        if RENAMED.get(key[1]) not in known:
-            return unknown_key(key[1], known)
-        typed = next((word.partition("=")[2] for word in sys.argv if word.startswith(f"{key[1]}=")), "...")
-        return f"unknown key '{key[1]}'; write {RENAMED[key[1]]}={typed}"
+        return _of_another_option(key[1], known) or unknown_key(key[1], known)
     option = re.search(r"Could not find '([^']+)/([^']+)'", str(error))
     available = [line for line in lines[1:] if re.fullmatch(r"[\w\-.]+", line)]
     if option and available:
         hint = did_you_mean(option[2], available)
         return f"{option[1]}={option[2]} does not exist; {hint}choose one of {', '.join(available)}"
     return " ".join(lines[:3])
+
+
+def _check_renamed(word: str, config_name: str) -> None:
+    """UserError with the words to write in place of one that is in ``RENAMED``."""
+    for old, new in RENAMED:
+        if match := re.fullmatch(old, word):
+            instead = match.expand(new)
+            if instead.partition("=")[0] in _known_keys(config_name, word.partition("=")[0]):
+                raise UserError(f"{word}: no such setting; write {instead}")
+
+
+def _of_another_option(key: str, known: Sequence[str]) -> str:
+    """The message for a key that an option of its group has that is not chosen; empty for another key."""
+    group, last = key.partition(".")[0], key.rpartition(".")[2]
+    folder = files(CONFIGS).joinpath(group)
+    if not folder.is_dir() or any(name.startswith(f"{group}.") and name.endswith(f".{last}") for name in known):
+        return ""
+    options: dict[str, list[str]] = {}
+    for option in sorted(file.name for file in folder.iterdir() if file.name.endswith(".yaml")):
+        text = folder.joinpath(option).read_text("utf-8")
+        prefix = "" if "@package _global_" in text else f"{group}."
+        for name in _dotted(OmegaConf.to_container(OmegaConf.create(text)), prefix):
+            if name.startswith(f"{group}.") and name.endswith(f".{last}"):
+                options.setdefault(name, []).append(f"{group}={option.removesuffix('.yaml')}")
+    name = key if key in options else next(iter(options), "")
+    return name and f"unknown key '{key}'; {name} is a key of {' and '.join(options[name][:3])}, which is not chosen"
 
 
 def _explain_syntax(override: str) -> str:

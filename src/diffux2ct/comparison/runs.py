@@ -1,6 +1,5 @@
 """Scored runs: their scores and costs, and groups that were scored on the same cases."""
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +8,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
+from diffux2ct.arguments import check_choice
 from diffux2ct.errors import UserError
 from diffux2ct.evaluation.metric import CASE_COUNTS, Metric, find_metric, metric_of, plural
 from diffux2ct.evaluation.statistics import ALPHA
@@ -160,10 +160,7 @@ def choose_metrics(runs: Sequence[ScoredRun], wanted: Sequence[str] | None) -> l
     if list(wanted) == ["all"]:
         return [metric_of(key) for key in found]
     for key in wanted:
-        if key not in found:
-            near = difflib.get_close_matches(key, found, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise UserError(f"--metrics: no run has {key!r}; {hint}choose from {', '.join(found)}")
+        check_choice("--metrics", key, found)
     # An error of matched structures is never shown without its share.
     shown = [key for each in wanted for key in (each, metric_of(each).beside) if key in found]
     return [metric_of(key) for key in dict.fromkeys(shown)]

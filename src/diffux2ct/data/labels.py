@@ -4,7 +4,6 @@ Vertebrae are numbered as in VerSe and CTSpine1K, which CTPelvic1K's numbers are
 and every rod has a value of its own, so that each can be found and measured alone.
 """
 
-import difflib
 from collections.abc import Collection, Mapping, Sequence
 from itertools import product
 
@@ -12,6 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 from scipy import ndimage
 
+from diffux2ct.arguments import check_choice
 from diffux2ct.errors import UserError
 
 VERTEBRAE = (*(f"C{i}" for i in range(1, 8)), *(f"T{i}" for i in range(1, 13)), *(f"L{i}" for i in range(1, 7)))
@@ -169,12 +169,8 @@ def structure_values(name: str) -> frozenset[int]:
     """Values in ``labels.npy`` of a structure. UserError for a name that is neither a group nor a label."""
     if name in GROUPS:
         return GROUPS[name]
-    if name in LABELS:
-        return frozenset((LABELS[name],))
-    known = [*LABELS, *GROUPS]
-    near = difflib.get_close_matches(str(name), known, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(dict.fromkeys(known))}"
-    raise UserError(f"dataset.labels: there is no structure {name!r}; {hint}")
+    check_choice("dataset.labels", name, [*GROUPS, *LABELS])
+    return frozenset((LABELS[name],))
 
 
 def class_table(structures: Sequence[str]) -> UInt8[np.ndarray, "256"]:

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from diffux2ct.arguments import check_choice
 from diffux2ct.diffusion.schedule import make_alphas_cumprod
 from diffux2ct.errors import UserError
 from diffux2ct.types import Volume
@@ -33,15 +34,13 @@ class DiffusionProcess(nn.Module):
         eq8: str = "corrected",
     ) -> None:
         super().__init__()
-        if prediction_type not in PREDICTION_TYPES:
-            raise UserError(f"diffusion.prediction_type={prediction_type}: choose one of {', '.join(PREDICTION_TYPES)}")
+        check_choice("diffusion.prediction_type", prediction_type, PREDICTION_TYPES)
         if prediction_type == "epsilon" and zero_terminal_snr:
             raise UserError(
                 "diffusion.zero_terminal_snr=true: at the last step the input is pure noise, from which epsilon gives "
                 "no volume; use prediction_type=v or x0"
             )
-        if eq8 not in ("corrected", "as_printed"):
-            raise UserError(f"diffusion.eq8={eq8}: choose corrected or as_printed")
+        check_choice("diffusion.eq8", eq8, ("corrected", "as_printed"))
         self.num_train_timesteps = num_train_timesteps
         self.prediction_type = prediction_type
         self.eq8 = eq8

@@ -22,6 +22,7 @@ from typing import Any, Literal, TypeVar
 from jaxtyping import Float
 from torch import Tensor
 
+from diffux2ct.arguments import check_choice
 from diffux2ct.errors import UserError
 from diffux2ct.intensity import Window, denormalize_hu
 
@@ -159,12 +160,6 @@ def _import_all() -> None:
             importlib.import_module(module.name)
 
 
-def all_metrics() -> Mapping[str, Metric]:
-    """Every registered record by key; those of keys made from a structure's name come from `metric_of`."""
-    _import_all()
-    return _RECORDS
-
-
 def find_metric(key: str) -> Metric | None:
     """The record of a key; None if it is no metric's."""
     _import_all()
@@ -191,11 +186,9 @@ def function_keys(names: Iterable[str]) -> list[str]:
     """
     keys = [_key_of_path(name) if "." in name else name for name in names]
     for key in keys:
-        if key not in _FUNCTIONS and key not in function_names():
-            raise UserError(
-                f"metrics.names: unknown metric {key!r}; choose from {', '.join(_FUNCTIONS)}, or give the path of "
-                "your own function (my_package.my_module.my_metric)"
-            )
+        if key not in _FUNCTIONS:
+            own = "or the path of your own function (my_package.my_module.my_metric)"
+            check_choice("metrics.names", key, [*function_names(), own])
     return list(dict.fromkeys(keys))
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffux2ct.arguments import check_choice
 from diffux2ct.command_line import command
 from diffux2ct.errors import UserError
 from diffux2ct.evaluation.anatomy.segmentation import Segmenter
@@ -84,11 +85,10 @@ class MetricSet:
         left out without one. precision: "bf16" or "fp32", of the segmenter alone. UserError: an unknown name, none at
         all, unreadable weights.
         """
-        listed = [] if names is None or isinstance(names, str) else [str(name) for name in names]
-        wrong = [name for name in listed if name not in FAMILIES]
-        if wrong or not listed:
-            given = ",".join(wrong) if wrong else names
-            raise UserError(f"metrics.families={given}: give a list; choose from {', '.join(FAMILIES)}")
+        if not names or isinstance(names, str):
+            raise UserError(f"metrics.families={names}: give a list; choose from {', '.join(FAMILIES)}")
+        for name in names:
+            check_choice("metrics.families", name, FAMILIES)
         if weights is not None and not Path(weights).is_dir():
             raise UserError(f"metrics.weights={weights}: not a folder; docs/evaluation.md says what lies in it")
         chosen = protocol_named(protocol)
@@ -105,7 +105,7 @@ class MetricSet:
         }
         keys = [key for key in function_keys(functions) if key not in DEFAULT_NAMES]
         made = cls([Functions(keys)] if keys else [], context={"protocol": protocol} | _stored_records(keys))
-        for name in listed:
+        for name in names:
             try:
                 family = makers[name]()
             except Unavailable as error:

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from diffux2ct.arguments import check_choice
 from diffux2ct.diffusion.samplers.sampling import sampling_record
 from diffux2ct.errors import UserError
 from diffux2ct.evaluation.contracts import EvaluationDataset, SupportsReconstruct
@@ -130,6 +131,7 @@ class _Job:
 def _score_cases(job: _Job, metrics: MetricSet, mean_volume: Tensor, folder: Path) -> list[dict[str, Any]]:
     """A row a case; its reconstruction is written into ``folder``."""
     dataset, rows = job.dataset, []
+    effective(job.precision, job.device)  # its note comes before the bar
     progress = tqdm(total=len(dataset), desc="evaluate", unit="case", smoothing=0)
     for first in range(0, len(dataset), job.batch_size):
         indices = range(first, min(first + job.batch_size, len(dataset)))
@@ -150,8 +152,7 @@ def _score_cases(job: _Job, metrics: MetricSet, mean_volume: Tensor, folder: Pat
 def _check(dataset: EvaluationDataset, out_dir: Path, xray_source: str, context: Mapping[str, Any]) -> None:
     if len(dataset) == 0:
         raise UserError("dataset: the split to evaluate is empty; choose another split or prepare more cases")
-    if xray_source not in XRAY_SOURCES:
-        raise UserError(f"xray_source: unknown value {xray_source!r}; choose from {', '.join(XRAY_SOURCES)}")
+    check_choice("xray_source", xray_source, XRAY_SOURCES)
     if xray_source == "shuffled" and len({case.patient for case in dataset.cases}) < 2:
         raise UserError("xray_source: shuffling needs at least two patients, and the split holds one")
     if out_dir.exists() and not (out_dir / "metrics.json").exists() and any(out_dir.iterdir()):

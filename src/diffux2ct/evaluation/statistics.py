@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
-from diffux2ct.errors import UserError
+from diffux2ct.arguments import check_choice
 
 NUM_RESAMPLES = 10_000
 NUM_SIGN_FLIPS = 100_000
@@ -111,8 +111,7 @@ def paired_test(
 
     UserError: an unknown test.
     """
-    if test not in TESTS:
-        raise UserError(f"--test {test}: choose {' or '.join(TESTS)}")
+    check_choice("--test", test, TESTS)
     _, sums, counts = by_patient(np.asarray(a, float) - np.asarray(b, float), patients)
     n = len(sums)
     mean = float(sums.sum() / counts.sum()) if n else float("nan")

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diffux2ct.arguments import check_choice
 from diffux2ct.errors import UserError
 from diffux2ct.models.layers.blocks import Downsample, ResBlock, conv_norm_act, without_autocast
 from diffux2ct.types import Plane
@@ -292,8 +293,8 @@ def _check_options(
 ) -> None:
     if len(size) != 3 or any(side % factor or side < factor for side in size):
         raise UserError(f"size={tuple(size)}: {num_levels} encoder levels need sides divisible by {factor}")
-    if uv_fusion not in UV_FUSIONS or fusion not in FUSIONS:
-        raise UserError(f"uv_fusion={uv_fusion} is one of {UV_FUSIONS} and fusion={fusion} one of {FUSIONS}")
+    check_choice("conditioning.uv_fusion", uv_fusion, UV_FUSIONS)
+    check_choice("conditioning.fusion", fusion, FUSIONS)
     if uv_fusion != "axis" and len(set(size)) > 1:
         raise UserError(f"uv_fusion={uv_fusion} needs a cube, not {tuple(size)}; use uv_fusion=axis")
     if not 1 <= num_scales <= num_levels:

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from diffux2ct.arguments import check_choice
 from diffux2ct.diffusion.projection_loss import projection_distance
-from diffux2ct.errors import UserError
 from diffux2ct.reconstructors.base import Batch, Losses, Objective, Reconstructor, seeded_perturbation, xrays_of
 from diffux2ct.types import Volume, Xrays
 
@@ -26,8 +26,7 @@ class RegressionReconstructor(Reconstructor):
 
     def __init__(self, network: nn.Module, norm: str = "l1", projection_weight: float | int = 0.0) -> None:
         super().__init__()
-        if norm not in _DISTANCES:
-            raise UserError(f"model.norm={norm}: choose {' or '.join(_DISTANCES)}")
+        check_choice("model.norm", norm, _DISTANCES)
         self.network = network
         self.size = getattr(network, "size", None)
         self.norm = norm

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffux2ct.arguments import unknown_key
 from diffux2ct.errors import UserError
 from diffux2ct.types import Xray
 from diffux2ct.xray.camera import Real, finite
@@ -153,8 +154,9 @@ class XrayRandomization:
     def from_dict(cls, values: Mapping[str, Any]) -> "XrayRandomization":
         """From plain values, ranges as [lowest, highest] or null; UserError for an unknown key or a bad value."""
         known = [field.name for field in fields(cls)]
-        if unknown := sorted(set(values) - set(known)):
-            raise UserError(f"randomize.{unknown[0]}: no such effect; choose from {', '.join(known)}")
+        for name in values:
+            if name not in known:
+                raise UserError(unknown_key(f"dataset.randomize.{name}", [f"dataset.randomize.{key}" for key in known]))
         return cls(**{name: _plain(name, value) for name, value in values.items()})
 
     def draw(self, generator: torch.Generator) -> XrayEffects:

@@ -227,7 +227,7 @@ def test_errors(tmp_path: Path) -> None:
             discover(name, tmp_path)
     with pytest.raises(UserError, match="no such folder"):
         discover("folder", tmp_path / "gone")
-    with pytest.raises(UserError, match="choose one of ctpelvic1k"):
+    with pytest.raises(UserError, match="choose from ctpelvic1k"):
         discover("lits", tmp_path)
     with pytest.raises(UserError, match="source ctspine1k has the parts COLONOG"):
         discover("ctspine1k", tmp_path, origins=["LUNA"])

@@ -51,7 +51,7 @@ def test_a_stage_learns_a_residual():
 def test_what_does_not_fit_is_refused():
     with pytest.raises(UserError, match="multiple of 4"):
         VNet(2, channels=(4, 4, 4), num_convs=(1, 1, 1))(torch.rand(1, 1, 8, 8, 10))
-    with pytest.raises(UserError, match="norm=batch: choose none or group"):
+    with pytest.raises(UserError, match="norm=batch: no such choice; choose from none, group"):
         VNet(2, norm="batch")
     with pytest.raises(UserError, match="2 channels and 1 num_convs"):
         VNet(2, channels=(4, 4), num_convs=(1,))

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from diffux2ct.arguments import check_choice
 from diffux2ct.data.instrumentation.construct import Rod, build_side
 from diffux2ct.data.instrumentation.frame import Field
 from diffux2ct.data.instrumentation.match import check_match, labels_on_grid, skin_depth
@@ -146,8 +147,7 @@ def _inside(screw: Screw, labels: Field) -> float:
 
 
 def _lumbar_value(name: str) -> int:
-    if name not in LUMBAR:
-        raise UserError(f"vertebrae: {name} is no lumbar vertebra; choose from {', '.join(LUMBAR)}")
+    check_choice("vertebrae", name, LUMBAR)
     return LABELS[name]
 
 

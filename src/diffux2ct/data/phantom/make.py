@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int16, UInt8
 
+from diffux2ct.arguments import check_choice
 from diffux2ct.data.labels import FIRST_ROD, FIRST_SCREW, reduce_classes
 from diffux2ct.data.phantom.anatomy import REGIONS, Anatomy, draw_anatomy
 from diffux2ct.data.phantom.canvas import Canvas
@@ -48,8 +49,7 @@ def make_phantom(
         raise UserError(
             f"phantom: size={size} and extent_mm={extent_mm} must be positive; correct the dataset's settings"
         )
-    if region not in REGIONS:
-        raise UserError(f"phantom: there is no region {region!r}; choose one of {', '.join(REGIONS)}")
+    check_choice("region", region, REGIONS)
     factor = max(1, -(-MIN_PAINTED_SIZE // size))
     seeds = np.random.SeedSequence([seed, index])
     # Streams of their own keep the anatomy independent of the size and of the view.

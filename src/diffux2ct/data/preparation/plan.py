@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from diffux2ct.arguments import check_choice
 from diffux2ct.data.labels import REMAP
 from diffux2ct.data.preparation.scan_job import ScanJob
 from diffux2ct.data.preparation.scan_reader import GreyLevels
@@ -74,8 +75,8 @@ def make_plan(raw: Path, out: Path, request: Request) -> Plan:
     held_out = crops if request.test_crops is None else request.test_crops
     if min(crops, held_out) < 0:
         raise UserError(f"crops={crops}, test_crops={held_out}: give a count, or 0 for the one cube that grid= sets")
-    if labels not in (None, OURS, *REMAP):
-        raise UserError(f"labels={labels}: choose {', '.join((OURS, *REMAP))}, or null if their numbers have no names")
+    if labels is not None:  # null: their numbers have no names
+        check_choice("labels", labels, (OURS, *REMAP, "null"))
     if settings.grid == "stored":
         raise UserError(f"grid=stored: source {request.source} has no cubes that are cut already; use grid=centre")
     if settings.grid != "centre" and (crops or held_out):

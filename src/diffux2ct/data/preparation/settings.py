@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from diffux2ct.arguments import check_choice
 from diffux2ct.errors import UserError
 from diffux2ct.intensity import HU_WINDOW
 from diffux2ct.xray.attenuation import ATTENUATIONS
@@ -68,8 +69,7 @@ class PrepareSettings:
             raise UserError(f"window={list(self.window)}: give [lower, upper] in HU")
         camera_preset(self.camera, self.size, float(self.spacing))  # its own UserError for an unknown name
         for key, known in (("grid", GRIDS), ("projector", PROJECTORS), ("attenuation", ATTENUATIONS)):
-            if getattr(self, key) not in known:
-                raise UserError(f"{key}={getattr(self, key)}: choose {', '.join(known)}")
+            check_choice(key, getattr(self, key), known)
         if not 0 <= self.min_filled <= 1:
             raise UserError(f"min_filled={self.min_filled}: give a share of the cube, from 0 to 1")
         jitter = {"degrees": 0, "mm": 0} if self.pose_jitter is None else dict(self.pose_jitter)

@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 
+from diffux2ct.arguments import check_choice
 from diffux2ct.data.prepared.tables import plain_name
 from diffux2ct.data.sources.common import Discovery, RawCase, Tree, sorted_cases, walk
 from diffux2ct.errors import UserError
@@ -36,8 +37,7 @@ def discover(name: str, raw: str | Path, *, origins: Sequence[str] | None = None
     CTPelvic1K but COLONOG, whose scans CTSpine1K has too.
     Raises UserError for an unknown layout or part, a missing folder, or one that holds no scan.
     """
-    if name not in SOURCES:
-        raise UserError(f"dataset.prepare.source={name}: choose one of {', '.join(sorted(SOURCES))}")
+    check_choice("dataset.prepare.source", name, sorted(SOURCES))
     raw = Path(raw)
     if not raw.is_dir():
         raise UserError(f"{raw}: no such folder; raw= is the folder that holds the CT scans")

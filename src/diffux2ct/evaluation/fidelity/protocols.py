@@ -29,7 +29,7 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
-from diffux2ct.errors import UserError
+from diffux2ct.arguments import check_choice
 from diffux2ct.evaluation.fidelity.distortion import decibel, in_double, mae_hu, slice_errors
 from diffux2ct.evaluation.fidelity.ssim import ms_ssim3d, structural_similarity
 from diffux2ct.intensity import Window
@@ -91,8 +91,7 @@ Score = dict[str, float | None]
 
 def protocol_named(name: str) -> Protocol:
     """One of `PROTOCOLS`. UserError for another name."""
-    if name not in PROTOCOLS:
-        raise UserError(f"protocol: unknown protocol {name!r}; choose from {', '.join(PROTOCOLS)}")
+    check_choice("metrics.protocol", name, PROTOCOLS)
     return PROTOCOLS[name]
 
 

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from diffux2ct.arguments import check_choice
 from diffux2ct.errors import UserError
 from diffux2ct.models.layers.blocks import Conv3d
 from diffux2ct.models.layers.normalization import GroupNorm
@@ -55,8 +56,7 @@ class VNet(nn.Module):
         norm: str = "none",
     ):
         super().__init__()
-        if norm not in NORMS:
-            raise UserError(f"model.network.norm={norm}: choose {' or '.join(NORMS)}")
+        check_choice("model.network.norm", norm, NORMS)
         if len(channels) != len(num_convs):
             raise UserError(
                 f"model.network: {len(channels)} channels and {len(num_convs)} num_convs; give one of each a stage"
