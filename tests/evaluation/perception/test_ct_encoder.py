@@ -131,7 +131,7 @@ def test_damaged_parts_of_the_ct_weights_are_refused(tmp_path, monkeypatch):
         (package / "__init__.py").touch()
         (package / "part.bin").write_bytes(b"weights")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(UserError, match="astra_p1: the joined weights have another checksum; run: diffux2ct-fetch"):
+    with pytest.raises(UserError, match="astra_p1: the joined weights have another checksum; run: python scripts"):
         CtEncoder.load()
 
 
