@@ -7,6 +7,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from diffux2ct import build, load
+from diffux2ct.data.prepared.dataset import PreparedDataset
 from diffux2ct.diffusion.samplers.ddim import Ddim
 from diffux2ct.diffusion.samplers.sampling import sampling_record
 from diffux2ct.errors import UserError
@@ -129,3 +130,16 @@ def test_settings_that_fit_no_model_are_refused_in_one_line(words, message):
     with torch.device("meta"), pytest.raises(UserError, match=f"^{message}") as error:
         build.build_reconstructor(build.resolved(cfg))
     assert "\n" not in str(error.value)
+
+
+def test_a_split_of_one_training_patient_or_without_validation_is_warned_of(phantoms):
+    def warnings(train_set, validator, *words):
+        with initialize_config_module("diffux2ct.configs", version_base="1.3"):
+            cfg = compose("train", [f"dataset.root={phantoms}", *words])
+        return [line.partition(": ")[2] for line in build.split_warnings(cfg, train_set, validator)]
+
+    train_set = PreparedDataset(phantoms, "train")
+    assert warnings(train_set, object()) == []
+    assert warnings(train_set, None) == ["no case is in val, so training is not validated"]
+    assert warnings(train_set, None, "trainer.val_every=0") == []
+    assert warnings(train_set.first(1), object()) == ["phantom_train_00000 is the only patient in train"]

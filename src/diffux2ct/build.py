@@ -3,7 +3,7 @@
 import inspect
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from diffux2ct.arguments import read
+from diffux2ct.arguments import convert, read
 from diffux2ct.data.prepared.dataset import PreparedDataset, read_manifest
 from diffux2ct.diffusion.samplers.sampling import Sampler, inference_timesteps
 from diffux2ct.errors import UserError
@@ -76,6 +76,13 @@ def check_sampler(cfg: DictConfig) -> None:
         steps = build_sampler(cfg.sampler).num_inference_steps
         if "diffusion" in cfg and steps is not None:
             inference_timesteps(cfg.diffusion.num_train_timesteps, steps)
+
+
+def check_metrics(cfg: DictConfig) -> None:
+    """UserError for a name in ``metrics.names`` that is no metric, where training is validated."""
+    names = convert(list[str], plain(cfg.metrics).get("names"), "metrics.names")
+    if cfg.trainer.val_every and reconstructs(cfg):
+        function_keys(names)
 
 
 def build_settings(cfg: DictConfig) -> TrainerSettings:
@@ -145,6 +152,15 @@ def build_validator(cfg: DictConfig) -> Validator | None:
     metrics = {key: partial(measure, key, window=window) for key in function_keys(cfg.metrics.names)}
     sampling = {"sampler": build_sampler(cfg.sampler)} if samples(cfg) else {}
     return Validator(dataset, metrics, sampling, window)  # type: ignore[arg-type]
+
+
+def split_warnings(cfg: DictConfig, train_set: PreparedDataset, validator: Validator | None) -> Iterator[str]:
+    """Warnings of a split that trains on one patient alone, or validates on none."""
+    patients = {case.patient for case in train_set.cases}
+    if len(patients) == 1:
+        yield f"{train_set.root}: {min(patients)} is the only patient in train"
+    if validator is None and cfg.trainer.val_every and reconstructs(cfg):
+        yield f"{train_set.root}: no case is in val, so training is not validated"
 
 
 def build_sampler(cfg: DictConfig) -> Sampler:

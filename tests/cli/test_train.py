@@ -132,6 +132,8 @@ def test_settings_that_a_training_does_not_use_are_named(words, idle, used):
         ("sampler=ddim sampler.eta=-1", "sampler.eta=-1: "),
         ("sampler.num_inference_steps=0", "sampler.num_inference_steps=0: "),
         ("sampler.num_inference_steps=1001", "sampler.num_inference_steps=1001: must lie between 1 and .*=1000"),
+        ("metrics.names=[psnr,psnrr]", r"metrics.names=psnrr: no such choice; did you mean psnr\? choose from"),
+        ("metrics.names=psnr", "metrics.names=psnr: not a list"),
         ("sampler.num_inference_steps=abc", "sampler.num_inference_steps=abc: not a whole number"),
     ],
 )

@@ -75,8 +75,8 @@ def _train(cfg: DictConfig, settings: TrainerSettings) -> None:
     distributed.barrier()
     train_set = build.build_dataset(cfg.dataset, "train")
     validator = build.build_validator(cfg)
-    if rank == 0:
-        warn_of_data(cfg, train_set, validator)
+    for warning in build.split_warnings(cfg, train_set, validator) if rank == 0 else ():
+        print(f"warning: {warning}", file=sys.stderr)
 
     # Load the previous checkpoint and decide how long to train.
     settings = settings.with_steps_for(len(train_set))
@@ -117,17 +117,6 @@ def _train(cfg: DictConfig, settings: TrainerSettings) -> None:
         print(f"next: {command('evaluate')} {as_typed('ckpt', str(run_dir))}")
 
 
-def warn_of_data(cfg: DictConfig, train_set: Any, validator: Any) -> None:
-    """Warn of a split that trains on one patient, or validates on none."""
-    from diffux2ct import build
-
-    patients = {case.patient for case in train_set.cases}
-    if len(patients) == 1:
-        print(f"warning: {cfg.dataset.root}: {min(patients)} is the only patient in train", file=sys.stderr)
-    if validator is None and cfg.trainer.val_every and build.reconstructs(cfg):
-        print(f"warning: {cfg.dataset.root}: no case is in val, so training is not validated", file=sys.stderr)
-
-
 def checked(cfg: DictConfig) -> tuple[DictConfig, TrainerSettings]:
     """The config with all interpolations resolved, and the trainer's settings; UserError for a value of no use."""
     from diffux2ct import build
@@ -141,6 +130,7 @@ def checked(cfg: DictConfig) -> tuple[DictConfig, TrainerSettings]:
     resolve_device(settings.device)
     build.check_optimizer(cfg)
     build.check_sampler(cfg)
+    build.check_metrics(cfg)
     return cfg, settings
 
 
