@@ -192,7 +192,7 @@ def _of_another_option(key: str, known: Sequence[str]) -> str:
             if name.startswith(f"{group}.") and name.endswith(f".{last}"):
                 options.setdefault(name, []).append(f"{group}={option.removesuffix('.yaml')}")
     name = key if key in options else next(iter(options), "")
-    return name and f"unknown key '{key}'; {name} is a key of {' and '.join(options[name][:3])}, which is not chosen"
+    return name and f"unknown key '{key}'; {name} is a key of {' or '.join(options[name][:3])}, which is not chosen"
 
 
 def _explain_syntax(override: str) -> str:
