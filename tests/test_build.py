@@ -11,6 +11,7 @@ from diffux2ct.data.prepared.dataset import PreparedDataset
 from diffux2ct.diffusion.samplers.ddim import Ddim
 from diffux2ct.diffusion.samplers.sampling import sampling_record
 from diffux2ct.errors import UserError
+from diffux2ct.training.validation import Validator
 
 OWN_SAMPLER = '''
 from diffux2ct.diffusion.samplers.sampling import Sampler
@@ -139,7 +140,8 @@ def test_a_split_of_one_training_patient_or_without_validation_is_warned_of(phan
         return [line.partition(": ")[2] for line in build.split_warnings(cfg, train_set, validator)]
 
     train_set = PreparedDataset(phantoms, "train")
-    assert warnings(train_set, object()) == []
+    validator = Validator(PreparedDataset(phantoms, "val"), {}, {}, train_set.window)
+    assert warnings(train_set, validator) == []
     assert warnings(train_set, None) == ["no case is in val, so training is not validated"]
     assert warnings(train_set, None, "trainer.val_every=0") == []
-    assert warnings(train_set.first(1), object()) == ["phantom_train_00000 is the only patient in train"]
+    assert warnings(train_set.first(1), validator) == ["phantom_train_00000 is the only patient in train"]

@@ -1,4 +1,4 @@
-"""Every value of every key is taken, or refused in one line."""
+"""Every value of every key is taken, or refused in one line (train.py: see test_train)."""
 
 import pytest
 from hydra import compose, initialize_config_module
@@ -6,7 +6,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from diffux2ct.arguments import read
-from diffux2ct.cli import drr, evaluate, prepare, reconstruct, summarize, train
+from diffux2ct.cli import drr, evaluate, prepare, reconstruct, train
 from diffux2ct.cli.hydra_app import _dotted, _explain
 from diffux2ct.errors import UserError
 
@@ -31,8 +31,6 @@ COMMANDS = {
     "export_model": (["ckpt=a", "out=b"], lambda cfg: read(train.Export, cfg)),
     "prepare": (["raw=a"], check_preparation),
     "reconstruct": (["ckpt=a", "frontal=b", "lateral=c", "out=d"], lambda cfg: read(reconstruct.Request, cfg)),
-    "summarize": (["experiment=demo"], summarize.checked),
-    "train": (["experiment=demo"], train.checked),
 }
 
 
