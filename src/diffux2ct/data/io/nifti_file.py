@@ -101,7 +101,7 @@ def _check_size(path: Path, image: Any, voxel_path: Path, compressed: bool) -> N
 
 
 def _apart(header: Any, shape: Sequence[int]) -> float:
-    """How far apart sform and qform place a corner voxel, in the file's unit; 0 unless it has both."""
+    """The distance between a corner voxel's places by sform and by qform, in the file's unit; 0 unless it has both."""
     if int(header["qform_code"]) <= 0 or int(header["sform_code"]) <= 0 or len(shape) < 3:
         return 0.0
     with suppress(ValueError):  # a quaternion that is none, which the sform overrides
