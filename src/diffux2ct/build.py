@@ -14,7 +14,7 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from diffux2ct.arguments import convert, read
+from diffux2ct.arguments import read
 from diffux2ct.data.prepared.dataset import PreparedDataset, read_manifest
 from diffux2ct.diffusion.samplers.sampling import Sampler, inference_timesteps
 from diffux2ct.errors import UserError
@@ -34,7 +34,20 @@ def resolved(cfg: DictConfig) -> DictConfig:
 
     Raises UserError for a size that the model does not have, and for a node that was given a word.
     """
-    for key in ("dataset", "diffusion", "loss", "metrics", "logger", "model", "optim", "recipe", "trainer"):
+    nodes = (
+        "dataset",
+        "diffusion",
+        "loss",
+        "metrics",
+        "logger",
+        "model",
+        "optim",
+        "recipe",
+        "sampler",
+        "sizes",
+        "trainer",
+    )
+    for key in nodes:
         if not OmegaConf.is_config(cfg.get(key)):
             choice = "choose objective=epsilon, v or x0, or give" if key in ("diffusion", "loss") else "give"
             raise UserError(f"{key}={cfg.get(key)}: is no choice; {choice} one of its keys as {key}.KEY=VALUE")
@@ -80,9 +93,8 @@ def check_sampler(cfg: DictConfig) -> None:
 
 def check_metrics(cfg: DictConfig) -> None:
     """UserError for a name in ``metrics.names`` that is no metric, where training is validated."""
-    names = convert(list[str], plain(cfg.metrics).get("names"), "metrics.names")
     if cfg.trainer.val_every and reconstructs(cfg):
-        function_keys(names)
+        function_keys(cfg.metrics.names)
 
 
 def build_settings(cfg: DictConfig) -> TrainerSettings:
@@ -198,8 +210,9 @@ def check_optimizer(cfg: DictConfig) -> None:
     """UserError where the optimiser refuses its settings."""
     try:
         build_optimizer(cfg)([nn.Parameter(torch.zeros(1))])
-    except (TypeError, ValueError) as error:
-        raise UserError(f"optim: {error}; correct it on the command line") from error
+    except (TypeError, ValueError, IndexError, HydraException) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"optim: {reason}; correct it on the command line") from error
 
 
 def build_loggers(cfg: DictConfig, run_dir: Path) -> Callable[[int], Loggers]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from diffux2ct import __version__, load
 from diffux2ct.arguments import Positive, Precision, Seed, Three, Weights, convert
+from diffux2ct.build import plain
 from diffux2ct.data.io.camera_file import CameraFile, check_extent, geometry_differs, read_camera_files
 from diffux2ct.data.io.ct_image import triple
 from diffux2ct.data.io.volume import write_nifti
@@ -145,13 +146,15 @@ def reconstruct(
     Raises UserError, one line, for a checkpoint or X-ray that cannot be used.
     """
     # Read everything that is cheap before the checkpoint is loaded, so that a wrong file name costs no time.
-    convert(Precision, precision, "precision")
-    convert(Weights | None, weights, "weights")
-    convert(Seed, seed, "seed")
+    for kind, value, key in (
+        (Precision, precision, "precision"),
+        (Weights | None, weights, "weights"),
+        (Seed, seed, "seed"),
+    ):
+        convert(kind, value, key)
     given = convert(Three | None, _plain_numbers(origin), "origin")
-    pitch = convert(Positive | tuple[Positive, Positive] | None, _plain_numbers(pixel_pitch), "pixel_pitch")
     inputs = {"frontal": frontal, "lateral": lateral}
-    images, hashes = _read_views(inputs, line_integrals, (pitch, pitch) if isinstance(pitch, float) else pitch, head_up)
+    images, hashes = _read_views(inputs, line_integrals, _pitch(pixel_pitch), head_up)
     cameras = read_camera_files({view: Path(x) for view, x in inputs.items() if isinstance(x, str | Path)})
 
     # Load the model and check that the X-rays are what it was trained on.
@@ -160,9 +163,8 @@ def reconstruct(
     grid["notes"] = [*(note for image in images.values() for note in image.meta.get("notes", ())), *grid["notes"]]
     xrays = prepare_xrays(images, grid["size"], run.cfg.dataset.xray_normalization)
     seen = xrays | _panel_map(run.cfg.dataset, cameras, grid)
-    sampling = run.sampling(
-        sampler or {}, perturbation=perturbation, output=output, num_samples=num_samples, blend=blend
-    )
+    settings = {"perturbation": perturbation, "output": output, "num_samples": num_samples, "blend": blend}
+    sampling = run.sampling(sampler or {}, **settings)
     start = time.perf_counter()
     hu = to_hu(_sample(run, seen, seed, precision, sampling)[None], tuple(run.cfg.dataset.window))
     record = _record(run, weights, images, hashes) | {
@@ -300,7 +302,8 @@ def _trained_camera(dataset: DictConfig) -> tuple[str | None, Mapping[str, Any] 
     """Preset and geometry of the camera that a model was trained on; the geometry is None where neither the prepared
     folder nor a model folder gives it."""
     if dataset.get("camera"):  # of a model folder
-        return dataset.camera.preset, dataset.camera.geometry
+        camera = plain(dataset.camera)
+        return camera.get("preset"), camera.get("geometry")
     if (Path(dataset.root) / "dataset.json").is_file():
         description = read_description(dataset.root)
         return description.get("preset"), description.get("camera")
@@ -321,6 +324,12 @@ def _panel_map(
 
 def _device(model: Reconstructor) -> torch.device:
     return next(model.parameters()).device
+
+
+def _pitch(given: Any) -> tuple[float, float] | None:
+    """mm between pixels as (row, col), from one number or two."""
+    pitch = convert(Positive | tuple[Positive, Positive] | None, _plain_numbers(given), "pixel_pitch")
+    return (pitch, pitch) if isinstance(pitch, float) else pitch
 
 
 def _plain_numbers(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Every value of every key is taken, or refused in one line (train.py: see test_train)."""
+"""Every value of every key is taken, or refused in one line."""
 
 import pytest
 from hydra import compose, initialize_config_module
@@ -30,6 +30,7 @@ COMMANDS = {
     "export_x2ct": (["data=a", "out=b"], lambda cfg: read(prepare.Export, cfg)),
     "export_model": (["ckpt=a", "out=b"], lambda cfg: read(train.Export, cfg)),
     "prepare": (["raw=a"], check_preparation),
+    "train": (["size=tiny"], train.checked),
     "reconstruct": (["ckpt=a", "frontal=b", "lateral=c", "out=d"], lambda cfg: read(reconstruct.Request, cfg)),
 }
 
@@ -53,7 +54,8 @@ def wrong(cfg, check, command) -> list[str]:
     return bad
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+# Training checks a whole config each time: a minute and a half.
+@pytest.mark.parametrize("command", [pytest.param(c, marks=[pytest.mark.slow] * (c == "train")) for c in COMMANDS])
 def test_every_value_of_every_key_is_taken_or_refused_in_one_line(command):
     overrides, check = COMMANDS[command]
     cfg = composed(command, *overrides)

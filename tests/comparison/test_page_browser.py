@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from diffux2ct.cli import compare
-from diffux2ct.data.io.volume import read_ct
+from diffux2ct.data.io.volume import read_own_ct
 from diffux2ct.viz.slices import WINDOWS, display_plane, error_colours, grey
 from diffux2ct.viz.viewer import HU_OF_CODE, encode_hu
 
@@ -25,7 +25,7 @@ def compared(compared_runs, phantoms, tmp_path_factory):
     for folder in (phantoms / "cases").iterdir():
         made = [run / "evaluation" / "phantom-test" / "reconstructions" for run in compared_runs]
         if "test" in folder.name:
-            hu = [np.load(folder / "volume.npy"), *(read_ct(m / f"{folder.name}.nii.gz").hu for m in made)]
+            hu = [np.load(folder / "volume.npy"), *(read_own_ct(m / f"{folder.name}.nii.gz").hu for m in made)]
             volumes[folder.name] = dict(zip(PANES, (HU_OF_CODE[encode_hu(v)] for v in hu), strict=True))
     return path, volumes
 

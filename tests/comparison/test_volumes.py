@@ -11,7 +11,7 @@ import pytest
 from diffux2ct.cli import compare
 from diffux2ct.comparison.find_runs import read_runs
 from diffux2ct.comparison.volumes import known_root
-from diffux2ct.data.io.volume import read_ct, write_nifti
+from diffux2ct.data.io.volume import read_own_ct, write_nifti
 from diffux2ct.errors import UserError
 
 NAMES = ["half", "whole & <b>", "inverted"]
@@ -107,7 +107,7 @@ def test_a_root_is_not_taken_from_a_run_that_was_scored_on_other_data(compared_r
 def test_a_run_whose_volumes_do_not_fit_is_left_out_and_named(runs, tmp_path):
     folder = runs[2] / "evaluation" / "phantom-test" / "reconstructions"
     for path in folder.iterdir():
-        ct = read_ct(path)
+        ct = read_own_ct(path)
         write_nifti(path, ct.hu[:8], ct.spacing, ct.origin)
     _, alts, (told,) = page_of(runs, tmp_path)
     assert told.startswith("inverted is not in the pictures: ")
@@ -126,7 +126,7 @@ def test_a_run_whose_volumes_do_not_fit_is_left_out_and_named(runs, tmp_path):
 
 def test_a_volume_from_another_place_is_not_the_same_case(runs, tmp_path):
     for path in (runs[1] / "evaluation" / "phantom-test" / "reconstructions").iterdir():
-        ct = read_ct(path)
+        ct = read_own_ct(path)
         write_nifti(path, ct.hu, ct.spacing, (9.0, 9.0, 9.0))
     (told,) = page_of(runs, tmp_path)[2]
     assert told.startswith("whole & <b> is not in the pictures: ")

@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -32,6 +32,31 @@ from diffux2ct.training.settings import TrainerSettings, resolve_device
 
 if TYPE_CHECKING:
     import diffux2ct.training.loop
+    from diffux2ct.data.prepared.dataset import PreparedDataset
+    from diffux2ct.training.validation import Validator
+
+
+@dataclass(frozen=True)
+class Wandb:
+    """Keys of ``logger.wandb``."""
+
+    mode: Literal["disabled", "online", "offline"]
+    project: str
+
+
+@dataclass(frozen=True)
+class Logging:
+    """Keys of ``logger``."""
+
+    tensorboard: bool
+    wandb: Annotated[Any, Wandb]
+
+
+@dataclass(frozen=True)
+class ValidationMetrics:
+    """Keys of ``metrics``."""
+
+    names: list[str]
 
 
 @dataclass(frozen=True)
@@ -41,6 +66,8 @@ class Training:
     name: str
     run_dir: Path
     dataset: Annotated[Any, Dataset]
+    logger: Annotated[Any, Logging]
+    metrics: Annotated[Any, ValidationMetrics]
     trainer: Annotated[Any, TrainerSettings] = None
 
 
@@ -62,21 +89,11 @@ def _train(cfg: DictConfig, settings: TrainerSettings) -> None:
     from diffux2ct.training.loop import Ended, stepping_back, train
     from diffux2ct.training.processes import distributed
 
-    # Join the other processes of this run.
+    # Join the other processes of this run, and open its data.
     run_dir = Path(cfg.run_dir)
     rank, world = distributed.start()
     settings.check_world(world)
-    if rank == 0 and settings.checkpoint_stages and "denoiser" not in cfg.model:
-        print("warning: trainer.checkpoint_stages: no effect, this model has no denoiser", file=sys.stderr)
-
-    # Open the data; one process generates phantoms where they are missing, the others wait for it.
-    if rank == 0:
-        build.ensure_dataset(cfg.dataset)
-    distributed.barrier()
-    train_set = build.build_dataset(cfg.dataset, "train")
-    validator = build.build_validator(cfg)
-    for warning in build.split_warnings(cfg, train_set, validator) if rank == 0 else ():
-        print(f"warning: {warning}", file=sys.stderr)
+    train_set, validator = _open_data(cfg, settings, rank)
 
     # Load the previous checkpoint and decide how long to train.
     settings = settings.with_steps_for(len(train_set))
@@ -117,14 +134,31 @@ def _train(cfg: DictConfig, settings: TrainerSettings) -> None:
         print(f"next: {command('evaluate')} {as_typed('ckpt', str(run_dir))}")
 
 
+def _open_data(cfg: DictConfig, settings: TrainerSettings, rank: int) -> tuple["PreparedDataset", "Validator | None"]:
+    """The training set and the validator; one process generates missing phantoms and warns, the others wait for it."""
+    from diffux2ct import build
+    from diffux2ct.training.processes import distributed
+
+    if rank == 0:
+        build.ensure_dataset(cfg.dataset)
+    distributed.barrier()
+    train_set, validator = build.build_dataset(cfg.dataset, "train"), build.build_validator(cfg)
+    warnings = build.split_warnings(cfg, train_set, validator)
+    if settings.checkpoint_stages and "checkpoint_stages" not in OmegaConf.to_yaml(cfg.model):
+        warnings = [*warnings, "trainer.checkpoint_stages: no effect, this model has no denoiser"]
+    for warning in warnings if rank == 0 else ():
+        print(f"warning: {warning}", file=sys.stderr)
+    return train_set, validator
+
+
 def checked(cfg: DictConfig) -> tuple[DictConfig, TrainerSettings]:
     """The config with all interpolations resolved, and the trainer's settings; UserError for a value of no use."""
     from diffux2ct import build
 
     unused = build.unused_parts(cfg) if OmegaConf.is_config(cfg.model) else []
     cfg = build.resolved(cfg)
-    cfg.run_dir += sweep_suffix(cfg)
     check_nodes(cfg)
+    cfg.run_dir = f"{cfg.run_dir}{sweep_suffix(cfg)}"
     warn_idle(idle_settings(cfg, unused))
     settings = build.build_settings(cfg)
     resolve_device(settings.device)

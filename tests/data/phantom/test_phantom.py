@@ -198,7 +198,7 @@ def test_generated_folder_is_readable_resumes_and_is_left_alone(tmp_path: Path) 
         file.unlink()
     generate_dataset(root, 3, 1, 2, size=16, extent_mm=256.0, seed=5)
     assert kept.stat().st_mtime_ns == stamp[kept]
-    assert len(PreparedDataset(root, "train")[1]) == 4
+    assert len(PreparedDataset(root, "train")[1]) == 5
 
     with pytest.raises(UserError, match=r"other settings \(seed=5\)"):
         generate_dataset(root, 3, 1, 2, size=16, extent_mm=256.0, seed=6)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffux2ct.data.io.volume import read_ct
+from diffux2ct.data.io.volume import read_own_ct
 from diffux2ct.data.prepared.dataset import PreparedDataset
 from diffux2ct.evaluation.runner import evaluate
 from diffux2ct.viz.slices import WINDOWS, bone_centre, display_plane, error_colours, grey
@@ -34,7 +34,7 @@ def evaluated(phantoms, tmp_path_factory):
         evaluate(BackProjector(), dataset, out, sampling={}, mean_volume=mean, metrics=["psnr3d", "ssim3d"])
     volumes = {}
     for case in dataset.cases:
-        made = read_ct(out / "reconstructions" / f"{case.case_id}.nii.gz").hu
+        made = read_own_ct(out / "reconstructions" / f"{case.case_id}.nii.gz").hu
         volumes[case.case_id] = {"truth": np.load(case.path / "volume.npy"), "reconstruction": made}
     return out / "report.html", volumes
 
