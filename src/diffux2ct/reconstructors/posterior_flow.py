@@ -36,6 +36,8 @@ class PosteriorFlow(Reconstructor):
     num_inference_steps, num_samples: the defaults of ``reconstruct``.
     """
 
+    flow_trained: Tensor  # bool: the flow has had a step
+
     def __init__(
         self,
         conditioning: Conditioning,
