@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from omegaconf import OmegaConf
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -173,3 +174,30 @@ def test_a_damaged_or_foreign_model_folder_is_refused_in_one_line(model, damage,
 def test_a_model_folder_has_no_raw_weights(model):
     with pytest.raises(UserError, match="one set of weights; leave out weights=raw"):
         load_run(model, "cpu", "raw")
+
+
+def test_posterior_flow_is_trained_scored_exported_and_used(phantoms, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    small = ["experiment=plus", "scale=laptop", "dataset=phantom", "dataset.size=16", "dataset.generate=null", *THIN]
+    small += [f"dataset.root={phantoms}", "trainer.device=cpu", "trainer.max_steps=2", "trainer.ema_decay=0.5"]
+    train(composed("train", *small, f"run_dir={tmp_path / 'run'}"))
+    few = ["ckpt=run", "max_cases=1", "num_report_cases=1", "metrics.families=[distortion]", "device=cpu"]
+    for words in (["output=mean"], ["output=ensemble", "num_samples=2", "sampler.num_inference_steps=3"]):
+        evaluate(composed("evaluate", *few, *words))
+    assert "warning" not in capsys.readouterr().err
+    marks = "distortion-first1"
+    made = {path.name for path in (tmp_path / "run/evaluation").iterdir()}
+    assert {f"phantom-test-mean-{marks}", f"phantom-test-ensemble-samples2-steps3-{marks}"} <= made
+    summary = json.loads((tmp_path / f"run/evaluation/phantom-test-mean-{marks}/metrics.json").read_text())
+    assert summary["sampling"] == {"output": "mean"}
+
+    # A model folder knows the camera of its training; other rays give another CT.
+    export_model(tmp_path / "run", tmp_path / "m")
+    by_run, by_folder = (reconstruct(name, *xrays(), output="mean", device="cpu") for name in ("run", "m"))
+    np.testing.assert_array_equal(by_folder.hu, by_run.hu)
+    config = yaml.safe_load((tmp_path / "m/config.yaml").read_text())
+    config["dataset"]["camera"]["geometry"]["sad"] = 300.0
+    config["dataset"]["camera"]["geometry"]["sid"] = 450.0
+    (tmp_path / "m/config.yaml").write_text(yaml.safe_dump(config))
+    nearer = reconstruct("m", *xrays(), output="mean", device="cpu")
+    assert np.abs(nearer.hu.astype(int) - by_run.hu).max() >= 1

@@ -4,6 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,7 @@ from diffux2ct.reconstructors.base import Reconstructor, on_device
 from diffux2ct.reconstructors.precision import autocast, effective
 from diffux2ct.types import VIEWS
 from diffux2ct.viz import slices
-from diffux2ct.xray.camera import Camera, spacing_xyz
+from diffux2ct.xray.camera import Camera, camera_preset, spacing_xyz
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -315,11 +316,14 @@ def _panel_map(
     dataset: DictConfig, cameras: Mapping[str, CameraFile], grid: Mapping[str, Any]
 ) -> dict[str, Float[Tensor, "1 4"]]:
     """``Camera.panel_map`` of the X-rays' camera: of camera.json, else that of the training; empty where unknown."""
-    geometry = next((known.geometry for known in cameras.values()), None) or _trained_camera(dataset)[1]
-    if not geometry:
-        return {}
-    side = grid["size"] * grid["spacing"][0]
-    return {"camera": torch.tensor([Camera.from_dict(geometry).panel_map(side)])}
+    size, step = grid["size"], grid["spacing"][0]
+    preset, trained = _trained_camera(dataset)
+    for geometry in (*(known.geometry for known in cameras.values()), trained or {}):
+        with suppress(UserError):  # an older file may declare a part of it
+            return {"camera": torch.tensor([Camera.from_dict(geometry).panel_map(size * step)])}
+    with suppress(UserError):
+        return {"camera": torch.tensor([camera_preset(preset or "", size, step).panel_map(size * step)])}
+    return {}
 
 
 def _device(model: Reconstructor) -> torch.device:

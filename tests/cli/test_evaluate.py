@@ -89,3 +89,16 @@ def test_long_names_are_cut_and_stay_apart():
     first, second = ([f"metrics.names=[{','.join(f'my_package.metric{i}' for i in range(n))}]"] for n in (30, 31))
     assert folder(*first) != folder(*second)
     assert max(len(folder(*first)), len(folder(*second))) <= 200
+
+
+@pytest.mark.parametrize(
+    ("sampling", "name"),
+    [
+        ({"output": "mean"}, "mean"),
+        ({"output": "sample", "num_inference_steps": 5}, "sample-steps5"),
+        ({"output": "ensemble", "num_inference_steps": 2, "num_samples": 8}, "ensemble-samples8-steps2"),
+        ({"output": "sample", "num_inference_steps": 5, "blend": 0.5}, "sample-steps5-blend0.5"),
+    ],
+)
+def test_the_output_of_a_method_without_a_sampler_is_named(sampling, name):
+    assert folder(sampling=sampling) == f"phantom-test-{name}"

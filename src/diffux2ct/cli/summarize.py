@@ -41,14 +41,13 @@ def summarize(cfg: DictConfig) -> dict[str, Any]:
     import torch
 
     from diffux2ct import build
-    from diffux2ct.reconstructors.cost import part_cost
-    from diffux2ct.types import VIEWS
+    from diffux2ct.reconstructors.cost import meta_xrays, part_cost
 
     with torch.device("meta"):
         model = build.build_reconstructor(cfg)
         size = cfg.dataset.size
-        batch = {view: torch.empty(1, 1, size, size) for view in VIEWS}
-        batch |= {"volume": torch.empty(1, 1, size, size, size), "seed": torch.zeros(1, dtype=torch.long)}
+        batch = {"volume": torch.empty(1, 1, size, size, size), "seed": torch.zeros(1, dtype=torch.long)}
+        batch |= meta_xrays(size)
         parts = {
             name: {"parameters": sum(p.numel() for p in part.parameters()), **part_cost(model, call)}
             for name, (part, call) in model.parts(batch).items()

@@ -57,7 +57,7 @@ def _flop(model: Reconstructor, size: int, **settings: Any) -> tuple[int, set[nn
         for child in children
         for module in child.modules()
     ]
-    xrays = {view: torch.empty(1, 1, size, size, device="meta") for view in VIEWS}
+    xrays = meta_xrays(size)
     counter = FlopCounterMode(display=False)
     was_training = model.training
     model.eval()
@@ -71,6 +71,12 @@ def _flop(model: Reconstructor, size: int, **settings: Any) -> tuple[int, set[nn
     # A model that keeps its parameters to itself runs none of its children.
     own = any(True for _ in model.parameters(recurse=False))
     return counter.get_total_flops(), {model} if own or not ran else ran
+
+
+def meta_xrays(size: int) -> dict[str, Tensor]:
+    """X-rays to count with, of a cone camera, since parallel rays cost a model that follows them nothing."""
+    xrays = {view: torch.empty(1, 1, size, size, device="meta") for view in VIEWS}
+    return xrays | {"camera": torch.tensor([[1.0, 0.1, 1.0, 0.1]], device="cpu")}
 
 
 def _parameters(module: nn.Module) -> int:

@@ -17,6 +17,7 @@ from diffux2ct.intensity import normalize_xray
 from diffux2ct.training.checkpoints import file as checkpoint
 from diffux2ct.training.settings import TrainerSettings
 from diffux2ct.training.steps import endless_batches
+from diffux2ct.xray.camera import camera_preset
 from diffux2ct.xray.effects import XrayRandomization
 
 SIZE = 16
@@ -38,6 +39,19 @@ def root(tmp_path: Path) -> Path:
         write_case(root, case_id, body(seed), (4.0, 4.0, 4.0), (1.0, 2.0, 3.0), "lumbar", meta={"patient": f"p{seed}"})
     finish_dataset(root, "made", split, {"size": SIZE, "spacing": 4.0, "camera": "lumbar", "seed": 7})
     return root
+
+
+def test_an_item_has_the_camera_of_its_own_case(root: Path) -> None:
+    lumbar = torch.tensor(camera_preset("lumbar", SIZE, 4.0).panel_map(4.0 * SIZE))
+    assert torch.equal(PreparedDataset(root)[0]["camera"], lumbar)
+    assert torch.equal(PreparedDataset(root, size=SIZE // 2)[0]["camera"], lumbar)  # the same cube
+    # As X-rays that came with their scans may have: another camera for one case.
+    path = root / "cases" / "b" / "case.json"
+    near = camera_preset("x2ct", SIZE, 4.0)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"camera_geometry": near.to_dict()}))
+    data = PreparedDataset(root)
+    assert torch.equal(data[0]["camera"], lumbar)
+    assert torch.equal(data[1]["camera"], torch.tensor(near.panel_map(4.0 * SIZE)))
 
 
 def test_items_are_in_model_range_and_shape(root: Path) -> None:

@@ -9,9 +9,13 @@ THIN = {"plane_channels": 8, "encoder_channels": (8, 8, 8), "num_blocks": 1}
 CONE = torch.tensor([camera_preset("x2ct", 16, 20.0).panel_map(320.0)])
 
 
-def xrays(**more: torch.Tensor) -> dict[str, torch.Tensor]:
+PARALLEL = torch.tensor([camera_preset("parallel", 16, 20.0).panel_map(320.0)])
+
+
+def xrays(camera: torch.Tensor = PARALLEL) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return {view: torch.randn(1, 1, 16, 16, generator=generator) for view in ("frontal", "lateral")} | more
+    images = {view: torch.randn(1, 1, 16, 16, generator=generator) for view in ("frontal", "lateral")}
+    return images | {"camera": camera}
 
 
 @pytest.mark.parametrize("ways", [{}, {"along": False}, {"depth": False}])
@@ -35,7 +39,12 @@ def test_the_camera_counts_unless_it_is_turned_off():
     cone, parallel = lifting(xrays(camera=CONE))[0], lifting(xrays())[0]
     assert (cone - parallel).abs().max() > 0.05
     lifting.cone = False
+    without = {view: image for view, image in xrays().items() if view != "camera"}
     assert torch.equal(lifting(xrays(camera=CONE))[0], parallel)
+    assert torch.equal(lifting(without)[0], parallel)
+    lifting.cone = True
+    with pytest.raises(UserError, match="no 'camera'"):
+        lifting(without)  # never taken for parallel in silence
 
 
 def test_settings_that_do_not_fit_are_refused_in_one_line():

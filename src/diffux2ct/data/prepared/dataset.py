@@ -19,7 +19,7 @@ from diffux2ct.data.io.ct_image import triple
 from diffux2ct.data.io.dicom.kind import has_dicom_magic
 from diffux2ct.data.labels import check_structures, class_table, reduce_classes
 from diffux2ct.data.prepared.tables import check_case_id, numbers, read_rows
-from diffux2ct.data.prepared.writer import FORMAT, SPLITS
+from diffux2ct.data.prepared.writer import FORMAT, SPLITS, read_case
 from diffux2ct.errors import UserError
 from diffux2ct.intensity import HU_WINDOW, normalize_hu, normalize_xray
 from diffux2ct.seeding import CPU, seeded_generator
@@ -91,7 +91,7 @@ class PreparedDataset(torch.utils.data.Dataset):
         if self.size < 1 or stored % self.size:
             raise UserError(_wrong_size(self.root, stored, self.size))
         self._factor = stored // self.size
-        self._camera = _panel_map(description.get("camera"), description)
+        self._camera, self._side = description.get("camera"), _side(description)
         self._stored = stored
         self._cache: dict[int, dict] | None = {} if cache else None
         self.cases = self._read_manifest(description.get("spacing"))
@@ -103,7 +103,9 @@ class PreparedDataset(torch.utils.data.Dataset):
         return len(self.cases)
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict:
-        """{"volume", "frontal", "lateral", "index"}; X-ray rows are z, so they match the volume's first axis.
+        """{"volume", "frontal", "lateral", "camera", "index"}; X-ray rows are z, as the volume's first axis.
+
+        camera [4]: ``Camera.panel_map`` of the case; missing where the folder does not describe its camera.
 
         key: an index, or (index, seed): the X-rays as ``randomize`` exposes them, fixed by that seed alone.
         """
@@ -119,8 +121,8 @@ class PreparedDataset(torch.utils.data.Dataset):
             item[view] = normalize_xray(image, self.xray_normalization)[None]
         if self.labels:
             item["labels"] = case["labels"]
-        if self._camera is not None:
-            item["camera"] = self._camera
+        if "camera" in case:
+            item["camera"] = case["camera"]
         item["index"] = index
         return item
 
@@ -135,6 +137,10 @@ class PreparedDataset(torch.utils.data.Dataset):
         if self.labels:
             classes = reduce_classes(self._classes[load_array(self.cases[index].path, "labels")], self._factor)
             case["labels"] = torch.from_numpy(classes)
+        if self._camera is not None and self._side is not None:
+            # X-rays that were stored with the scans may each have a camera of their own.
+            own = (read_case(self.root, self.cases[index].case_id) or {}).get("camera_geometry", self._camera)
+            case["camera"] = torch.tensor(Camera.from_dict(own).panel_map(self._side))
         if self._cache is not None:
             self._cache[index] = case
         return case
@@ -312,9 +318,7 @@ def _first_scan(root: Path) -> str | None:
     return next((str(path.relative_to(root)) for path in found), None)
 
 
-def _panel_map(camera: Any, description: Mapping[str, Any]) -> Tensor | None:
-    """``Camera.panel_map`` of the folder's camera and cube; None where dataset.json does not describe them."""
-    if not isinstance(camera, dict) or not description.get("spacing"):
-        return None
-    side = spacing_xyz(description["spacing"])[0] * int(description["size"])
-    return torch.tensor(Camera.from_dict(camera).panel_map(side))
+def _side(description: Mapping[str, Any]) -> float | None:
+    """mm of a cube's side; None where dataset.json does not have the spacing."""
+    spacing = description.get("spacing")
+    return None if spacing is None else spacing_xyz(spacing)[0] * description["size"]

@@ -109,7 +109,12 @@ class LiftedConditioning(Conditioning):
         )
 
     def forward(self, xrays: Xrays, z: Plane | None = None) -> Conditions:
-        """X-rays in [-1, 1], and their "camera" [b, 4] (``Camera.panel_map``) unless it is parallel."""
+        """X-rays in [-1, 1], and their "camera" [b, 4] on the CPU (``Camera.panel_map``); UserError without it."""
         camera = xrays.get("camera") if self.cone else None
+        if self.cone and camera is None:
+            raise UserError(
+                "xrays: no 'camera', along whose rays this model lifts; add Camera.panel_map of the X-rays' camera, "
+                "[batch, 4] on the CPU"
+            )
         lifted = [view(xrays[name], camera) for name, view in self.views.items()]
         return [concatenate(*scale) for scale in zip(*lifted, strict=True)]
