@@ -90,3 +90,16 @@ def test_only_totals_explode_and_the_first_bad_step_is_kept():
     watch.observe(14, {"a/total": torch.tensor(math.nan), "a/grad_norm": torch.tensor(math.nan)})
     assert watch.first_bad_step() == 13
     assert watch.describe()[0] == "a/grad_norm is not finite"
+
+
+def test_another_objective_s_losses_are_compared_with_its_own(tmp_path):
+    watch = LossWatch(100.0, CPU)
+    for step in range(12):
+        watch.observe(step, {"mean/total": torch.tensor(0.001)})
+    watch.restart()
+    for step in range(12, 24):
+        watch.observe(step, {"flow/total": torch.tensor(1.0)})
+    assert watch.first_bad_step() is None  # a thousand times the mean's
+    watch.observe(24, {"flow/total": torch.tensor(101.0)})
+    assert watch.first_bad_step() == 24
+    assert watch.describe()[0] == "flow/total exploded to 101"

@@ -66,7 +66,11 @@ def test_n_plus_m_steps_equal_n_then_resume_bit_for_bit(go):
 def test_each_objective_has_its_part_of_the_run_and_ends_on_its_average_also_when_resumed(go):
     common = ("model=posterior_flow", "trainer.log_every=1", "trainer.precision=fp32", "trainer.ema_decay=0.5")
     common += ("trainer.max_steps=6", "trainer.checkpoint_every=1", "trainer.keep_last=9", "trainer.lr_schedule=cosine")
+    common += ("trainer.val_every=1", "trainer.num_val_cases=1", "model.sigma=5")
     folder = go("whole", *common, "model.flow_after=0.5")
+    assert (
+        checkpoint.load(folder / "checkpoints" / "best.pt")["step"] > 3
+    )  # a mean alone, however good, is not the best
     assert list(curve(folder, "mean/total")) == [1, 2, 3]
     assert list(curve(folder, "flow/total")) == [4, 5, 6]
     at = {step: checkpoint.load(folder / "checkpoints" / f"step_{step:08d}.pt") for step in (2, 3, 4, 6)}
@@ -78,6 +82,7 @@ def test_each_objective_has_its_part_of_the_run_and_ends_on_its_average_also_whe
         elif average is not None:
             assert torch.equal(value, at[2]["model"][name]), name  # the flow's turn had not come
     assert any(not torch.equal(v, at[4]["model"][n]) for n, v in at[3]["model"].items() if n.startswith("flow.out"))
+    assert [at[step]["watch"]["num_seen"] for step in (3, 4, 6)] == [3, 1, 3]  # losses are compared with their own
     # Each part has the whole schedule: the last rate of six cosine steps would be a twelfth of this.
     assert at[3]["optimizers"]["mean"]["param_groups"][0]["lr"] == pytest.approx(
         0.25 * at[3]["optimizers"]["mean"]["param_groups"][0]["initial_lr"]

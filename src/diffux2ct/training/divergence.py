@@ -46,8 +46,6 @@ class LossWatch:
         """Check the losses of the step after ``step`` steps."""
         if self.reference is not None and len(self.reference) != len(losses):
             self.reference, self.num_seen = None, 0  # restored from a run of other losses
-        if self.names and self.names != list(losses):
-            self.reference, self.num_seen, self.bad_values = None, 0, None  # another objective's turn
         if self.names != list(losses):
             self.names = list(losses)
             # Gradient norms and parts of a loss may well grow: only totals explode.
@@ -64,6 +62,10 @@ class LossWatch:
         now = (~values.isfinite() | (exploded & self.totals)).any() & (self.first_bad == _NEVER)
         self.bad_values = values if self.bad_values is None else torch.where(now, values, self.bad_values)
         self.first_bad = torch.where(now, torch.full_like(self.first_bad, step), self.first_bad)
+
+    def restart(self) -> None:
+        """Forget what losses are compared with: those that follow are of other objectives."""
+        self.names, self.reference, self.num_seen, self.bad_values = [], None, 0, None
 
     def first_bad_step(self) -> int | None:
         """The number of steps before the first bad one on any rank; None without one. Collective."""

@@ -75,9 +75,8 @@ class Run:
     def step(self, parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Step each objective in order on the same batch; returns losses and gradient norms by name."""
         state = self.state
-        for objective in self.objectives:
-            if state.step == self.settings.span(objective.during)[1]:
-                self._finish(objective)
+        if state.step and state.step in {edge for o in self.objectives for edge in self.settings.span(o.during)}:
+            self._change_objectives()
         # After the batches: a loader that starts draws from the global generator too, and a resumed run starts one.
         seed_all(self.draws.seed, state.step, self.rank, _STEP)
         losses = step_objectives(self.objectives, state, self.run_step, self.wrapped, parts, self.settings, self.device)
@@ -87,10 +86,13 @@ class Run:
         state.step += 1
         return losses
 
-    def _finish(self, objective: Objective) -> None:
+    def _change_objectives(self) -> None:
         """Settle the parameters of an objective that is stepped no more: what follows builds on their average."""
-        if self.state.ema:
-            self.state.ema.settle(self.state.model, objective.parameters)
+        self.check()
+        self.state.watch.restart()
+        for objective in self.objectives:
+            if self.state.ema and self.state.step == self.settings.span(objective.during)[1]:
+                self.state.ema.settle(self.state.model, objective.parameters)
         self.state.best_score = None  # what scores well now may lack what follows
 
     def check(self) -> None:
