@@ -2,7 +2,8 @@
 
 A camera enters as four numbers, ``Camera.panel_map``: a voxel's row on the panel depends on its depth and its z alone,
 and its column on its depth and its place across. Bilinear sampling therefore factors into one product with a matrix
-per depth for the rows and one for the columns, equal to ``grid_sample`` and several times faster.
+per depth for the rows and one for the columns, equal to ``grid_sample``. On a CPU it takes 0.6 to 1.6 times as long
+(``benchmarks/lifting_cpu.csv``); on CUDA its gradient is deterministic, which that of ``grid_sample`` is not.
 """
 
 import torch
@@ -40,8 +41,7 @@ def along_rays(
     """
     axis = RAY_AXIS[view]
     if camera is None or bool((camera == camera.new_tensor(PARALLEL)).all()):
-        volume = planes.expand(-1, -1, planes.shape[3], -1, -1)
-        return volume.movedim(2, axis) if axis > 2 else volume
+        return planes.expand(-1, -1, planes.shape[3], -1, -1).movedim(2, axis)
     if bool((camera != camera[:1]).any()):
         pairs = zip(planes.split(1), camera.split(1), strict=True)
         return torch.cat([along_rays(plane, own, view) for plane, own in pairs])
