@@ -11,7 +11,7 @@ from diffux2ct.types import Volume
 class Ddim(Sampler):
     """One step of DDIM (Song et al. 2021, Eq. 12); ``eta`` 0 is deterministic, 1 has DDPM's variance."""
 
-    def __init__(self, num_inference_steps: int | None = 50, eta: float | int = 0.0) -> None:
+    def __init__(self, num_inference_steps: float | int | None = 50, eta: float | int = 0.0) -> None:
         super().__init__(num_inference_steps)
         self.eta = at_least_zero("eta", eta)
 

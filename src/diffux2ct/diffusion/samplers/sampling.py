@@ -27,7 +27,7 @@ class Sampler(ABC):
     num_inference_steps: timesteps visited, evenly spaced; None: all timesteps of the training.
     """
 
-    def __init__(self, num_inference_steps: int | None = None) -> None:
+    def __init__(self, num_inference_steps: float | int | None = None) -> None:
         steps = num_inference_steps
         if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
             raise UserError(f"sampler.num_inference_steps={steps}: must be a whole number of at least 1")
