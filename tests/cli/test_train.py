@@ -134,7 +134,7 @@ def test_settings_that_a_training_does_not_use_are_named(words, idle, used):
         ("sampler.num_inference_steps=1001", "sampler.num_inference_steps=1001: must lie between 1 and .*=1000"),
         ("metrics.names=[psnr,psnrr]", r"metrics.names=psnrr: no such choice; did you mean psnr\? choose from"),
         ("metrics.names=psnr", "metrics.names=psnr: not a list"),
-        ("sampler.num_inference_steps=abc", "sampler.num_inference_steps=abc: not a whole number"),
+        ("sampler.num_inference_steps=abc", "sampler.num_inference_steps=abc: not a number"),
     ],
 )
 def test_a_sampler_is_checked_before_training_begins(words, message, tmp_path):
