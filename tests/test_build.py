@@ -22,8 +22,8 @@ class Warm(Sampler):
         super().__init__(num_inference_steps)
         self.temperature = temperature
 
-    def step(self, x_0, x_t, a_t, a_prev, draw_noise):
-        return x_0 + self.temperature * draw_noise()
+    def step(self, now):
+        return now.x_0 + self.temperature * now.draw_noise()
 '''
 
 
@@ -51,6 +51,8 @@ def run():
         (["sampler.eta=1"], {"name": "ddim", "num_inference_steps": 10, "eta": 1.0}),
         (["sampler=ddim", "sampler.eta=1"], {"name": "ddim", "num_inference_steps": 50, "eta": 1.0}),
         (["sampler=ddpm"], {"name": "ddpm", "num_inference_steps": 1000}),
+        (["sampler=dpm_solver"], {"name": "dpm_solver", "num_inference_steps": 20}),
+        (["sampler=heun"], {"name": "heun", "num_inference_steps": 10, "num_evaluations": 19}),
     ],
 )
 def test_a_command_changes_the_run_s_sampler_or_takes_another(run, overrides, record):

@@ -137,6 +137,17 @@ def test_costs_agree_with_summarize_model(compose, model):
     assert model.training
 
 
+def test_every_run_of_the_network_is_counted_not_every_step(compose):
+    config = build.plain(build.resolved(compose()))
+    steps = {"num_inference_steps": 4}
+    heun, ddim_7, ddim_4 = (
+        count_cost(config, sampling, None)[0]
+        for sampling in (steps | {"num_evaluations": 7}, {"num_inference_steps": 7}, steps)
+    )
+    assert heun == ddim_7
+    assert heun.tflop > ddim_4.tflop
+
+
 def test_counting_allocates_nothing(compose):
     """The paper's model and its 1000 steps; every tensor that is made must be on the meta device."""
     cfg = compose(experiment="paper").model

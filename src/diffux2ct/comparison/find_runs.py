@@ -210,7 +210,8 @@ def count_cost(config: dict[str, Any], sampling: dict[str, Any], folder: Path | 
             model = build.build_reconstructor(OmegaConf.create(config))
         if not isinstance(model, Reconstructor):
             raise UserError("it does not reconstruct")
-        return reconstruction_cost(model, int(config["dataset"]["size"]), sampling.get("num_inference_steps")), ""
+        runs = sampling.get("num_evaluations", sampling.get("num_inference_steps"))
+        return reconstruction_cost(model, int(config["dataset"]["size"]), runs), ""
     except Exception as error:  # a config of an older or a changed program may fail in any way
         reason = " ".join(str(error).split()) or type(error).__name__
         return None, f"Parameters and TFLOP of {folder} could not be counted: {reason}."

@@ -31,19 +31,19 @@ class Cost:
     iterative: bool
 
 
-def reconstruction_cost(model: Reconstructor, size: int, num_inference_steps: int | None = None) -> Cost:
-    """Cost of ``model.reconstruct`` for one volume of ``size``^3 voxels.
+def reconstruction_cost(model: Reconstructor, size: int, num_evaluations: int | None = None) -> Cost:
+    """Cost of ``model.reconstruct`` for one volume of ``size``^3 voxels, with so many runs of a sampler's network.
 
-    ``model`` must be on the meta device. Only one and two inference steps are run: each further one costs the same
-    with any sampler, and counting then takes no longer the more steps there are.
+    ``model`` must be on the meta device. Only one and two steps of one run each are counted: each further one costs the
+    same with any sampler, and counting then takes no longer the more there are.
     """
-    if "sampler" not in model.settings() or num_inference_steps is None:
+    if "sampler" not in model.settings() or num_evaluations is None:
         total, ran = _flop(model, size)
         iterative = False
     else:
         once, ran = _flop(model, size, sampler=Ddim(1))
         twice, _ = _flop(model, size, sampler=Ddim(2))
-        total, iterative = once + (num_inference_steps - 1) * (twice - once), twice != once
+        total, iterative = once + (num_evaluations - 1) * (twice - once), twice != once
     used = _parameters(model) if model in ran else sum(_parameters(network) for network in ran)
     return Cost(used, _parameters(model) - used, total / 1e12, iterative)
 

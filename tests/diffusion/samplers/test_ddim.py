@@ -5,7 +5,7 @@ from tests.diffusion.samplers.draws import noises
 from diffux2ct.diffusion.process import DiffusionProcess
 from diffux2ct.diffusion.samplers.ddim import Ddim
 from diffux2ct.diffusion.samplers.ddpm import Ddpm
-from diffux2ct.diffusion.samplers.sampling import sample
+from diffux2ct.diffusion.samplers.sampling import Step, sample
 from diffux2ct.errors import UserError
 
 
@@ -13,7 +13,7 @@ def test_eta_one_is_ddpm():
     a_t, a_prev = torch.tensor(0.4), torch.tensor(0.55)
     draw = noises(4)
     x_0, x_t, noise = draw(), draw(), draw()
-    ours, ddpm = (s.step(x_0, x_t, a_t, a_prev, lambda: noise) for s in (Ddim(eta=1.0), Ddpm()))
+    ours, ddpm = (s.step(Step(x_t, x_0, a_t, a_prev, lambda: noise)) for s in (Ddim(eta=1.0), Ddpm()))
     torch.testing.assert_close(ours, ddpm, rtol=1e-4, atol=1e-5)
 
 

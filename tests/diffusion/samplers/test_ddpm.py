@@ -3,7 +3,7 @@ from tests.diffusion.samplers.draws import noises
 
 from diffux2ct.diffusion.process import DiffusionProcess
 from diffux2ct.diffusion.samplers.ddpm import Ddpm
-from diffux2ct.diffusion.samplers.sampling import sample
+from diffux2ct.diffusion.samplers.sampling import Step, sample
 
 
 def test_a_step_has_the_posterior_s_mean_and_variance():
@@ -13,8 +13,8 @@ def test_a_step_has_the_posterior_s_mean_and_variance():
     alpha, beta = a_t / a_prev, 1 - a_t / a_prev
     precision = 1 / (1 - a_prev) + alpha / beta
     mean = (a_prev.sqrt() * x_0 / (1 - a_prev) + alpha.sqrt() * x_t / beta) / precision
-    torch.testing.assert_close(Ddpm().step(x_0, x_t, a_t, a_prev, lambda: 0 * x_t), mean)
-    drawn = Ddpm().step(x_0, x_t, a_t, a_prev, noises(0, x_0.shape))
+    torch.testing.assert_close(Ddpm().step(Step(x_t, x_0, a_t, a_prev, lambda: 0 * x_t)), mean)
+    drawn = Ddpm().step(Step(x_t, x_0, a_t, a_prev, noises(0, x_0.shape)))
     torch.testing.assert_close(drawn.var(), 1 / precision, rtol=0.03, atol=0)
     torch.testing.assert_close(drawn.mean(), mean.mean(), rtol=0, atol=0.01)
 

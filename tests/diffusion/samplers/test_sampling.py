@@ -5,12 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.diffusion.samplers import peers
 from tests.diffusion.samplers.draws import noises
 
 from diffux2ct.diffusion.process import DiffusionProcess
 from diffux2ct.diffusion.samplers import sampling
 from diffux2ct.diffusion.samplers.ddim import Ddim
 from diffux2ct.diffusion.samplers.ddpm import Ddpm
+from diffux2ct.diffusion.samplers.dpm_solver import DpmSolver
+from diffux2ct.diffusion.samplers.heun import Heun
 from diffux2ct.diffusion.samplers.sampling import (
     Sampler,
     changed_settings,
@@ -21,6 +24,7 @@ from diffux2ct.diffusion.samplers.sampling import (
 from diffux2ct.errors import UserError
 
 GOLDEN = Path(__file__).parents[2] / "goldens" / "samplers.json"
+EVERY = [Ddpm, Ddim, DpmSolver, Heun]
 SAMPLERS = {"ddpm 1000": Ddpm(), "ddpm 10": Ddpm(10), "ddim 50": Ddim(), "ddim 10 eta 1": Ddim(10, eta=1)}
 
 
@@ -31,9 +35,9 @@ class Guess(Sampler):
         super().__init__(num_inference_steps)
         self.temperature = temperature
 
-    def step(self, x_0, x_t, a_t, a_prev, draw_noise):
+    def step(self, now):
         """x_0, and scaled noise."""
-        return x_0 + self.temperature * draw_noise()
+        return now.x_0 + self.temperature * now.draw_noise()
 
 
 def test_timesteps_start_at_the_end_and_cover_the_range():
@@ -46,7 +50,7 @@ def test_timesteps_start_at_the_end_and_cover_the_range():
         inference_timesteps(10, 11)
 
 
-@pytest.mark.parametrize("sampler", [Ddpm, Ddim])
+@pytest.mark.parametrize("sampler", EVERY)
 @pytest.mark.parametrize("kind", ["epsilon", "v", "x0"])
 @pytest.mark.parametrize("steps", [5, 50])
 def test_an_oracle_network_leads_to_its_volume(sampler, kind, steps):
@@ -63,14 +67,22 @@ def test_an_oracle_network_leads_to_its_volume(sampler, kind, steps):
     torch.testing.assert_close(out, x_0, rtol=0, atol=2e-3)
 
 
+@pytest.mark.parametrize("sampler", EVERY)
+@pytest.mark.parametrize("kind", ["v", "x0"])
+@pytest.mark.parametrize("steps", [1, 3, 20])
+def test_volumes_are_finite_from_pure_noise(sampler, kind, steps):
+    process = DiffusionProcess(num_train_timesteps=20, zero_terminal_snr=True, prediction_type=kind)
+    assert process.alphas_cumprod[-1] == 0
+    out = sample(peers.network, process, sampler(steps), noises(0)(), noises(1))
+    assert torch.isfinite(out).all()
+    assert out.std() > 0.01
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("kind", ["epsilon", "v"])
 def test_whole_loops_keep_their_golden_sums(request, kind, name):
-    def network(x_t, t):
-        return 0.4 * x_t + 0.05 * torch.sin(t.float() / 100).view(-1, 1, 1, 1, 1)
-
     draw = noises(7)
-    x = sample(network, DiffusionProcess(prediction_type=kind), SAMPLERS[name], draw(), draw).double()
+    x = sample(peers.network, DiffusionProcess(prediction_type=kind), SAMPLERS[name], draw(), draw).double()
     found = [x.sum().item(), x.abs().mean().item()]
     goldens = json.loads(GOLDEN.read_text())
     if request.config.getoption("--update-goldens"):
@@ -106,6 +118,9 @@ def test_samplers_are_recorded_by_name_and_settings():
     settings = {"sampler": Ddim(5, eta=1), "perturbation": "zero"}
     ddim = {"name": "ddim", "num_inference_steps": 5, "eta": 1.0, "perturbation": "zero"}
     assert sampling_record(settings) == ddim
+    heun = {"name": "heun", "num_inference_steps": 5, "num_evaluations": 9}
+    assert sampling_record({"sampler": Heun(5)}) == heun
+    assert sampling_record({"sampler": DpmSolver(5)}) == {"name": "dpm_solver", "num_inference_steps": 5}
     assert changed_settings(Ddim(5)) == {} == changed_settings(Ddpm(9))
     assert changed_settings(Ddim(5, eta=0.5)) == {"eta": 0.5}
     assert changed_settings(Guess(temperature=2.0)) == {"temperature": 2.0}

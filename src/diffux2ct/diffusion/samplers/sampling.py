@@ -1,13 +1,17 @@
 """Reverse processes: from noise to a volume, one timestep after another (paper Eq. 2).
 
 A sampler is a class with `step` whose settings are its constructor's arguments and its attributes. A file here and a
-YAML under ``configs/sampler/`` that names the class by ``_target_`` add one.
+YAML under ``configs/sampler/`` that names the class by ``_target_`` add one. It keeps nothing between two steps: `Step`
+holds whatever a step depends on.
 """
 
 import inspect
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +23,27 @@ from diffux2ct.errors import UserError
 from diffux2ct.types import Volume
 
 _PATIENCE = 5.0  # seconds until the steps get a progress bar
+
+
+@dataclass(frozen=True)
+class Step:
+    """The inputs of one reverse step, from the present timestep to the next timestep visited.
+
+    x_t: the present volume. x_0: the estimate at x_t, clipped to [-1, 1].
+    a_t, a_prev: alphas_cumprod now and at the next timestep, 1 in the end; they may be several timesteps apart.
+    draw_noise: fresh Gaussian noise of x_t's shape, zeros in the last step.
+    look_ahead: the estimate of x_0, clipped too, at the next timestep from x there: one more run of the network.
+        None in the last step, which ends at x_0.
+    earlier: a_t and x_0 of the step before; None in the first step.
+    """
+
+    x_t: Volume
+    x_0: Volume
+    a_t: Tensor
+    a_prev: Tensor
+    draw_noise: Callable[[], Tensor]
+    look_ahead: Callable[[Volume], Volume] | None = None
+    earlier: tuple[Tensor, Volume] | None = None
 
 
 class Sampler(ABC):
@@ -34,12 +59,12 @@ class Sampler(ABC):
         self.num_inference_steps = steps
 
     @abstractmethod
-    def step(self, x_0: Volume, x_t: Volume, a_t: Tensor, a_prev: Tensor, draw_noise: Callable[[], Tensor]) -> Volume:
-        """x at the next timestep visited, from the present ``x_t`` and the estimate ``x_0``, clipped to [-1, 1].
+    def step(self, now: Step) -> Volume:
+        """x at the next timestep visited."""
 
-        ``a_t``, ``a_prev``: alphas_cumprod now and at the next timestep, 1 in the end; they may be several timesteps
-        apart. ``draw_noise()``: fresh Gaussian noise of x_t's shape, zeros in the last step.
-        """
+    def num_evaluations(self, num_steps: int) -> int:
+        """Runs of the network in a reconstruction of ``num_steps`` steps: one a step without `Step.look_ahead`."""
+        return num_steps
 
 
 def inference_timesteps(num_train_timesteps: int, num_inference_steps: int) -> list[int]:
@@ -73,15 +98,21 @@ def sample(
         process.num_train_timesteps, sampler.num_inference_steps or process.num_train_timesteps
     )
     pairs = list(zip(timesteps, [*timesteps[1:], None], strict=True))
+
+    def predict_x0(x_t: Volume, t: int) -> Volume:
+        batch_t = torch.full((x_t.shape[0],), t, device=x_t.device, dtype=torch.long)
+        return process.predict_x0(network(x_t, batch_t).to(x_t.dtype), x_t, batch_t).clamp(-1, 1)
+
+    earlier = None
     # On a terminal alone, and only where it takes a while.
     for t, t_prev in tqdm(pairs, desc="sampling", unit="step", leave=False, disable=None, delay=_PATIENCE):
-        batch_t = torch.full((x_t.shape[0],), t, device=x_t.device, dtype=torch.long)
-        a_t = process.alphas_cumprod[t]
-        x_0 = process.predict_x0(network(x_t, batch_t).float(), x_t, batch_t).clamp(-1, 1)
+        a_t, x_0 = process.alphas_cumprod[t], predict_x0(x_t, t)
         if t_prev is None:
-            x_t = sampler.step(x_0, x_t, a_t, torch.ones_like(a_t), lambda like=x_t: torch.zeros_like(like))
+            now = Step(x_t, x_0, a_t, torch.ones_like(a_t), partial(torch.zeros_like, x_t), None, earlier)
         else:
-            x_t = sampler.step(x_0, x_t, a_t, process.alphas_cumprod[t_prev], draw_noise)
+            look_ahead = partial(predict_x0, t=t_prev)
+            now = Step(x_t, x_0, a_t, process.alphas_cumprod[t_prev], draw_noise, look_ahead, earlier)
+        x_t, earlier = sampler.step(now), (a_t, x_0)
     return x_t.clamp(-1, 1)
 
 
@@ -100,8 +131,17 @@ def changed_settings(sampler: Sampler) -> dict[str, Any]:
 
 
 def sampling_record(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Keyword arguments of ``reconstruct`` for a JSON file: a sampler is its name in lower case and its settings."""
+    """Keyword arguments of ``reconstruct`` for a JSON file: a sampler is its name in lower case and its settings.
+
+    ``num_evaluations``, the runs of the network, is given where it is not the number of steps.
+    """
     record: dict[str, Any] = {}
     for key, value in settings.items():
-        record |= {"name": type(value).__name__.lower(), **vars(value)} if isinstance(value, Sampler) else {key: value}
+        if not isinstance(value, Sampler):
+            record[key] = value
+            continue
+        record |= {"name": re.sub(r"(?<!^)(?=[A-Z])", "_", type(value).__name__).lower(), **vars(value)}
+        steps = value.num_inference_steps
+        if steps is not None and (runs := value.num_evaluations(steps)) != steps:
+            record["num_evaluations"] = runs
     return record
