@@ -186,7 +186,8 @@ class _Kind(NamedTuple):
             choices = ", ".join(_kinds(self.parts[0])[0].parts)
             return f"a list of {choices}" if choices else "a list, such as '[1,2]'"
         if self.type is tuple:
-            return {2: "two numbers, such as '[1,2]'", 3: "three numbers, such as '[1,2,3]'"}[len(self.parts)]
+            count = {2: "two", 3: "three", 4: "four"}[len(self.parts)]
+            return f"{count} numbers, such as '[{','.join('1234'[: len(self.parts)])}]'"
         return _NAMES.get(self.type, "a group of settings, key: value")
 
     def __str__(self) -> str:

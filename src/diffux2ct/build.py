@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from diffux2ct.arguments import read
+from diffux2ct.data.prepared.augment import Augmentation
 from diffux2ct.data.prepared.dataset import PreparedDataset, read_manifest
 from diffux2ct.diffusion.samplers.sampling import Sampler, inference_timesteps
 from diffux2ct.errors import UserError
@@ -121,10 +122,11 @@ def _instantiate(node: DictConfig) -> Any:
 def build_dataset(cfg: DictConfig, split: str, root: str | Path | None = None) -> PreparedDataset:
     """One split of the prepared folder that ``cfg`` (the dataset node) names, or of ``root``.
 
-    ``cfg.randomize`` counts for the training split alone: what scores a model stays as prepared.
+    ``cfg.randomize`` and ``cfg.augment`` count for the training split alone: what scores a model stays as prepared.
     """
     folder = Path(root or cfg.root)
-    randomize = plain(cfg.randomize) if split == "train" and cfg.get("randomize") else None
+    train = split == "train"
+    randomize = plain(cfg.randomize) if train and cfg.get("randomize") else None
     return PreparedDataset(
         folder,
         split,
@@ -134,7 +136,17 @@ def build_dataset(cfg: DictConfig, split: str, root: str | Path | None = None) -
         cache=bool(cfg.get("cache", False)),
         randomize=None if randomize is None else XrayRandomization.from_dict(randomize),
         labels=plain(cfg).get("labels"),
+        augment=_augmentation(plain(cfg).get("augment")) if train else None,
     )
+
+
+def _augmentation(given: Any) -> Augmentation | None:
+    """dataset.augment: true for the usual ranges, a group of them, or null."""
+    if isinstance(given, bool | None):
+        return Augmentation() if given else None
+    if not isinstance(given, dict):
+        raise UserError(f"dataset.augment={given}: give true, or ranges such as '{{rotation: 5, elastic: 0.1}}'")
+    return read(Augmentation, given, "dataset.augment.")
 
 
 def as_window(cfg: DictConfig) -> tuple[float, float]:

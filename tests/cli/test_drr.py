@@ -285,9 +285,12 @@ def test_the_choices_are_those_of_the_renderer():
 @pytest.mark.parametrize(
     ("words", "idle"),
     [
-        ("", {"kev", "kvp", "effects.electronic_noise", "effects.scatter_width", "seed"}),
-        ("attenuation=water effects.photons=1e5", {"kvp", "effects.scatter_width"}),
-        ("attenuation=two_material effects.scatter_to_primary=1", {"kev", "effects.electronic_noise", "seed"}),
+        ("", {"kev", "kvp", "effects.electronic_noise", "effects.scatter_width", "effects.sharpen_width", "seed"}),
+        ("attenuation=water effects.photons=1e5 effects.sharpen=1", {"kvp", "effects.scatter_width"}),
+        (
+            "attenuation=two_material effects.scatter_to_primary=1",
+            {"kev", "effects.electronic_noise", "effects.sharpen_width", "seed"},
+        ),
     ],
 )
 def test_settings_without_effect_are_named(words, idle):

@@ -1,6 +1,7 @@
 import math
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from omegaconf import OmegaConf
 
 from diffux2ct.errors import UserError
-from diffux2ct.xray.effects import XrayEffects, XrayRandomization, add_scatter
+from diffux2ct.xray.effects import XrayEffects, XrayRandomization, add_scatter, equalize_locally, sharpen
 
 CONFIG = Path(__file__).parents[2] / "configs" / "dataset" / "randomize" / "exposure.yaml"
 
@@ -103,9 +104,67 @@ def test_contrast_scales_and_gamma_keeps_the_ends():
     assert bent.min() == 0
 
 
-def test_all_but_noise_has_a_gradient():
+def test_equalizing_without_a_limit_gives_every_grey_level_its_rank():
+    """One tile, no limit: the histogram becomes flat. Of r^2, r in [0, 1], level k ends at the rank sqrt(k / 256)."""
+    ramp = torch.linspace(0, 1, 64 * 64).view(1, 1, 64, 64)
+    seen = equalize_locally(2.0 + 3.0 * ramp**2, clip_limit=1.0, tile=1.0)
+    rank = ((256 * ramp**2).floor() + 1).clamp(max=256).div(256).sqrt()
+    # The darkest level, 1/16 of all pixels, stays the least value. The end of a level may fall into the next one.
+    expected = 2.0 + 3.0 * (rank - 1 / 16) / (1 - 1 / 16)
+    torch.testing.assert_close(seen[..., 16:, :], expected[..., 16:, :], rtol=0, atol=3.0 * 0.009)
+    assert (seen - expected).abs().mean() < 3.0 * 0.002
+
+
+def test_equalizing_lifts_local_contrast_and_keeps_the_range():
+    image, low_contrast = torso(64), torso(64)
+    bump = 0.05 * torch.sin(torch.arange(64.0))
+    low_contrast[..., 20:44, 14:24] += bump[20:44, None]
+    plain = (low_contrast - image)[..., 20:44, 14:24].std()
+    lifted = (equalize_locally(low_contrast, 0.03) - equalize_locally(image, 0.03))[..., 20:44, 14:24].std()
+    assert 1.2 * plain < lifted < 10 * plain
+    seen = XrayEffects(clahe=0.03)(torch.cat((image, image / 2)))
+    torch.testing.assert_close(seen[1], seen[0] / 2)
+    for ends in (torch.amin, torch.amax):
+        torch.testing.assert_close(ends(seen[:1]), ends(image))
+    flat = torch.full((1, 1, 16, 16), 2.0)
+    assert torch.equal(XrayEffects(clahe=0.01)(flat), flat)
+
+
+def test_sharpening_overshoots_at_an_edge_by_half_of_its_detail_and_leaves_the_rest():
+    step = torch.ones(1, 1, 40, 40)
+    step[..., 20:] = 3.0
+    seen = XrayEffects(sharpen=0.6, sharpen_width=0.05)(step)[0, 0, 20]
+    torch.testing.assert_close(seen[[0, 39]], step[0, 0, 20, [0, 39]], rtol=0, atol=1e-4)
+    # Half a pixel from the edge, a Gaussian of 2 pixels is Phi(-1/4) = 0.4013 of the step away from the near side.
+    torch.testing.assert_close(
+        seen[[19, 20]], torch.tensor([1 - 0.6 * 2 * 0.4013, 3 + 0.6 * 2 * 0.4013]), rtol=0, atol=2e-3
+    )
+    assert sharpen(torch.eye(8)[None, None], 5.0, 0.2).min() == 0
+
+
+def test_collimation_blackens_a_border_and_nothing_else():
+    seen = XrayEffects(collimation=(0.1, 0.2, 0.0, 0.5))(torch.full((1, 1, 20, 10), 2.0))[0, 0]
+    expected = torch.zeros(20, 10)
+    expected[2:16, :5] = 2.0
+    assert torch.equal(seen, expected)
+
+
+def test_processing_comes_last_and_in_order():
+    """gamma, then local contrast, then edges, then the border: the collimator's black is black."""
+    image = torso(32)
+    steps = [{"gamma": 1.2}, {"clahe": 0.02}, {"sharpen": 1.0}, {"collimation": (0.1, 0.1, 0.2, 0.1)}]
+    one_by_one = image
+    for step in steps:
+        one_by_one = XrayEffects(**step)(one_by_one)
+    at_once = XrayEffects(**{key: value for step in steps for key, value in step.items()})(image)
+    assert torch.equal(at_once, one_by_one)
+    assert at_once[..., :3, :].max() == 0
+
+
+def test_all_but_noise_and_clahe_has_a_gradient():
     image = torso(16).requires_grad_()
-    XrayEffects(scatter_to_primary=0.5, contrast=0.9, gamma=1.3, saturation=9.0)(image).square().sum().backward()
+    effects = XrayEffects(scatter_to_primary=0.5, contrast=0.9, gamma=1.3, saturation=9.0, sharpen=0.1)
+    effects(image).square().sum().backward()
     assert torch.isfinite(image.grad).all()
     assert (image.grad[torso(16) > 1] > 0).float().mean() > 0.9
 
@@ -114,21 +173,33 @@ def test_drawn_exposures_lie_in_their_ranges_and_come_as_often_as_asked():
     ranges = XrayRandomization(probability=0.75)
     generator = seeded()
     drawn = [ranges.draw(generator) for _ in range(800)]
-    for name, low, high in (("photons", 5e4, 5e6), ("gamma", 0.7, 1.4), ("saturation", 7.0, 9.7)):
-        values = [getattr(effects, name) for effects in drawn if getattr(effects, name) not in (None, 1.0)]
-        assert len(values) / len(drawn) == pytest.approx(0.75, abs=0.06)
+    for name, low, high, share in (
+        ("photons", 5e4, 5e6, 0.75),
+        ("gamma", 0.7, 1.4, 0.75),
+        ("saturation", 7.0, 9.7, 0.75),
+        ("clahe", 0.004, 0.04, 0.33),
+        ("sharpen", 0.3, 1.5, 0.33),
+    ):
+        values = [getattr(effects, name) for effects in drawn if getattr(effects, name) not in (None, 1.0, 0.0)]
+        assert len(values) / len(drawn) == pytest.approx(share, abs=0.06)
         assert low <= min(values) < low + 0.05 * (high - low)
         assert high >= max(values) > high - 0.05 * (high - low)
+    borders = torch.tensor([effects.collimation for effects in drawn if any(effects.collimation)])
+    assert len(borders) / len(drawn) == pytest.approx(0.33, abs=0.06)
+    torch.testing.assert_close(borders.mean(0), torch.full((4,), 0.1), rtol=0, atol=0.015)
+    assert borders.min() >= 0
+    assert borders.max() <= 0.2
+    assert (borders[:, 0] - borders[:, 1]).abs().max() > 0.1  # each side by itself
     photons = sorted(effects.photons for effects in drawn if effects.photons)
     assert photons[len(photons) // 2] == pytest.approx(5e5, rel=0.3)  # the middle of the logarithm
     assert ranges.draw(seeded(3)) == ranges.draw(seeded(3)) != ranges.draw(seeded(4))
 
 
 def test_no_probability_and_no_ranges_draw_nothing():
-    assert XrayRandomization(probability=0.0).draw(seeded()) == XrayEffects()
-    nothing = dict.fromkeys(
-        ("photons", "electronic_noise", "scatter_to_primary", "scatter_width", "contrast", "gamma", "saturation")
-    )
+    names = [field.name for field in fields(XrayRandomization)]
+    never = dict.fromkeys((name for name in names if name.endswith("probability")), 0.0)
+    assert XrayRandomization(**never).draw(seeded()) == XrayEffects()
+    nothing = dict.fromkeys(name for name in names if name not in never)
     assert XrayRandomization.from_dict(nothing).draw(seeded()) == XrayEffects()
 
 
@@ -149,6 +220,9 @@ def test_the_config_s_ranges_are_the_documented_defaults():
         ({"gamma": [float("nan"), 1.0]}, r"give \[lowest, highest\]"),
         ({"probability": 1.5}, r"probability=1\.5: must lie in \[0, 1\]"),
         ({"probability": None}, r"give \[lowest, highest\], or null"),
+        ({"clahe_probability": -0.1}, r"clahe_probability=-0\.1: must lie in \[0, 1\]"),
+        ({"collimation": [0.1, 0.5]}, r"collimation=\(0\.5, 0\.5, 0\.5, 0\.5\): give four fractions from 0"),
+        ({"sharpen": [-1, 1]}, r"sharpen=-1\.0: must be positive"),
     ],
 )
 def test_impossible_ranges_are_refused_in_one_line(values, message):
@@ -159,6 +233,9 @@ def test_impossible_ranges_are_refused_in_one_line(values, message):
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), 0])
 def test_impossible_effects_are_refused_in_one_line(value):
+    border = (0.1, 0.1, value, 0.1) if value else (0.5, 0.5, 0, 0)
+    with pytest.raises(UserError, match="X-ray effect collimation="):
+        XrayEffects(collimation=border)
     with pytest.raises(UserError, match="X-ray effect contrast=.*: must be positive"):
         XrayEffects(contrast=value)
 
@@ -179,7 +256,9 @@ for make in (
     lambda: Camera(*cone, 4, 4, (1.0, "1")), lambda: spacing_xyz("wide"), lambda: spacing_xyz(None),
     lambda: XrayEffects(contrast="much"), lambda: XrayEffects(gamma=None), lambda: XrayEffects(photons=True),
     lambda: XrayRandomization(gamma=1.0), lambda: XrayRandomization(probability="often"),
-    lambda: XrayRandomization(gamma=("low", "high")),
+    lambda: XrayRandomization(gamma=("low", "high")), lambda: XrayRandomization(collimation=0.1),
+    lambda: XrayEffects(collimation=0.1), lambda: XrayEffects(collimation=None), lambda: XrayEffects(clahe=None),
+    lambda: XrayEffects(collimation=(0, 0, 0)), lambda: XrayEffects(collimation=(0, 0, 0, "wide")),
 ):
     try:
         print("accepted", make())
@@ -191,7 +270,7 @@ for make in (
 def test_values_of_another_type_are_refused_in_one_line():
     # In a process of its own: here, beartype refuses them before the code does.
     done = subprocess.run([sys.executable, "-c", OTHER_TYPES], capture_output=True, text=True, check=False)
-    assert done.stdout.split("\n")[:-1] == ["refused 0"] * 20, done.stdout + done.stderr
+    assert done.stdout.split("\n")[:-1] == ["refused 0"] * 26, done.stdout + done.stderr
 
 
 def test_readout_noise_without_photons_is_refused():

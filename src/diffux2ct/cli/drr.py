@@ -10,7 +10,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from diffux2ct import __version__
-from diffux2ct.arguments import NotNegative, Positive, Range, Seed, Size, Three, Window, read
+from diffux2ct.arguments import NotNegative, Positive, Range, Seed, Share, Size, Three, Window, read
 from diffux2ct.cli.hydra_app import hydra_app, warn_idle
 from diffux2ct.errors import UserError
 from diffux2ct.files.atomic import replaced_files, write_text
@@ -55,6 +55,10 @@ class Effects:
     contrast: Positive = 1.0
     gamma: Positive = 1.0
     saturation: Positive | None = None
+    clahe: Share = 0.0
+    sharpen: NotNegative = 0.0
+    sharpen_width: Positive = 0.015
+    collimation: tuple[Share, Share, Share, Share] = (0.0, 0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -143,6 +147,7 @@ def idle_settings(cfg: Radiograph) -> dict[str, str]:
         **({} if cfg.attenuation == "two_material" else {"kvp": "it is of attenuation=two_material"}),
         **({} if effects.photons is not None else {"effects.electronic_noise": "effects.photons=null"}),
         **({} if effects.scatter_to_primary else {"effects.scatter_width": "effects.scatter_to_primary=0"}),
+        **({} if effects.sharpen else {"effects.sharpen_width": "effects.sharpen=0"}),
         **({} if random else {"seed": "neither pose_jitter nor effects.photons draws anything"}),
     }
 

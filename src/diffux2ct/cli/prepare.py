@@ -72,6 +72,7 @@ class Dataset:
     prepare: Annotated[Any, Recipe] | None = None
     generate: Mapping[str, Any] | None = None
     randomize: Mapping[str, Any] | None = None
+    augment: Any = None
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ def xrays_of(batch: Batch) -> Xrays:
 
 def on_device(batch: Mapping[str, Tensor], device: torch.device | str) -> dict[str, Tensor]:
     """A batch on ``device``, but for what is read as numbers: from a GPU that would be to wait for it."""
-    kept = ("seed", "camera")
+    kept = ("seed", "camera", "index")
     return {key: v if key in kept else v.to(device, non_blocking=True) for key, v in batch.items()}
 
 

@@ -27,7 +27,7 @@ def sample_seeds(seed: int, step: int, first: int, count: int) -> Tensor:
 def endless_batches(
     dataset: Dataset, settings: TrainerSettings, step: int, rank: int, world: int, device: torch.device
 ) -> Iterator[dict[str, Tensor]]:
-    """This rank's micro-batches from ``step`` on, each with one ``seed`` per sample, on the device.
+    """This rank's micro-batches from ``step`` on, each with one ``seed`` per sample, on the device, augmented there.
 
     Raises UserError where a case cannot be read, also by a data worker.
     """
@@ -49,9 +49,10 @@ def endless_batches(
         persistent_workers=settings.num_workers > 0,
         pin_memory=device.type == "cuda",
     )
+    augment = getattr(dataset, "augment", None) or dict
     try:
         for count, batch in enumerate(loader):
-            yield on_device(batch, device) | {"seed": seeds(count)}
+            yield augment(on_device(batch, device) | {"seed": seeds(count)})
     except (UserError, ConnectionError, EOFError) as error:
         raise of_worker(error, settings.num_workers) from error
 

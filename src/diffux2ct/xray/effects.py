@@ -1,8 +1,8 @@
 """Effects of a real exposure on raw line integrals: beam quality, scatter, noise, a detector's limits, processing.
 
 ``XrayEffects`` is one exposure, ``XrayRandomization`` the ranges that training draws exposures from. Order, as in the
-machine: beam quality -> exp(-p) -> scatter -> noise and detector floor -> -log -> processing. Nothing draws from the
-global generator.
+machine: beam quality -> exp(-p) -> scatter -> noise and detector floor -> -log -> grey-level curve -> local contrast ->
+sharpening -> black border of the collimator. Nothing draws from the global generator.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,15 +10,18 @@ from dataclasses import dataclass, fields
 from math import exp, log
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from diffux2ct.arguments import unknown_key
 from diffux2ct.errors import UserError
+from diffux2ct.seeding import CPU, seeded_generator
 from diffux2ct.types import Xray
 from diffux2ct.xray.camera import Real, finite
 
 Range = tuple[Real, Real]
+_SALT = 7  # of a sample's exposure: the model draws its noise from the same seed
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,12 @@ class XrayEffects:
     contrast: factor on the line integrals; below 1 for a harder beam than that of the attenuation model.
     gamma: exponent of the line integral over the image's largest: an unknown grey-level curve.
     saturation: line integral above which the detector sees only darkness; None: no limit.
+    clahe: clip limit of `equalize_locally`, the largest share of a tile's pixels in one of 256 grey levels; 0: none.
+    sharpen: factor of the detail that `sharpen` adds. sharpen_width: standard deviation of the blur that separates
+        detail, as a fraction of the image's longer side.
+    collimation: fractions of the image that are black at its first rows, last rows, first columns, last columns.
 
-    Raises UserError for a value that is not positive.
+    Raises UserError for a value that is not positive, and for a border that leaves nothing.
     """
 
     photons: Real | None = None
@@ -43,13 +50,29 @@ class XrayEffects:
     contrast: Real = 1.0
     gamma: Real = 1.0
     saturation: Real | None = None
+    clahe: Real = 0.0
+    sharpen: Real = 0.0
+    sharpen_width: Real = 0.015
+    collimation: tuple[Real, Real, Real, Real] = (0.0, 0.0, 0.0, 0.0)
 
     def __post_init__(self) -> None:
+        border = self.collimation
+        if (
+            not isinstance(border, Sequence)
+            or len(border) != 4
+            or not finite(*border)
+            or min(border) < 0
+            or max(sum(border[:2]), sum(border[2:])) >= 1
+        ):
+            raise UserError(
+                f"X-ray effect collimation={border}: give four fractions from 0, of which those of "
+                "opposite sides sum up to less than 1"
+            )
         for field in fields(self):
             value = getattr(self, field.name)
-            if value is None and field.default is None:
+            if (value is None and field.default is None) or field.name == "collimation":
                 continue
-            may_be_zero = field.name in ("electronic_noise", "scatter_to_primary")
+            may_be_zero = field.name in ("electronic_noise", "scatter_to_primary", "clahe", "sharpen")
             if value is None or not finite(value) or not (value > 0 or (may_be_zero and value == 0)):
                 raise UserError(f"X-ray effect {field.name}={value}: must be positive")
         if self.electronic_noise and self.photons is None:
@@ -58,7 +81,7 @@ class XrayEffects:
     def __call__(self, line_integrals: Xray, generator: torch.Generator | None = None) -> Xray:
         """Line integrals as this exposure shows them: [B, 1, V, U] to the same shape, at least 0, float32.
 
-        generator: on the images' device; needed where there is noise. Without noise, differentiable.
+        generator: on the images' device; needed where there is noise. Without noise and clahe, differentiable.
         """
         images = line_integrals.float() * self.contrast
         if self.scatter_to_primary > 0 or self.photons is not None or self.saturation is not None:
@@ -69,11 +92,17 @@ class XrayEffects:
                 intensity = add_noise(intensity, self.photons, self.electronic_noise, generator)
             floor = exp(-self.saturation) if self.saturation is not None else torch.finfo(torch.float32).tiny
             images = -intensity.clamp(min=floor).log()
-        images = images.clamp(min=0)
-        if self.gamma == 1:
-            return images
-        peak = images.amax(dim=(-2, -1), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
-        return peak * (images / peak) ** self.gamma
+        return self._process(images.clamp(min=0))
+
+    def _process(self, images: Xray) -> Xray:
+        if self.gamma != 1:
+            peak = images.amax(dim=(-2, -1), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+            images = peak * (images / peak) ** self.gamma
+        if self.clahe:
+            images = equalize_locally(images, self.clahe)
+        if self.sharpen:
+            images = sharpen(images, self.sharpen, self.sharpen_width)
+        return collimate(images, self.collimation) if any(self.collimation) else images
 
 
 def add_scatter(intensity: Xray, scatter_to_primary: Real, width: Real) -> Xray:
@@ -110,12 +139,53 @@ def add_noise(intensity: Xray, photons: Real, electronic_noise: Real, generator:
     return counts.clamp(min=1) / photons
 
 
+def equalize_locally(images: Xray, clip_limit: Real, tile: Real = 0.25) -> Xray:
+    """CLAHE (Zuiderveld 1994, as in scikit-image): each tile's histogram flattened, as far as the limit lets it.
+
+    images: [B, 1, V, U]; each keeps its least and largest value. clip_limit: the largest share of a tile's pixels in
+    one of 256 grey levels. tile: its side, as a fraction of the image's. Has no gradient.
+    """
+    from skimage.exposure import equalize_adapthist
+
+    low, high = images.aminmax(dim=-1)
+    low, high = low.amin(-1)[..., None, None], high.amax(-1)[..., None, None]
+    unit = (images - low) / torch.where(high > low, high - low, torch.ones_like(high))
+    kernel = [max(1, round(side * tile)) for side in images.shape[-2:]]
+    flat = [equalize_adapthist(image, kernel, clip_limit) for image in unit[:, 0].detach().double().cpu().numpy()]
+    equal = torch.from_numpy(np.stack(flat)).to(images.device, images.dtype)[:, None]
+    return torch.where(high > low, low + equal * (high - low), images)
+
+
+def sharpen(images: Xray, amount: Real, width: Real) -> Xray:
+    """Unsharp mask: ``amount`` times what a Gaussian blur takes away is added; at least 0. Edges overshoot.
+
+    images: [B, 1, V, U]. width: the blur's standard deviation, as a fraction of the longer side.
+    """
+    detail = images - _blur(images, width * max(images.shape[-2:]))
+    return (images + amount * detail).clamp(min=0)
+
+
+def collimate(images: Xray, border: Sequence[Real]) -> Xray:
+    """Images that are 0, as air is, outside a rectangle: a collimated radiograph as it is shown, with a black border.
+
+    images: [B, 1, V, U]. border: fractions of the image at its first rows, last rows, first columns, last columns.
+    """
+    rows, cols = images.shape[-2:]
+    first, last, left, right = (
+        round(share * side) for share, side in zip(border, (rows, rows, cols, cols), strict=True)
+    )
+    open_field = torch.zeros_like(images)
+    open_field[..., first : rows - last, left : cols - right] = 1
+    return images * open_field
+
+
 @dataclass(frozen=True)
 class XrayRandomization:
     """Ranges of exposures, for training on X-rays that are more varied than simulated ones.
 
-    Each effect is present with ``probability``, and then uniform in its range (photons: uniform in the logarithm); a
-    range that is None leaves its effect out. The defaults, for images of 1-4 mm pixels of a torso:
+    Each effect is present with ``probability``, or with its own (clahe, sharpen, collimation), and then uniform in its
+    range (photons: uniform in the logarithm); a range that is None leaves its effect out. The defaults, for images of
+    1-4 mm pixels of a torso:
 
     - photons 5e4 to 5e6 in the open beam: 9 mm^2 of panel (a 2 mm voxel magnified by 1.5), 30 174 photons/mm^2/uGy
       (IEC 62220-1, RQA5) and 20 to 50 nGy behind a torso that lets e^-2 to e^-4 through, as a fluoroscopy frame
@@ -128,6 +198,11 @@ class XrayRandomization:
       the X-rays, and a little more.
     - gamma 0.7 to 1.4: a vendor's grey-level curve, which is not published; our choice.
     - saturation 7 to 9.7: a 14-bit detector ends at ln 2^14 = 9.7, a 12-bit one at 8.3, less offset and reserve.
+    - clahe 0.004 to 0.04: 1 to 10 times the share that each of 256 grey levels has in a flat histogram, as xvr
+      (Gopalakrishnan et al., 2025) draws it.
+    - sharpen 0.3 to 1.5, sharpen_width 0.01 to 0.03 of the image: localizers and radiographs are edge-enhanced, by
+      kernels that are not published; our choice.
+    - collimation 0 to 0.2 of the image on each side, by itself; present as often as xvr's, in a third.
 
     Raises UserError for a range that falls, or whose lowest value no exposure can have.
     """
@@ -139,16 +214,25 @@ class XrayRandomization:
     contrast: Range | None = (0.8, 1.05)
     gamma: Range | None = (0.7, 1.4)
     saturation: Range | None = (7.0, 9.7)
+    clahe: Range | None = (0.004, 0.04)
+    sharpen: Range | None = (0.3, 1.5)
+    sharpen_width: Range | None = (0.01, 0.03)
+    collimation: Range | None = (0.0, 0.2)
     probability: Real = 0.8
+    clahe_probability: Real = 0.33
+    sharpen_probability: Real = 0.33
+    collimation_probability: Real = 0.33
 
     def __post_init__(self) -> None:
-        if not finite(self.probability) or not 0 <= self.probability <= 1:
-            raise UserError(f"randomize.probability={self.probability}: must lie in [0, 1]")
+        for name in (field.name for field in fields(self) if field.name.endswith("probability")):
+            if not finite(value := getattr(self, name)) or not 0 <= value <= 1:
+                raise UserError(f"randomize.{name}={value}: must lie in [0, 1]")
         for name, limits in self._ranges().items():
             if not isinstance(limits, Sequence) or len(limits) != 2 or not finite(*limits) or limits[0] > limits[1]:
                 shown = list(limits) if isinstance(limits, tuple) else limits
                 raise UserError(f"randomize.{name}={shown}: give [lowest, highest], or null")
-            XrayEffects(**{"photons": 1.0, name: limits[0]})
+            # The least of an effect, the most of a border.
+            XrayEffects(**{"photons": 1.0, name: limits[0]} if name != "collimation" else {name: (limits[1],) * 4})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "XrayRandomization":
@@ -163,22 +247,31 @@ class XrayRandomization:
         """One exposure; the number of draws is always the same. generator: on the CPU."""
         values = {}
         for name, (low, high) in self._ranges().items():
-            present, at = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
-            if present < self.probability:
-                values[name] = exp(log(low) + at * log(high / low)) if name == "photons" else low + at * (high - low)
+            sides = 4 if name == "collimation" else 1
+            present, *at = torch.rand(1 + sides, generator=generator, dtype=torch.float64).tolist()
+            if present < getattr(self, f"{name}_probability", self.probability):
+                drawn = [
+                    exp(log(low) + a * log(high / low)) if name == "photons" else low + a * (high - low) for a in at
+                ]
+                values[name] = tuple(drawn) if sides > 1 else drawn[0]
         if "photons" not in values:
             values.pop("electronic_noise", None)
         return XrayEffects(**values)
 
+    def expose(self, pair: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
+        """Line integrals [V, U] of each view, on the CPU, in an exposure of its own; ``seed`` alone fixes them."""
+        stream = seeded_generator(CPU, seed, _SALT)
+        return {view: self.draw(stream)(image[None, None], stream)[0, 0] for view, image in pair.items()}
+
     def _ranges(self) -> dict[str, Range]:
         ranges = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in ranges.items() if name != "probability" and value is not None}
+        return {name: value for name, value in ranges.items() if "probability" not in name and value is not None}
 
 
 def _plain(name: str, value: Any) -> Any:
-    """A range as floats, or None; the probability as a float."""
+    """A range as floats, or None; a probability as a float."""
     try:
-        if name == "probability":
+        if "probability" in name:
             return float(value)
         if value is None:
             return None

@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,12 @@ from torch import Tensor
 from diffux2ct.data.io.ct_image import triple
 from diffux2ct.data.io.dicom.kind import has_dicom_magic
 from diffux2ct.data.labels import check_structures, class_table, reduce_classes
+from diffux2ct.data.prepared.augment import Acquisition, Augmentation, Augmenter
 from diffux2ct.data.prepared.tables import check_case_id, numbers, read_rows
 from diffux2ct.data.prepared.writer import FORMAT, SPLITS, read_case
 from diffux2ct.errors import UserError
 from diffux2ct.intensity import HU_WINDOW, normalize_hu, normalize_xray
-from diffux2ct.seeding import CPU, seeded_generator
+from diffux2ct.types import VIEWS
 from diffux2ct.xray.camera import Camera, spacing_xyz
 from diffux2ct.xray.effects import XrayRandomization
 
@@ -35,7 +36,6 @@ _DESCRIBED: dict[str, Callable[[Any], bool]] = {  # entries of dataset.json that
     "camera": lambda camera: camera is None or isinstance(camera, dict),
     "label_names": lambda names: names is None or (isinstance(names, dict) and all(v.isdecimal() for v in names)),
 }
-_EXPOSURE = 7  # salt of a sample's exposure: the model draws its noise from the same seed
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,8 @@ class PreparedDataset(torch.utils.data.Dataset):
     cache: keep the cases in memory; they are shared, so do not write to them.
     randomize: exposures that the X-rays of an item (index, seed), as training reads it, are drawn from (docs/data.md);
     an item read by its index alone is as prepared.
+    augment: ranges of deformations; ``augment`` then turns a batch of items into one of other bodies (docs/method.md),
+    in which the exposures of ``randomize`` are drawn, too. Items stay as prepared.
     labels: structures or groups of ``data/labels``; items then have "labels" [D, H, W], uint8, k where the k-th
     of them is and 0 elsewhere (at a smaller size: ``reduce_classes``), and cases without labels are left out.
     Raises UserError where the folder is missing, empty, unfinished or damaged (missing: three lines), was made for
@@ -76,6 +78,7 @@ class PreparedDataset(torch.utils.data.Dataset):
         cache: bool = False,
         randomize: XrayRandomization | None = None,
         labels: Sequence[str] | None = None,
+        augment: Augmentation | None = None,
     ) -> None:
         self.root = Path(root)
         self.split = split
@@ -98,6 +101,7 @@ class PreparedDataset(torch.utils.data.Dataset):
         if self.labels:
             self._keep_labelled(description.get("label_names"))
         self._check_arrays()
+        self.augment = None if augment is None else self._augmenter(augment)
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -113,12 +117,10 @@ class PreparedDataset(torch.utils.data.Dataset):
         index = range(len(self))[index]  # IndexError past the end, so that plain iteration stops
         case = self._case(index)
         item: dict = {"volume": case["volume"]}
-        stream = None if seed is None else seeded_generator(CPU, seed, _EXPOSURE)
-        for view in ("frontal", "lateral"):
-            image = case[view]
-            if self.randomize and stream is not None:
-                image = self.randomize.draw(stream)(image[None, None], stream)[0, 0]
-            item[view] = normalize_xray(image, self.xray_normalization)[None]
+        pair = {view: case[view] for view in VIEWS}
+        if self.randomize and seed is not None and self.augment is None:
+            pair = self.randomize.expose(pair, seed)
+        item |= {view: normalize_xray(image, self.xray_normalization)[None] for view, image in pair.items()}
         if self.labels:
             item["labels"] = case["labels"]
         if "camera" in case:
@@ -132,7 +134,7 @@ class PreparedDataset(torch.utils.data.Dataset):
             return self._cache[index]
         hu = _block_mean(load_array(self.cases[index].path, "volume"), self._factor)
         case = {"volume": torch.from_numpy(normalize_hu(hu, self.window).astype(np.float32))[None]}
-        for view in ("frontal", "lateral"):
+        for view in VIEWS:
             case[view] = torch.from_numpy(_block_mean(load_array(self.cases[index].path, view), self._factor))
         if self.labels:
             classes = reduce_classes(self._classes[load_array(self.cases[index].path, "labels")], self._factor)
@@ -144,6 +146,13 @@ class PreparedDataset(torch.utils.data.Dataset):
         if self._cache is not None:
             self._cache[index] = case
         return case
+
+    def _augmenter(self, ranges: Augmentation) -> Augmenter:
+        if any("left" in name or "right" in name for name in self.labels):
+            ranges = replace(ranges, mirror=0.0)
+        acquisitions = [Acquisition.of_case(self.root, case.case_id, case.spacing[0]) for case in self.cases]
+        reduced, normalization = self._factor > 1, self.xray_normalization
+        return Augmenter(ranges, acquisitions, self.size, reduced, self.window, normalization, self.randomize)
 
     def first(self, count: int) -> "PreparedDataset":
         """The same dataset cut to its first ``count`` cases."""

@@ -50,6 +50,7 @@ _OPTIONAL: dict[str, tuple[type, ...]] = {
     "dataset.generate": (dict, _NONE),
     "dataset.prepare": (dict, _NONE),
     "dataset.randomize": (dict, _NONE),
+    "dataset.augment": (bool, dict, _NONE),
 }
 _DEEPEST = 32
 _OURS = "use a checkpoint that train.py wrote"
