@@ -8,14 +8,12 @@ import torch
 from torch.utils.data import default_collate
 
 from diffux2ct import build
-from diffux2ct.cli import train
 from diffux2ct.data.labels import LABELS
 from diffux2ct.data.prepared.augment import Augmentation, Deformation, bspline, sources
 from diffux2ct.data.prepared.dataset import PreparedDataset
 from diffux2ct.data.prepared.writer import finish_dataset, read_case, write_case
 from diffux2ct.errors import UserError
 from diffux2ct.intensity import denormalize_hu
-from diffux2ct.training.checkpoints import file as checkpoint
 from diffux2ct.training.settings import TrainerSettings
 from diffux2ct.training.steps import endless_batches
 from diffux2ct.types import VIEWS
@@ -39,8 +37,11 @@ def body(index: int) -> tuple[np.ndarray, np.ndarray]:
     hu = np.where((x / 0.8) ** 2 + (y / 0.6) ** 2 < 1, 20.0 + 10 * index, -1000.0)
     hu[(x + 0.3) ** 2 + y**2 < 0.05] = -700.0
     spine, rib = x**2 + (y - 0.3) ** 2 < 0.03, (abs(z - 0.2) < 0.15) & (abs(x - 0.5) < 0.2) & (abs(y) < 0.2)
+    clavicle = rib & (z > 0.25)
     hu[spine], hu[rib] = 600.0 + 100 * z[spine], 400.0
-    return hu, np.where(rib, LABELS["ribs"], np.where(spine, LABELS["L1"], 0)).astype(np.uint8)
+    return hu, np.where(
+        clavicle, LABELS["left_clavicle"], np.where(rib, LABELS["ribs"], np.where(spine, LABELS["L1"], 0))
+    ).astype(np.uint8)
 
 
 def written(root: Path, camera: str, **more) -> Path:
@@ -106,7 +107,7 @@ def test_a_finer_panel_may_be_thinned_for_a_patient_who_lies_askew(tmp_path: Pat
     new = data.augment(batch)
     for view in VIEWS:
         got, prepared = new[view] + 1, batch[view] + 1
-        assert 0 < (got - prepared).abs().mean() < 0.003 * prepared.mean()
+        assert 0 < (got - prepared).abs().mean() < 0.005 * prepared.mean()
 
 
 def deformation(**parts) -> Deformation:
@@ -137,15 +138,14 @@ def test_spline_weights_sum_up_to_one_and_reproduce_a_line() -> None:
 
 
 def test_the_strongest_elastic_deformation_folds_nowhere() -> None:
-    """All knots at their bounds, in a checkerboard: the determinant of the Jacobian stays positive."""
-    sign = np.where(np.indices((7, 7, 7)).sum(0) % 2, 1.0, -1.0)
-    for signs in ((1, 1, 1), (1, -1, 1), (-1, -1, -1)):
-        at = places_mm(deformation(knots=0.16 * np.stack([s * sign for s in signs])), size=32)
-        step = 200.0 / 32
-        inner = [d.narrow(0, 0, 31).narrow(1, 0, 31).narrow(2, 0, 31) for d in (at.diff(dim=a) for a in (2, 1, 0))]
-        determinant = torch.linalg.det(torch.stack(inner, -1) / step)
-        assert determinant.min() > 0.02
-        assert determinant.max() > 1.1
+    """All knots at their bounds, toward a plane across the cube: the determinant of the Jacobian stays positive."""
+    z, y, x = np.indices((7, 7, 7)) - 3
+    for across in (x, x + y, x + y + z):
+        toward = np.stack([-0.16 * np.sign(across + 0.5)] * 3)
+        at = places_mm(deformation(knots=toward), size=32)
+        inner = [steps[:31, :31, :31] for steps in (at.diff(dim=2), at.diff(dim=1), at.diff(dim=0))]
+        determinant = torch.linalg.det(torch.stack(inner, -1) / (200.0 / 32))
+        assert 0.2 < determinant.min() < 0.8
 
 
 def test_draws_lie_in_their_ranges_and_a_setting_moves_no_other() -> None:
@@ -182,23 +182,32 @@ def test_labels_go_along_and_forbid_a_mirror_where_they_say_left_or_right(tmp_pa
     assert new["labels"].dtype == batch["labels"].dtype
     assert set(new["labels"].unique().tolist()) == {0, 1, 2}
     assert not torch.equal(new["labels"], batch["labels"])
-    for k in (1, 2):  # bone stays bone
-        before, after = batch["volume"][:, 0][batch["labels"] == k], new["volume"][:, 0][new["labels"] == k]
-        assert float(after.mean()) == pytest.approx(float(before.mean()), abs=0.12)
+    for k in (1, 2):  # bone stays bone, and lies no longer where it was
+        before, there, here = (
+            float(volume[:, 0][labels == k].mean())
+            for volume, labels in (
+                (batch["volume"], batch["labels"]),
+                (new["volume"], batch["labels"]),
+                (new["volume"], new["labels"]),
+            )
+        )
+        assert there + 0.05 < here
+        assert before - 0.15 < here < before + 0.02
     assert data.augment.ranges.mirror == 1.0
-    sided = PreparedDataset(root, labels=["ribs"], augment=Augmentation())
+    sided = PreparedDataset(root, labels=["left_clavicle", "ribs"], augment=Augmentation())
     assert sided.augment.ranges == replace(Augmentation(), mirror=0.0)
 
 
 def test_beyond_the_cube_its_faces_go_on(tmp_path: Path) -> None:
-    """A body that the crop cut off does not end inside the cube, and air stays air."""
-    data = PreparedDataset(written(tmp_path, "lumbar"), augment=NOTHING)
-    batch = batch_of(data)
-    draw = deformation(shift=np.array([0.0, 0.0, 40.0]))  # two voxels upwards
-    places = sources([draw, draw], [160.0, 160.0], batch["volume"])
-    moved = torch.nn.functional.grid_sample(batch["volume"], places, padding_mode="border", align_corners=False)
-    torch.testing.assert_close(moved[:, :, :14], batch["volume"][:, :, 2:], rtol=0, atol=1e-4)
-    assert torch.equal(moved[:, :, 14:], batch["volume"][:, :, -1:].expand_as(moved[:, :, 14:]))
+    """A trunk that the crop cut off at both ends still goes through the whole cube, and air stays air."""
+    ranges = replace(NOTHING, shift=80.0)
+    data = PreparedDataset(written(tmp_path, "lumbar"), augment=ranges)
+    batch = batch_of(data, (0, 3))
+    assert all(abs(ranges.draw(seed).shift[2]) > SIDE / SIZE for seed in batch["seed"].tolist())
+    air = (data.augment(batch)["volume"] < -0.9).float().mean((1, 3, 4))  # of each slice
+    assert 0.2 < air.min()
+    assert air.max() < 0.8
+    torch.testing.assert_close(air, air.mean(1, keepdim=True).expand_as(air), rtol=0, atol=0.02)
 
 
 def test_every_draw_follows_from_seed_step_and_sample_alone(phantoms: Path) -> None:
@@ -236,27 +245,15 @@ def test_only_training_is_augmented_and_only_where_asked(phantoms: Path, compose
     some = compose("dataset.augment={rotation: 5, cells: 3}").dataset
     assert build.build_dataset(some, "train").augment.ranges == Augmentation(rotation=5.0, cells=3)
     for given, message in (
-        ("{elastic: 0.5}", r"dataset\.augment\.elastic=0\.5: out of range; give a number from 0 to 0\.16"),
-        ("{rotate: 5}", r"unknown key 'dataset\.augment\.rotate'; did you mean dataset\.augment\.rotation"),
+        ({"elastic": 0.5}, r"dataset\.augment\.elastic=0\.5: out of range; give a number from 0 to 0\.16"),
+        ({"rotate": 5}, r"unknown key 'dataset\.augment\.rotate'; did you mean dataset\.augment\.rotation"),
         ("strong", r"dataset\.augment=strong: give true, or ranges"),
-        ("{camera: 0.5}", r"a cube of 256 mm would reach 1\d\d mm far, and the source or panel may stand at -750 mm"),
+        ({"camera": 0.5}, r"a cube of 256 mm would reach 1\d\d mm far, and the source or panel may stand at -750 mm"),
     ):
+        cfg.augment = given
         with pytest.raises(UserError, match=message) as error:
-            build.build_dataset(compose(f"dataset.augment={given}").dataset, "train")
+            build.build_dataset(cfg, "train")
         assert "\n" not in str(error.value)
-
-
-def test_an_augmented_run_resumes_bit_for_bit(compose, tmp_path: Path) -> None:
-    def go(name: str, steps: int) -> dict:
-        overrides = ("dataset.augment=true", "trainer.precision=fp32", f"trainer.max_steps={steps}")
-        train.run(compose(f"run_dir={tmp_path / name}", f"name={name}", *overrides))
-        return checkpoint.load(tmp_path / name)["model"]
-
-    whole = go("whole", 3)
-    go("parts", 1)
-    parts = go("parts", 3)
-    for key, value in whole.items():
-        assert torch.equal(value, parts[key]), key
 
 
 @pytest.mark.parametrize(

@@ -241,10 +241,11 @@ def test_exposures_depend_on_seed_step_and_sample_alone(phantoms: Path) -> None:
         assert at < 2 or torch.equal(resumed[at - 2], expected)
 
 
-def test_a_randomized_run_resumes_bit_for_bit(compose, tmp_path: Path) -> None:
+def test_a_randomized_and_augmented_run_resumes_bit_for_bit(compose, tmp_path: Path) -> None:
     def go(name: str, steps: int) -> dict:
-        overrides = ("+dataset.randomize={photons:[1e3,1e5],probability:1}", "trainer.precision=fp32")
-        train.run(compose(f"run_dir={tmp_path / name}", f"name={name}", f"trainer.max_steps={steps}", *overrides))
+        overrides = ["+dataset.randomize={photons:[1e3,1e5],probability:1}", "dataset.augment=true"]
+        overrides += ["trainer.precision=fp32", f"trainer.max_steps={steps}"]
+        train.run(compose(f"run_dir={tmp_path / name}", f"name={name}", *overrides))
         return checkpoint.load(tmp_path / name)["model"]
 
     whole = go("whole", 3)
@@ -252,7 +253,7 @@ def test_a_randomized_run_resumes_bit_for_bit(compose, tmp_path: Path) -> None:
     parts = go("parts", 3)
     for key, value in whole.items():
         assert torch.equal(value, parts[key]), key
-    with pytest.raises(UserError, match=r"another config \(dataset\.randomize"):
+    with pytest.raises(UserError, match=r"another config \(dataset\.augment, dataset\.randomize"):
         train.run(compose(f"run_dir={tmp_path / 'whole'}", "name=whole", "trainer.max_steps=4"))
 
 

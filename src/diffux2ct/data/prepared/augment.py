@@ -78,7 +78,7 @@ class Augmentation:
         size, *slants = stream.uniform(-1, 1, 4)
         mirrored = stream.uniform() < self.mirror
         poses = random_poses(stream, self.pose_degrees, self.pose_mm)
-        sad, sid = 1 + self.camera * stream.uniform(-1, 1, 2)
+        sad, sid = (1 + self.camera * stream.uniform(-1, 1, 2)).tolist()
         knots = self.elastic * stream.uniform(-1, 1, (3, *(self.cells + 3,) * 3))
         shear = np.eye(3)
         shear[np.triu_indices(3, 1)] = self.shear * np.asarray(slants)
