@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffux2ct.arguments import Count, NotNegative, Range, Share
+from diffux2ct.arguments import NotNegative, Range, Share
 from diffux2ct.data.prepared.writer import read_case
 from diffux2ct.errors import UserError
 from diffux2ct.intensity import Window, denormalize_hu, normalize_xray
@@ -66,7 +66,7 @@ class Augmentation:
     shift: NotNegative = 10.0
     mirror: Share = 0.5
     elastic: Annotated[float, Range(0, 0.16)] = 0.12
-    cells: Count = 4
+    cells: Annotated[int, Range(1, 32)] = 4
     pose_degrees: Annotated[float, Range(0, 45)] = 1.0
     pose_mm: NotNegative = 2.0
     camera: Annotated[float, Range(0, 0.5)] = 0.03
@@ -88,7 +88,7 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Acquisition:
-    """How a case's X-rays were projected from its cube. spacing: mm a voxel of the cube that is projected."""
+    """The projection of a case's X-rays from its cube. spacing: mm a voxel of the cube that is projected."""
 
     camera: Camera
     projector: str
@@ -198,7 +198,7 @@ class Augmenter:
 
 
 def sources(draws: Sequence[Deformation], halves: Sequence[float], volume: Volume) -> Float[Tensor, "b d h w 3"]:
-    """Where each voxel's value lies in the cube it is taken from, as ``grid_sample`` counts: (x, y, z), faces at +-1.
+    """Places in the given cubes from which the deformed ones' voxels come, for ``grid_sample``: (x, y, z), faces at +-1.
 
     halves: half the cubes' sides, mm. volume: for its shape, type and device.
     """
