@@ -198,7 +198,7 @@ class Augmenter:
 
 
 def sources(draws: Sequence[Deformation], halves: Sequence[float], volume: Volume) -> Float[Tensor, "b d h w 3"]:
-    """Places in the given cubes from which the deformed ones' voxels come, for ``grid_sample``: (x, y, z), faces at +-1.
+    """Places in the given cubes that the deformed ones' voxels come from, as ``grid_sample`` has it: faces at +-1.
 
     halves: half the cubes' sides, mm. volume: for its shape, type and device.
     """
