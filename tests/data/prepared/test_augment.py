@@ -14,6 +14,7 @@ from diffux2ct.data.prepared.dataset import PreparedDataset
 from diffux2ct.data.prepared.writer import finish_dataset, read_case, write_case
 from diffux2ct.errors import UserError
 from diffux2ct.intensity import denormalize_hu
+from diffux2ct.reconstructors.base import on_device
 from diffux2ct.training.settings import TrainerSettings
 from diffux2ct.training.steps import endless_batches
 from diffux2ct.types import VIEWS
@@ -271,3 +272,16 @@ def test_xrays_that_are_not_ours_are_refused_in_one_line(tmp_path: Path, entries
     with pytest.raises(UserError, match=f"those of b {fault}") as error:
         PreparedDataset(tmp_path, augment=Augmentation())
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.gpu
+def test_gpu_equals_cpu(tmp_path: Path) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    data = PreparedDataset(written(tmp_path, "lumbar"), labels=["ribs"], augment=Augmentation())
+    batch = batch_of(data)
+    there, here = data.augment(on_device(batch, "cuda")), data.augment(batch)
+    assert there["frontal"].is_cuda
+    for key in ("volume", *VIEWS, "camera"):
+        torch.testing.assert_close(there[key].cpu(), here[key], rtol=0, atol=5e-3)  # a voxel may round to the next HU
+    assert (there["labels"].cpu() == here["labels"]).float().mean() > 0.99
