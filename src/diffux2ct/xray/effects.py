@@ -232,7 +232,8 @@ class XrayRandomization:
                 shown = list(limits) if isinstance(limits, tuple) else limits
                 raise UserError(f"randomize.{name}={shown}: give [lowest, highest], or null")
             # The least of an effect, the most of a border.
-            XrayEffects(**{"photons": 1.0, name: limits[0]} if name != "collimation" else {name: (limits[1],) * 4})
+            extreme: Any = (limits[1],) * 4 if name == "collimation" else limits[0]
+            XrayEffects(**{"photons": 1.0, name: extreme})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "XrayRandomization":
