@@ -98,7 +98,7 @@ def test_every_config_resolves_as_cfg_job_resolve_does(model, conditioning):
 @pytest.mark.parametrize(("group", "option"), [(g, o) for g, o in OPTIONS if g in ("model", "conditioning", "sampler")])
 def test_every_setting_of_our_classes_stands_in_its_config(group, option):
     """So that it can be typed as key=value, without a plus sign; all but what the data or a part settles."""
-    settled = {"in_channels", "out_channels", "num_classes"}
+    settled = {"in_channels", "out_channels", "num_classes", "params"}
     for node in targets(OmegaConf.to_container(composed(f"{group}={option}"))):
         settings = inspect.signature(get_class(node["_target_"])).parameters
         assert set(settings) - settled <= node.keys() or not node["_target_"].startswith("diffux2ct."), node
@@ -127,7 +127,7 @@ RECIPES = {
     "backprojection_cnn": PAPER,
     "icm_reg": (2e-4, [0.9, 0.999], 4, 200, 0, 1.0, 0.9999, "bf16", "constant"),
     "x_ctrsnet_like": (2e-4, [0.5, 0.999], 4, 200, 0, 1.0, 0.9999, "bf16", "constant"),
-    "posterior_flow": (5e-4, [0.9, 0.999], 4, None, 500, 1.0, 0.999, "bf16", "cosine"),
+    "posterior_flow": (2e-3, [0.9, 0.999], 4, None, 500, 1.0, 0.999, "bf16", "cosine"),
     "x2ct_gan": (2e-4, [0.5, 0.999], 4, 300, 0, None, None, "fp32", "constant"),
 }
 

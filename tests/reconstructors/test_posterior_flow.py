@@ -15,7 +15,7 @@ def model(compose):
     torch.manual_seed(0)
     made = build.build_reconstructor(compose("model=posterior_flow"))
     for part in (made.mean, made.flow):
-        nn.init.normal_(part.out.weight, std=0.05)  # it starts at 0
+        nn.init.normal_(part.unet.out.weight, std=0.05)  # it starts at 0
     return made.eval()
 
 
@@ -49,14 +49,16 @@ def test_the_flow_learns_the_straight_way_from_the_noisy_mean_and_leaves_the_mea
     model.flow.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
     loss = model.objectives()[1].loss(data)["total"]
     (both, time, _), *_ = seen
-    x_t, mean = both[:, :1], both[:, 1:]
     t = float(time) / 1000
-    x_0 = (x_t - t * data["volume"]) / (1 - t)  # x_t = (1 - t) x_0 + t x_1
+    b = (1 - t) ** 2 + t**2
+    mean, d = both[:, 1:], both[:, :1] * 0.1 * b**0.5
+    x_0 = (mean + d - t * data["volume"]) / (1 - t)  # x_t = (1 - t) x_0 + t x_1
     assert 0 < t < 1
     assert abs(float((x_0 - mean).std()) - 0.1) < 0.01
     with torch.no_grad():
         torch.testing.assert_close(mean, model._mean(xrays_of(data)))
-        velocity = model.flow(both, time, model.flow_conditioning(xrays_of(data)))
+        output = model.flow(both, time, model.flow_conditioning(xrays_of(data)))
+    velocity = (2 * t - 1) / b * d + 0.1 / b**0.5 * output
     torch.testing.assert_close(loss, (velocity - (data["volume"] - x_0)).square().mean(), rtol=1e-4, atol=1e-6)
     loss.backward()
     assert all(p.grad is None for p in model.mean.parameters())
@@ -95,17 +97,34 @@ def test_outputs_are_the_mean_samples_their_mean_and_blends(model):
     assert not torch.equal(ct(num_inference_steps=1), sample)
 
 
-def test_euler_steps_follow_a_constant_velocity_exactly(model):
-    xrays, model.sigma = xrays_of(batch(1)), 0.02
-    for parameter in model.flow.out.parameters():
+def constant(model, value: float) -> None:
+    """Let the flow's network give this value everywhere."""
+    for parameter in (*model.flow.unet.out.parameters(), *model.flow.fine.parameters()):
         nn.init.zeros_(parameter)
-    nn.init.constant_(model.flow.out.bias, 0.25)
+    nn.init.constant_(model.flow.unet.out.bias, value)
+
+
+def test_without_a_network_residuals_end_as_large_as_the_noise(model):
+    """The best linear guess carries N(0, sigma^2) into N(0, sigma^2): each voxel's noise comes back at t = 1."""
+    xrays, model.sigma = xrays_of(batch(1)), 0.02
+    constant(model, 0.0)
     with torch.no_grad():
-        mean = model._mean(xrays)
+        mean = model._mean(xrays).clamp(-0.9, 0.9)
         noise = 0.02 * torch.randn(mean.shape, generator=torch.Generator().manual_seed(1))
-        for steps in (1, 4):
-            made = model.samples(xrays, mean, 1, steps, torch.Generator().manual_seed(1))[0]
-            torch.testing.assert_close(made, (mean + noise + 0.25).clamp(-1, 1), rtol=0, atol=1e-5)
+        made = model.samples(xrays, mean, 1, 40, torch.Generator().manual_seed(1))[0]
+        torch.testing.assert_close(made, mean + noise, rtol=0, atol=0.04 * float(noise.abs().max()))
+
+
+def test_steps_are_euler_s_at_even_times(model):
+    xrays, model.sigma = xrays_of(batch(1)), 0.02
+    constant(model, 0.5)
+    with torch.no_grad():
+        mean = model._mean(xrays).clamp(-0.9, 0.9)
+        noise = 0.02 * torch.randn(mean.shape, generator=torch.Generator().manual_seed(1))
+        one, two = (model.samples(xrays, mean, 1, n, torch.Generator().manual_seed(1))[0] for n in (1, 2))
+    torch.testing.assert_close(one, mean + 0.02 * 0.5, rtol=0, atol=1e-5)  # at t = 0: v = -noise + sigma * output
+    half = noise + 0.5 * (-noise + 0.02 * 0.5)  # at t = 1/2: v = 0 d + sigma sqrt(2) * output
+    torch.testing.assert_close(two, mean + half + 0.5 * 0.02 * 2**0.5 * 0.5, rtol=0, atol=1e-5)
 
 
 def test_before_the_flow_is_trained_there_is_a_mean_only(model):

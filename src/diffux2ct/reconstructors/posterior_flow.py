@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from diffux2ct.errors import UserError
 from diffux2ct.models.conditioning import Conditioning, Conditions
-from diffux2ct.models.denoiser import UNet3d
+from diffux2ct.models.plus.patches import PatchUNet3d
 from diffux2ct.reconstructors.base import Batch, Losses, Objective, Reconstructor, seeded_normal, xrays_of
 from diffux2ct.seeding import seeded_generator
 from diffux2ct.types import Volume, Xrays
@@ -27,7 +27,7 @@ class PosteriorFlow(Reconstructor):
     """Posterior mean and posterior samples from one checkpoint.
 
     The mean is ``mean(0, conditions)``, trained on the squared error. The flow starts at x_0 = mean + ``sigma`` noise
-    and moves along dx/dt = ``flow([x_t, mean], t, conditions)`` to the CT x_1 at t = 1; it is trained on
+    and moves along dx/dt = v(x_t, t; mean, conditions) to the CT x_1 at t = 1; it is trained on
     |velocity - (x_1 - x_0)|^2 at x_t = (1 - t) x_0 + t x_1, t uniform. The flow is trained when the mean is finished:
     the mean during the first ``flow_after`` of all steps, the flow during the rest, on the mean's averaged weights.
 
@@ -41,9 +41,9 @@ class PosteriorFlow(Reconstructor):
     def __init__(
         self,
         conditioning: Conditioning,
-        mean: UNet3d,
+        mean: PatchUNet3d,
         flow_conditioning: Conditioning,
-        flow: UNet3d,
+        flow: PatchUNet3d,
         size: int,
         sigma: float | int = 0.1,
         flow_after: float | int = 0.5,
@@ -92,12 +92,24 @@ class PosteriorFlow(Reconstructor):
     def _mean(self, xrays: Xrays) -> Volume:
         """The mean, not clamped, in fp32."""
         conditions = self.mean_conditioning(xrays)
-        batch, depth, height, width = len(conditions[0]), *conditions[0].shape[2:]
-        nothing = conditions[0].new_zeros(batch, 1, depth, height, width)
+        batch = len(conditions[0])
+        nothing = conditions[0].new_zeros(batch, 2, *conditions[0].shape[2:])
         return self.mean(nothing, torch.zeros(batch, device=nothing.device), conditions).float()
 
     def _velocity(self, x_t: Volume, t: Tensor, mean: Volume, conditions: Conditions) -> Volume:
-        return self.flow(torch.cat((x_t, mean), dim=1), t * _TIME_SCALE, conditions).float()
+        """The flow at x_t, a network's output around the best linear guess, as in EDM (Karras et al. 2022, Eq. 7).
+
+        With d = x_t - mean = (1 - t) sigma noise + t residual, and residuals as large as the noise, the best linear
+        guess of the velocity is (2 t - 1) d / b, b = (1 - t)^2 + t^2, and what it leaves has a deviation of
+        sigma / sqrt(b). Without this the network first has to learn to tell the noise, a tenth of the mean, from the
+        mean, which takes it most of a short run.
+        """
+        times = t.view(-1, 1, 1, 1, 1)
+        b = (1 - times).square() + times.square()
+        d = x_t - mean
+        inputs = torch.cat((d / (self.sigma * b.sqrt()), mean), dim=1)
+        output = self.flow(inputs, t * _TIME_SCALE, conditions).float()
+        return (2 * times - 1) / b * d + self.sigma / b.sqrt() * output
 
     def parts(self, batch: Batch) -> dict[str, tuple[nn.Module, Callable[[], Any]]]:
         """The networks, each once: a reconstruction runs all but the flow once, and the flow once a step."""
@@ -109,7 +121,7 @@ class PosteriorFlow(Reconstructor):
         t = torch.zeros(len(volume))
         return {
             "mean_conditioning": (self.mean_conditioning, lambda: self.mean_conditioning(xrays)),
-            "mean": (self.mean, lambda: self.mean(volume, t, leaves["mean"])),
+            "mean": (self.mean, lambda: self.mean(volume.repeat(1, 2, 1, 1, 1), t, leaves["mean"])),
             "flow_conditioning": (self.flow_conditioning, lambda: self.flow_conditioning(xrays)),
             "flow": (self.flow, lambda: self._velocity(volume, t, volume, leaves["flow"])),
         }

@@ -70,9 +70,11 @@ class LiftedConditioning(Conditioning):
 
     Args:
         size: voxels per side, divisible by 2^(levels - 1).
-        channels: C_h of each scale, finest first; a multiple of 4 where both ways are on, else of 2.
+        channels: C_h of each scale, finest first; but for the X-rays themselves a multiple of 4 where both ways
+            are on, else of 2.
         plane_channels, encoder_channels, num_blocks, dropout: of each view's 2D encoder and decoder.
         along, depth: the two ways of lifting (``PlaneLift``); at least one.
+        xray: two channels of the finest scale are the X-rays themselves, lifted.
         cone: False lifts as if all cameras were parallel.
     """
 
@@ -86,6 +88,7 @@ class LiftedConditioning(Conditioning):
         dropout: float = 0.0,
         along: bool = True,
         depth: bool = True,
+        xray: bool = False,
         cone: bool = True,
     ) -> None:
         super().__init__()
@@ -95,12 +98,15 @@ class LiftedConditioning(Conditioning):
         ways = along + depth
         if not ways:
             raise UserError("lifting.along=false and lifting.depth=false: leave one of them on")
-        if any(width % (2 * ways) for width in channels) or len(channels) > len(encoder_channels):
+        learned = [channels[0] - len(RAY_AXIS) * xray, *channels[1:]]
+        if any(width % (2 * ways) or width < 1 for width in learned) or len(channels) > len(encoder_channels):
+            besides = " (the first: and 2 more)" if xray else ""
             raise UserError(
-                f"lifting.channels={list(channels)}: give multiples of {2 * ways}, at most {len(encoder_channels)}"
+                f"lifting.channels={list(channels)}: give multiples of {2 * ways}{besides}, at most "
+                f"{len(encoder_channels)} of them"
             )
-        self.channels, self.size, self.cone = tuple(channels), size, cone
-        each = [(width // (2 * ways) * along, width // (2 * ways) * depth) for width in channels]
+        self.channels, self.size, self.xray, self.cone = tuple(channels), size, xray, cone
+        each = [(width // (2 * ways) * along, width // (2 * ways) * depth) for width in learned]
         self.views = nn.ModuleDict(
             {
                 view: ViewLift(view, size, plane_channels, encoder_channels, num_blocks, each, dropout)
@@ -117,4 +123,7 @@ class LiftedConditioning(Conditioning):
                 "[batch, 4] on the CPU"
             )
         lifted = [view(xrays[name], camera) for name, view in self.views.items()]
-        return [concatenate(*scale) for scale in zip(*lifted, strict=True)]
+        finest, *coarser = [concatenate(*scale) for scale in zip(*lifted, strict=True)]
+        if self.xray:
+            finest = concatenate(finest, *(along_rays(xrays[name][:, :, None], camera, name) for name in RAY_AXIS))
+        return [finest, *coarser]
