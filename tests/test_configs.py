@@ -366,6 +366,7 @@ def test_the_default_is_the_paper_s_run(dataset, steps):
     assert (cfg.diffusion.prediction_type, cfg.diffusion.num_train_timesteps) == ("epsilon", 1000)
     assert (cfg.sampler._target_.rpartition(".")[2], cfg.sampler.num_inference_steps) == ("Ddpm", None)
     assert (cfg.loss.norm, cfg.loss.projection_weight, cfg.loss.projection_mode) == ("l1", None, "paper")
+    assert (cfg.loss.min_snr_gamma, cfg.diffusion.schedule, cfg.diffusion.timesteps) == (None, "linear", None)
     assert cfg.name == f"diffux2ct-{dataset}"
 
 

@@ -85,11 +85,14 @@ def samples(cfg: DictConfig) -> bool:
 
 
 def check_sampler(cfg: DictConfig) -> None:
-    """UserError where the sampler refuses its settings, or takes more steps than the diffusion has."""
+    """UserError where the sampler, the diffusion or its loss refuses its settings, or where they do not fit."""
     if samples(cfg):
-        steps = build_sampler(cfg.sampler).num_inference_steps
-        if "diffusion" in cfg and steps is not None:
-            inference_timesteps(cfg.diffusion.num_train_timesteps, steps)
+        sampler = build_sampler(cfg.sampler)
+        if "diffusion" in cfg:
+            process = _instantiate(cfg.diffusion)
+            inference_timesteps(process.timesteps, sampler.num_inference_steps)
+            if "loss" in cfg:
+                _instantiate(cfg.loss).check_fits(process)
 
 
 def check_metrics(cfg: DictConfig) -> None:

@@ -99,7 +99,7 @@ def test_help_shows_the_options_of_groups_that_a_user_chooses_from(call, capsys)
     assert "implicit neural decoder (paper Sec.\n" + " " * 45 + "3.2)." in shown
     with initialize_config_module("diffux2ct.configs", version_base="1.3"):
         cfg = compose("train")
-    explained = re.findall(r"^  ((?:trainer|optim|logger)[\w.]+)=", shown, re.M)
+    explained = re.findall(r"^  ((?:trainer|optim|logger|loss|diffusion)[\w.]+)=", shown, re.M)
     assert len(explained) > 25
     for key in explained:
         assert OmegaConf.select(cfg, key, default="?") != "?", key

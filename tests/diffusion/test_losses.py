@@ -48,7 +48,59 @@ def test_no_projection_leaves_the_simple_loss_alone():
     torch.testing.assert_close(losses["total"], (draw(0) - draw(3)).abs().mean())
 
 
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+@pytest.mark.parametrize(
+    ("kind", "weight"),
+    [
+        ("epsilon", lambda snr: min(snr, 5) / snr),
+        ("v", lambda snr: min(snr, 5) / (snr + 1)),
+        ("x0", lambda snr: min(snr, 5)),
+    ],
+)
+def test_min_snr_weights_are_those_of_the_paper(kind, weight, norm):
+    process, steps = DiffusionProcess(num_train_timesteps=100, prediction_type=kind), [2, 90]
+    x_0, noise, output = draw(0), draw(1), draw(2)
+    t = torch.tensor(steps)
+    x_t = process.add_noise(x_0, noise, t)
+    loss = DiffusionLoss(norm, projection_weight=0, min_snr_gamma=5)(process, output, x_t, x_0, noise, t)["simple"]
+    error = (output - process.target(x_0, noise, t)).double()
+    expected = 0.0
+    for i, step in enumerate(steps):  # on either side of gamma
+        a = float(process.alphas_cumprod[step])
+        snr = a / (1 - a)
+        assert (snr > 5) == (step == 2)
+        w = weight(snr)
+        expected += w * error[i].square().mean() / 2 if norm == "l2" else w**0.5 * error[i].abs().mean() / 2
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+def test_min_snr_weights_make_the_prediction_types_equal(norm):
+    """One estimate of x_0 has one loss, whatever the network's output is."""
+    x_0, noise, estimate, t = draw(0), draw(1), draw(2), torch.tensor([3, 70])
+    losses = []
+    for kind in ("epsilon", "v", "x0"):
+        process = DiffusionProcess(num_train_timesteps=100, prediction_type=kind)
+        x_t = process.add_noise(x_0, noise, t)
+        a = process.alphas_cumprod[t].view(-1, 1, 1, 1, 1)
+        output = process.target(estimate, (x_t - a.sqrt() * estimate) / (1 - a).sqrt(), t)
+        loss = DiffusionLoss(norm, projection_weight=0, min_snr_gamma=5)
+        losses.append(loss(process, output, x_t, x_0, noise, t)["total"])
+    torch.testing.assert_close(losses[1:], losses[:1] * 2, rtol=1e-3, atol=0)
+
+
+def test_few_timesteps_without_weight_at_the_first_sampled_are_refused():
+    loss = DiffusionLoss(min_snr_gamma=5)
+    loss.check_fits(DiffusionProcess(prediction_type="v", zero_terminal_snr=True))
+    loss.check_fits(DiffusionProcess(prediction_type="v", timesteps=10))
+    with pytest.raises(UserError, match="min_snr_gamma=5: gives no weight to the last of diffusion.timesteps"):
+        loss.check_fits(DiffusionProcess(prediction_type="v", zero_terminal_snr=True, timesteps=10))
+
+
 def test_wrong_settings_are_named():
+    for gamma in (0, -1.0, float("nan")):
+        with pytest.raises(UserError, match=r"loss\.min_snr_gamma"):
+            DiffusionLoss(min_snr_gamma=gamma)
     with pytest.raises(UserError, match=r"loss\.norm"):
         DiffusionLoss("huber")
     with pytest.raises(UserError, match=r"projection_mode"):

@@ -53,6 +53,13 @@ def test_eq8_as_printed_leaves_the_known_share_of_noise(volumes):
     torch.testing.assert_close(s * math.sqrt((1 - s) / (1 + s)), 0.3003, rtol=0, atol=1e-3)
 
 
+def test_the_timesteps_that_are_trained_are_all_or_some_that_end_at_the_last():
+    assert list(DiffusionProcess().timesteps) == list(range(1000))
+    assert DiffusionProcess(timesteps=10).timesteps == [99, 199, 299, 399, 499, 599, 699, 799, 899, 999]
+    assert DiffusionProcess(timesteps=3).timesteps == [332, 666, 999]
+    assert DiffusionProcess(timesteps=[199, 699, 999]).timesteps == [199, 699, 999]
+
+
 @pytest.mark.parametrize("kind", ["v", "x0"])
 def test_pure_noise_still_predicts_x0_at_zero_terminal_snr(kind, volumes):
     x_0, noise = volumes
@@ -83,6 +90,13 @@ def test_wrong_settings_are_named(wrong):
     [
         ({"schedule": "square"}, "diffusion.schedule=square: choose linear or cosine"),
         ({"num_train_timesteps": 0}, "num_train_timesteps=0: must be at least 1"),
+        ({"timesteps": 0}, "diffusion.timesteps=0: must lie between 1 and diffusion.num_train_timesteps=1000"),
+        ({"timesteps": 1001}, "diffusion.timesteps=1001: must lie between 1 and"),
+        ({"timesteps": [9, 3, 999]}, r"diffusion.timesteps=\[9, 3, 999\]: .* rising timesteps that end at 999, where sampling starts, or null"),
+        ({"timesteps": [9, 998]}, "end at 999"),
+        ({"timesteps": [-1, 999]}, "end at 999"),
+        ({"timesteps": [0.5, 999]}, "end at 999"),
+        ({"timesteps": []}, "end at 999"),
         ({"beta_start": -0.1}, "beta_start=-0.1"),
         ({"beta_end": 1.0}, "beta_end=1.0"),
     ],

@@ -104,6 +104,27 @@ def test_the_model_s_own_perturbation_and_steps_complete_the_settings(model):
     assert seen[0].abs().max() == 0
 
 
+@pytest.mark.parametrize("timesteps", [5, [99, 749, 999]])
+def test_timesteps_are_those_that_are_trained_and_by_default_sampled(compose, timesteps):
+    override = f"diffusion.timesteps={timesteps}".replace(" ", "")
+    model = build.build_reconstructor(compose(override)).eval()
+    seen = []
+    model.denoiser.register_forward_pre_hook(lambda _, inputs: seen.extend(inputs[1].tolist()))
+    data = {"volume": torch.zeros(20, 1, 16, 16, 16), **xrays(0, 20), "seed": torch.arange(20)}
+    with torch.no_grad():
+        model("diffusion", data)
+    trained = [199, 399, 599, 799, 999] if timesteps == 5 else timesteps
+    assert sorted(set(seen)) == trained
+    seen.clear()
+    reconstruct(model, xrays(0), **model.complete({"sampler": Ddpm()}))
+    assert seen == trained[::-1]
+    seen.clear()
+    reconstruct(model, xrays(0), sampler=None)
+    assert seen == trained[::-1]
+    with pytest.raises(UserError, match="num_inference_steps=6"):
+        model.complete({"sampler": Ddim(6)})
+
+
 def test_settings_that_the_method_does_not_have_are_refused(model):
     with pytest.raises(TypeError, match="temperature"):
         reconstruct(model, xrays(0), temperature=2.0)

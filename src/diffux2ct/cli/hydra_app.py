@@ -39,6 +39,8 @@ RENAMED = (
     (r"widths\.([^=]*)=(.*)", r"size=paper, small or tiny, or sizes.SIZE.\1=\2"),
     (r"diffusion=(epsilon|v|x0)", r"objective=\1"),
     (r"loss=no_projection", r"loss.projection_weight=0"),
+    (r"loss=(l1|l2)", r"loss.norm=\1"),
+    (r"timesteps=(.*)", r"diffusion.timesteps=\1"),
     (r"loss=(paper|snr)", r"loss.projection_mode=\1"),
     (r"logger=wandb", r"logger.wandb.mode=online"),
     (r"logger=tensorboard", r"logger.tensorboard=true"),

@@ -1,11 +1,13 @@
 """The forward process, and x_0 from a network's output (paper Eq. 1, 7, 8)."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from diffux2ct.arguments import check_choice
-from diffux2ct.diffusion.schedule import make_alphas_cumprod
+from diffux2ct.diffusion.schedule import make_alphas_cumprod, trained_timesteps
 from diffux2ct.errors import UserError
 from diffux2ct.types import Volume
 
@@ -18,7 +20,8 @@ class DiffusionProcess(nn.Module):
     ``prediction_type``: what the network outputs. ``epsilon`` is the paper's; ``v`` (Salimans and Ho 2022) keeps
     the estimate of x_0 stable at every t; ``x0`` predicts the volume itself. ``eq8``: ``corrected`` divides out
     sqrt(1 - alphas_cumprod); ``as_printed`` uses the paper's printed (1 - alphas_cumprod), with which a perfect
-    network does not recover x_0 (docs/method.md, errata).
+    network does not recover x_0 (docs/method.md, errata). ``timesteps``: those that are trained, and that sampling
+    may visit (`trained_timesteps`); None: all.
     """
 
     alphas_cumprod: Tensor
@@ -32,6 +35,7 @@ class DiffusionProcess(nn.Module):
         zero_terminal_snr: bool = False,
         prediction_type: str = "epsilon",
         eq8: str = "corrected",
+        timesteps: int | Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         check_choice("diffusion.prediction_type", prediction_type, PREDICTION_TYPES)
@@ -46,6 +50,8 @@ class DiffusionProcess(nn.Module):
         self.eq8 = eq8
         alphas_cumprod = make_alphas_cumprod(num_train_timesteps, schedule, beta_start, beta_end, zero_terminal_snr)
         self.register_buffer("alphas_cumprod", alphas_cumprod.float(), persistent=False)
+        self.zero_terminal_snr = zero_terminal_snr
+        self.timesteps = trained_timesteps(num_train_timesteps, timesteps)
 
     def _roots(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """sqrt(alphas_cumprod_t) and sqrt(1 - alphas_cumprod_t), shaped to multiply volumes."""
@@ -81,3 +87,13 @@ class DiffusionProcess(nn.Module):
         """min(1, sqrt(alphas_cumprod / (1 - alphas_cumprod))): undoes how Eq. 8 magnifies errors at high noise."""
         a = self.alphas_cumprod[t]
         return torch.sqrt(a / (1 - a)).clamp(max=1.0)
+
+    def min_snr_weight(self, t: Int[Tensor, " b"], gamma: float) -> Float[Tensor, " b"]:
+        """Weights of the output's squared error that give x_0's the weight min(SNR, gamma) (Hang et al. 2023).
+
+        The squared error of epsilon is SNR times that of x_0, the one of v SNR + 1 times.
+        """
+        a = self.alphas_cumprod[t]
+        snr = a / (1 - a)
+        times = {"epsilon": snr, "v": snr + 1, "x0": torch.ones_like(snr)}[self.prediction_type]
+        return snr.clamp(max=gamma) / times

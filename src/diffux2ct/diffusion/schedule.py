@@ -1,6 +1,7 @@
 """Noise schedules: how much of the volume is left at each timestep (paper Eq. 1)."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -29,6 +30,38 @@ def rescale_zero_terminal_snr(alphas_cumprod: Float[Tensor, " t"]) -> Float[Tens
     root = alphas_cumprod.sqrt()
     first, last = root[0].clone(), root[-1].clone()
     return ((root - last) * first / (first - last)) ** 2
+
+
+def spaced_timesteps(num_timesteps: int, count: int) -> list[int]:
+    """``count`` of the timesteps 0 .. num_timesteps-1, downward from the last, evenly spaced.
+
+    The spacing ends at num_timesteps ("trailing", Lin et al. 2024), as sampling must start at the last, pure noise.
+    """
+    stride = num_timesteps / count
+    return [round(num_timesteps - i * stride) - 1 for i in range(count)]
+
+
+def trained_timesteps(num_train_timesteps: int, timesteps: int | Sequence[int] | None = None) -> Sequence[int]:
+    """The timesteps that are trained, rising; the last is T-1 (Fast-DDPM, Jiang et al. 2024).
+
+    ``timesteps``: None, all; a number, so many evenly spaced ones; a sequence, these. UserError for any other.
+    """
+    if timesteps is None:
+        return range(num_train_timesteps)
+    if isinstance(timesteps, int) and not isinstance(timesteps, bool):
+        if not 1 <= timesteps <= num_train_timesteps:
+            between = f"1 and diffusion.num_train_timesteps={num_train_timesteps}"
+            raise UserError(f"diffusion.timesteps={timesteps}: must lie between {between}")
+        return spaced_timesteps(num_train_timesteps, timesteps)[::-1]
+    chosen = list(timesteps) if isinstance(timesteps, Sequence) and not isinstance(timesteps, str) else []
+    whole = all(isinstance(t, int) and not isinstance(t, bool) for t in chosen)
+    last = num_train_timesteps - 1
+    if not chosen or not whole or chosen != sorted(set(chosen)) or chosen[0] < 0 or chosen[-1] != last:
+        raise UserError(
+            f"diffusion.timesteps={timesteps}: give a whole number, rising timesteps that end at {last}, where "
+            "sampling starts, or null for all"
+        )
+    return chosen
 
 
 def make_alphas_cumprod(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from diffux2ct.diffusion.losses import DiffusionLoss
 from diffux2ct.diffusion.process import DiffusionProcess
 from diffux2ct.diffusion.samplers.ddim import Ddim
-from diffux2ct.diffusion.samplers.sampling import Sampler, sample
+from diffux2ct.diffusion.samplers.sampling import Sampler, inference_timesteps, sample
 from diffux2ct.errors import UserError
 from diffux2ct.models.conditioning import Conditioning
 from diffux2ct.models.denoiser import UNet3d
@@ -24,11 +24,12 @@ from diffux2ct.reconstructors.base import (
     seeded_perturbation,
     xrays_of,
 )
+from diffux2ct.seeding import CPU
 from diffux2ct.types import Volume, Xrays
 
 # Salts keep the three draws of one sample independent of each other.
 _NOISE, _TIMESTEP, _PERTURBATION = 1, 2, 3
-_DEFAULT_SAMPLER = Ddim(50)
+_DEFAULT_STEPS = 50
 
 
 class DiffusionReconstructor(Reconstructor):
@@ -53,6 +54,7 @@ class DiffusionReconstructor(Reconstructor):
         perturbation: str = "random",
     ) -> None:
         super().__init__()
+        loss.check_fits(process)
         self.conditioning = conditioning
         self.denoiser = denoiser
         self.process = process
@@ -68,7 +70,9 @@ class DiffusionReconstructor(Reconstructor):
         """Losses of a batch with ``volume``, the X-rays and one ``seed`` per sample."""
         x_0, seeds = batch["volume"], batch["seed"]
         noise = seeded_normal(x_0.shape[1:], seeds, x_0.device, _NOISE)
-        t = seeded_integers(self.process.num_train_timesteps, seeds, x_0.device, _TIMESTEP)
+        trained = self.process.timesteps
+        draws = seeded_integers(len(trained), seeds, CPU, _TIMESTEP).tolist()
+        t = torch.tensor([trained[draw] for draw in draws], device=x_0.device)
         z = seeded_perturbation(self.conditioning, seeds, x_0.device, _PERTURBATION)
         conditions = self.conditioning(xrays_of(batch), z)
         x_t = self.process.add_noise(x_0, noise, t)
@@ -89,7 +93,7 @@ class DiffusionReconstructor(Reconstructor):
         """``settings`` of `reconstruct` without None: the model's own perturbation and number of timesteps."""
         settings = super().complete(settings)
         sampler = copy(settings["sampler"])
-        sampler.num_inference_steps = sampler.num_inference_steps or self.process.num_train_timesteps
+        sampler.num_inference_steps = len(inference_timesteps(self.process.timesteps, sampler.num_inference_steps))
         return {"sampler": sampler, "perturbation": settings.get("perturbation") or self.perturbation}
 
     def reconstruct(
@@ -97,16 +101,17 @@ class DiffusionReconstructor(Reconstructor):
         xrays: Xrays,
         *,
         generator: torch.Generator | None = None,
-        sampler: Sampler = _DEFAULT_SAMPLER,
+        sampler: Sampler | None = None,
         perturbation: str | None = None,
     ) -> Volume:
         """Sample a volume [B, 1, D, H, W] in [-1, 1] given frontal and lateral X-rays [B, 1, D, *] in [-1, 1].
 
-        ``perturbation``: ``random`` or ``zero``; None: the model's own. The conditions depend neither on x_t nor on t,
-        so they are computed once.
+        ``sampler``: None is DDIM in 50 steps, or in as many as there are timesteps. ``perturbation``: ``random`` or
+        ``zero``; None: the model's own. The conditions depend neither on x_t nor on t, so they are computed once.
         """
         self.check_xrays(xrays)
         perturbation = self.perturbation if perturbation is None else _checked_perturbation(perturbation)
+        sampler = sampler or Ddim(min(_DEFAULT_STEPS, len(self.process.timesteps)))
         frontal = xrays["frontal"]
         device, shape = frontal.device, (frontal.shape[0], 1, self.size, self.size, self.size)
 

@@ -41,13 +41,23 @@ class Guess(Sampler):
 
 
 def test_timesteps_start_at_the_end_and_cover_the_range():
-    assert inference_timesteps(1000, 1000) == list(range(999, -1, -1))
-    assert inference_timesteps(1000, 4) == [999, 749, 499, 249]
-    assert inference_timesteps(1000, 1) == [999]
+    assert inference_timesteps(range(1000)) == list(range(999, -1, -1))
+    assert inference_timesteps(range(1000), 4) == [999, 749, 499, 249]
+    assert inference_timesteps(range(1000), 1) == [999]
     with pytest.raises(UserError, match="num_inference_steps=0"):
-        inference_timesteps(1000, 0)
-    with pytest.raises(UserError, match="num_inference_steps=11"):
-        inference_timesteps(10, 11)
+        inference_timesteps(range(1000), 0)
+    with pytest.raises(UserError, match="num_inference_steps=11: must lie between 1 and diffusion.num_train_timesteps"):
+        inference_timesteps(range(10), 11)
+
+
+def test_only_trained_timesteps_are_visited():
+    trained = [99, 499, 899, 999]
+    assert inference_timesteps(trained) == [999, 899, 499, 99]
+    assert inference_timesteps(trained, 2) == [999, 499]
+    with pytest.raises(
+        UserError, match="num_inference_steps=5: must lie between 1 and 4, as diffusion.timesteps alone"
+    ):
+        inference_timesteps(trained, 5)
 
 
 @pytest.mark.parametrize("sampler", EVERY)

@@ -18,14 +18,14 @@ class DpmSolver(Sampler):
         super().__init__(num_inference_steps)
 
     def step(self, now: Step) -> Volume:
-        """Eq. 17 of the paper, with D the extrapolated x_0."""
+        """The exact step of the ODE for a constant x_0, here the extrapolated one."""
         x_0, a_t, a_prev = now.x_0, now.a_t, now.a_prev
         # 1. Extrapolate. After pure noise (lambda = -inf) the ratio of the steps in lambda is 0: first order again.
         if now.earlier is not None and now.look_ahead is not None:
             earlier_a, earlier_x_0 = now.earlier
             ratio = (_lambda(a_prev) - _lambda(a_t)) / (_lambda(a_t) - _lambda(earlier_a))
             x_0 = x_0 + 0.5 * ratio * (x_0 - earlier_x_0)
-        # 2. Go to the next timestep: sigma_prev / sigma_t x_t - alpha_prev (exp(-h) - 1) D, h the step in lambda.
+        # 2. Go to the next timestep: sigma_prev / sigma_t x_t - alpha_prev (exp(-h) - 1) x_0, h the step in lambda.
         shrink = ((1 - a_prev) / (1 - a_t)).sqrt()
         return shrink * now.x_t + (a_prev.sqrt() - shrink * a_t.sqrt()) * x_0
 

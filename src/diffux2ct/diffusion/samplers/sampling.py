@@ -9,7 +9,7 @@ import inspect
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffux2ct.diffusion.process import DiffusionProcess
+from diffux2ct.diffusion.schedule import spaced_timesteps
 from diffux2ct.errors import UserError
 from diffux2ct.types import Volume
 
@@ -49,7 +50,7 @@ class Step:
 class Sampler(ABC):
     """One reverse step, and the settings of the reverse process as attributes.
 
-    num_inference_steps: timesteps visited, evenly spaced; None: all timesteps of the training.
+    num_inference_steps: timesteps visited, evenly spaced among those of the training; None: all of them.
     """
 
     def __init__(self, num_inference_steps: float | int | None = None) -> None:
@@ -67,18 +68,17 @@ class Sampler(ABC):
         return num_steps
 
 
-def inference_timesteps(num_train_timesteps: int, num_inference_steps: int) -> list[int]:
-    """Timesteps from T-1 downward, evenly spaced and ending the spacing at T ("trailing", Lin et al. 2024).
-
-    The first is always T-1: sampling must start where the volume is pure noise.
-    """
-    if not 1 <= num_inference_steps <= num_train_timesteps:
-        raise UserError(
-            f"sampler.num_inference_steps={num_inference_steps}: must lie between 1 and "
-            f"diffusion.num_train_timesteps={num_train_timesteps}"
+def inference_timesteps(trained: Sequence[int], num_inference_steps: int | None = None) -> list[int]:
+    """The timesteps visited, downward from the last: so many of those trained, evenly spaced; None: all of them."""
+    count = len(trained) if num_inference_steps is None else num_inference_steps
+    if not 1 <= count <= len(trained):
+        most = (
+            f"diffusion.num_train_timesteps={len(trained)}"
+            if isinstance(trained, range)
+            else f"{len(trained)}, as diffusion.timesteps alone are trained; null visits each of them"
         )
-    stride = num_train_timesteps / num_inference_steps
-    return [round(num_train_timesteps - i * stride) - 1 for i in range(num_inference_steps)]
+        raise UserError(f"sampler.num_inference_steps={count}: must lie between 1 and {most}")
+    return [trained[i] for i in spaced_timesteps(len(trained), count)]
 
 
 @torch.no_grad()
@@ -94,9 +94,7 @@ def sample(
     ``network(x_t, t)`` is the denoiser with its conditions already bound (computed once per volume).
     ``draw_noise()`` gives fresh Gaussian noise of x_t's shape.
     """
-    timesteps = inference_timesteps(
-        process.num_train_timesteps, sampler.num_inference_steps or process.num_train_timesteps
-    )
+    timesteps = inference_timesteps(process.timesteps, sampler.num_inference_steps)
     pairs = list(zip(timesteps, [*timesteps[1:], None], strict=True))
 
     def predict_x0(x_t: Volume, t: int) -> Volume:
