@@ -92,7 +92,10 @@ def test_wrong_settings_are_named(wrong):
         ({"num_train_timesteps": 0}, "num_train_timesteps=0: must be at least 1"),
         ({"timesteps": 0}, "diffusion.timesteps=0: must lie between 1 and diffusion.num_train_timesteps=1000"),
         ({"timesteps": 1001}, "diffusion.timesteps=1001: must lie between 1 and"),
-        ({"timesteps": [9, 3, 999]}, r"diffusion.timesteps=\[9, 3, 999\]: .* rising timesteps that end at 999, where sampling starts, or null"),
+        (
+            {"timesteps": [9, 3, 999]},
+            r"diffusion.timesteps=\[9, 3, 999\]: .* rising timesteps that end at 999, where sampling starts, or null",
+        ),
         ({"timesteps": [9, 998]}, "end at 999"),
         ({"timesteps": [-1, 999]}, "end at 999"),
         ({"timesteps": [0.5, 999]}, "end at 999"),

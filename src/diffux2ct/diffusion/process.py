@@ -1,6 +1,6 @@
 """The forward process, and x_0 from a network's output (paper Eq. 1, 7, 8)."""
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -21,7 +21,7 @@ class DiffusionProcess(nn.Module):
     the estimate of x_0 stable at every t; ``x0`` predicts the volume itself. ``eq8``: ``corrected`` divides out
     sqrt(1 - alphas_cumprod); ``as_printed`` uses the paper's printed (1 - alphas_cumprod), with which a perfect
     network does not recover x_0 (docs/method.md, errata). ``timesteps``: those that are trained, and that sampling
-    may visit (`trained_timesteps`); None: all.
+    may visit: a number, a sequence, or None for all (`trained_timesteps`).
     """
 
     alphas_cumprod: Tensor
@@ -35,7 +35,7 @@ class DiffusionProcess(nn.Module):
         zero_terminal_snr: bool = False,
         prediction_type: str = "epsilon",
         eq8: str = "corrected",
-        timesteps: int | Sequence[int] | None = None,
+        timesteps: Any = None,
     ) -> None:
         super().__init__()
         check_choice("diffusion.prediction_type", prediction_type, PREDICTION_TYPES)
@@ -88,7 +88,7 @@ class DiffusionProcess(nn.Module):
         a = self.alphas_cumprod[t]
         return torch.sqrt(a / (1 - a)).clamp(max=1.0)
 
-    def min_snr_weight(self, t: Int[Tensor, " b"], gamma: float) -> Float[Tensor, " b"]:
+    def min_snr_weight(self, t: Int[Tensor, " b"], gamma: float | int) -> Float[Tensor, " b"]:
         """Weights of the output's squared error that give x_0's the weight min(SNR, gamma) (Hang et al. 2023).
 
         The squared error of epsilon is SNR times that of x_0, the one of v SNR + 1 times.

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -41,7 +42,7 @@ def spaced_timesteps(num_timesteps: int, count: int) -> list[int]:
     return [round(num_timesteps - i * stride) - 1 for i in range(count)]
 
 
-def trained_timesteps(num_train_timesteps: int, timesteps: int | Sequence[int] | None = None) -> Sequence[int]:
+def trained_timesteps(num_train_timesteps: int, timesteps: Any = None) -> Sequence[int]:
     """The timesteps that are trained, rising; the last is T-1 (Fast-DDPM, Jiang et al. 2024).
 
     ``timesteps``: None, all; a number, so many evenly spaced ones; a sequence, these. UserError for any other.
