@@ -41,6 +41,7 @@ HERE = Path(__file__).resolve().parent
 def config(root: Path, name: str, steps: int):
     overrides = [
         "experiment=demo",
+        "model=diffux2ct",
         "dataset.size=16",
         f"dataset.root={root / 'phantoms'}",
         "dataset.generate=null",

@@ -47,7 +47,7 @@ CONFIGURATIONS = [
 def make_ours(size: int, batch: int, widths: str) -> tuple[nn.Module, Callable[[], Tensor]]:
     """DiffuX2CT with conditioning and losses."""
     with initialize_config_module("diffux2ct.configs", version_base="1.3"):
-        cfg = compose("train", ["experiment=demo", f"size={widths}", f"dataset.size={size}"])
+        cfg = compose("train", ["experiment=demo", "model=diffux2ct", f"size={widths}", f"dataset.size={size}"])
     model = build.build_reconstructor(cfg)
     views = {view: torch.rand(batch, 1, size, size) for view in ("frontal", "lateral")}
     data = {"volume": torch.rand(batch, 1, size, size, size), **views, "seed": torch.arange(batch)}

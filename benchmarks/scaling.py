@@ -31,7 +31,7 @@ def make_model(widths: str, size: int, checkpoint_stages: list[int]):
     """DiffuX2CT of given widths, in training mode."""
     with initialize_config_module("diffux2ct.configs", version_base="1.3"):
         overrides = [f"size={widths}", f"dataset.size={size}", f"trainer.checkpoint_stages={checkpoint_stages}"]
-        cfg = compose("train", ["experiment=demo", *overrides])
+        cfg = compose("train", ["experiment=demo", "model=diffux2ct", *overrides])
     return build.build_reconstructor(cfg).train()
 
 

@@ -24,7 +24,7 @@ WAYS = {"fp32-contiguous": (False, False), "bf16-channels_last_3d": (True, True)
 def make_step(widths: str, size: int, batch: int, bf16: bool, channels_last: bool):
     """A function that takes one step."""
     with initialize_config_module("diffux2ct.configs", version_base="1.3"):
-        cfg = compose("train", ["experiment=demo", f"size={widths}", f"dataset.size={size}"])
+        cfg = compose("train", ["experiment=demo", "model=diffux2ct", f"size={widths}", f"dataset.size={size}"])
     torch.manual_seed(0)
     reconstructor = prepare_model(build.build_reconstructor(cfg), torch.device("cpu"), channels_last).train()
     optimizer = torch.optim.Adam(reconstructor.parameters(), 1e-4)

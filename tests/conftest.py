@@ -79,13 +79,14 @@ def compared_runs(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> l
 
 @pytest.fixture
 def compose(phantoms: Path):
-    """Composes configs/train.yaml with the demo experiment made small enough for a test, plus overrides."""
+    """Composes configs/train.yaml as the demo with the paper's model, small enough for a test, plus overrides."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_module
 
     def make(*overrides: str, experiment: str = "demo", config: str = "train"):
         small = [
             f"experiment={experiment}",
+            *([] if any(word.startswith("model=") for word in overrides) else ["model=diffux2ct"]),
             "dataset.size=16",
             f"dataset.root={phantoms}",
             "++dataset.generate=null",

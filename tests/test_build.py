@@ -37,7 +37,7 @@ def run():
     from tests.cli.tiny_run import SIZE, composed
 
     def make(*overrides):
-        cfg = composed("train", "experiment=demo", f"dataset.size={SIZE}", *overrides)
+        cfg = composed("train", "experiment=demo", "model=diffux2ct", f"dataset.size={SIZE}", *overrides)
         return load.LoadedRun(build.build_reconstructor(cfg), cfg, Path("run"), 1)
 
     return make
@@ -62,7 +62,7 @@ def test_a_command_changes_the_run_s_sampler_or_takes_another(run, overrides, re
 
 def test_another_sampler_beside_an_experiment_has_its_own_steps():
     with initialize_config_module("diffux2ct.configs", version_base="1.3"):
-        cfg = compose("train", ["experiment=demo", "sampler=ddpm"])
+        cfg = compose("train", ["experiment=demo", "model=diffux2ct", "sampler=ddpm"])
     assert build.build_sampler(cfg.sampler).num_inference_steps is None
 
 

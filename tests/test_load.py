@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tests.cli.tiny_run import composed
-from tests.training.toy import THIN
+from tests.training.toy import THIN, thin
 
 from diffux2ct.cli.evaluate import run as evaluate
 from diffux2ct.cli.train import export
@@ -26,7 +26,14 @@ from diffux2ct.load import export_model, load_run
 @pytest.fixture(scope="module")
 def trained(phantoms, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("trained") / "run"
-    small = ["experiment=demo", "name=run", "dataset.size=16", "dataset.generate=null", "trainer.device=cpu"]
+    small = [
+        "experiment=demo",
+        "model=diffux2ct",
+        "name=run",
+        "dataset.size=16",
+        "dataset.generate=null",
+        "trainer.device=cpu",
+    ]
     small += ["trainer.max_steps=2", "trainer.ema_decay=0.5", "sampler.num_inference_steps=1", *THIN]
     train(composed("train", *small, f"dataset.root={phantoms}", f"run_dir={folder}"))
     return folder
@@ -178,8 +185,14 @@ def test_a_model_folder_has_no_raw_weights(model):
 
 def test_posterior_flow_is_trained_scored_exported_and_used(phantoms, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    small = ["experiment=plus", "scale=laptop", "dataset=phantom", "dataset.size=16", "dataset.generate=null", *THIN]
-    small += [f"dataset.root={phantoms}", "trainer.device=cpu", "trainer.max_steps=2", "trainer.ema_decay=0.5"]
+    small = ["experiment=plus", "scale=laptop", "dataset=phantom", "dataset.size=16", "dataset.generate=null"]
+    small += [
+        *thin("model=posterior_flow"),
+        f"dataset.root={phantoms}",
+        "trainer.device=cpu",
+        "trainer.max_steps=2",
+        "trainer.ema_decay=0.5",
+    ]
     train(composed("train", *small, f"run_dir={tmp_path / 'run'}"))
     few = ["ckpt=run", "max_cases=1", "num_report_cases=1", "metrics.families=[distortion]", "device=cpu"]
     for words in (["output=mean"], ["output=ensemble", "num_samples=2", "sampler.num_inference_steps=3"]):

@@ -18,6 +18,7 @@ def run_folder(tmp_path_factory):
     cfg = composed(
         "train",
         "experiment=demo",
+        "model=diffux2ct",
         f"dataset.size={SIZE}",
         f"dataset.root={folder / 'none'}",
         "sampler.num_inference_steps=2",

@@ -72,7 +72,14 @@ def test_a_folder_of_raw_scans_is_not_advised_as_its_own_output(tmp_path, monkey
 
 
 def test_a_signal_ends_training_on_a_checkpoint_and_not_as_a_success(phantoms, tmp_path):
-    small = ["experiment=demo", "dataset.size=16", f"dataset.root={phantoms}", "dataset.generate=null"]
+    small = [
+        "experiment=demo",
+        "model=diffux2ct",
+        "name=demo",
+        "dataset.size=16",
+        f"dataset.root={phantoms}",
+        "dataset.generate=null",
+    ]
     small += ["trainer.batch_size=2", "trainer.max_steps=100000", "trainer.log_every=1", "trainer.lr_schedule=constant"]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     call = [sys.executable, str(ROOT / "train.py"), *small]
@@ -92,8 +99,15 @@ def test_a_signal_ends_training_on_a_checkpoint_and_not_as_a_success(phantoms, t
 
 
 def test_train_evaluate_and_controls_from_the_shell(phantoms, tmp_path):
-    small = ["experiment=demo", "dataset.size=16", f"dataset.root={phantoms}", "dataset.generate=null"]
-    done = command("train.py", *small, "trainer.max_steps=3", "trainer.batch_size=4", "name=e2e", cwd=tmp_path)
+    small = [
+        "experiment=demo",
+        "model=diffux2ct",
+        "name=e2e",
+        "dataset.size=16",
+        f"dataset.root={phantoms}",
+        "dataset.generate=null",
+    ]
+    done = command("train.py", *small, "trainer.max_steps=3", "trainer.batch_size=4", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip().endswith("next: python evaluate.py ckpt=runs/e2e")
     (tmp_path / "cut.pt").write_bytes((tmp_path / "runs/e2e/checkpoints/last.pt").read_bytes()[:5000])

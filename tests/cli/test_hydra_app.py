@@ -73,7 +73,7 @@ def call(monkeypatch, tmp_path):
     ],
 )
 def test_a_mistyped_word_is_answered_in_one_line(call, capfd, config, word, parts):
-    words = {"train": ["experiment=demo"], "evaluate": ["ckpt=x"], "drr": ["out=out"]}[config]
+    words = {"train": ["dataset=phantom"], "evaluate": ["ckpt=x"], "drr": ["out=out"]}[config]
     with pytest.raises(SystemExit) as end:
         call(config, *words, *(word.split() if "=" in word.partition(" ")[2] else [word]))
     message = str(end.value.code)
@@ -163,6 +163,7 @@ def test_runs_of_a_sweep_have_names_that_can_be_typed_and_litter_nothing(call, t
         "train",
         "-m",
         "experiment=demo",
+        "model=diffux2ct",
         "objective=epsilon,v",
         "trainer.max_steps=4",
         "'dataset.window=[-1000,900],[-500,900]'"[1:-1],
@@ -171,7 +172,7 @@ def test_runs_of_a_sweep_have_names_that_can_be_typed_and_litter_nothing(call, t
     # The steps are the same in all.
     assert names == [
         f"runs/{name}-dataset.window--{window}"
-        for name in ("demo-epsilon", "demo")
+        for name in ("demo-diffux2ct-epsilon", "demo-diffux2ct")
         for window in ("1000-900", "500-900")
     ]
     assert [as_typed("ckpt", name) for name in names] == [f"ckpt={name}" for name in names]

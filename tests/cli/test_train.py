@@ -103,7 +103,7 @@ def test_every_data_set_passes(dataset):
 )
 def test_a_setting_of_the_wrong_type_is_refused_by_its_name(override, message):
     with pytest.raises(UserError, match=f"^{message}") as error:
-        check(composed("experiment=demo", override))
+        check(composed("experiment=demo", "model=diffux2ct", override))
     assert "\n" not in str(error.value)
 
 
@@ -112,7 +112,7 @@ def test_a_setting_of_the_wrong_type_is_refused_by_its_name(override, message):
     [
         ("model=icm_reg", {"sampler", "objective", "loss", "diffusion"}, {"conditioning", "metrics"}),
         ("model=vnet", {"sampler", "metrics", "trainer.val_every", "dataset.randomize"}, set()),
-        ("experiment=demo", {"metrics", "trainer.num_val_cases", "diffusion.eq8"}, {"sampler", "diffusion.beta_end"}),
+        ("scale=laptop", {"metrics", "trainer.num_val_cases", "diffusion.eq8"}, {"sampler", "diffusion.beta_end"}),
         ("objective=epsilon diffusion.schedule=cosine", {"diffusion.beta_start"}, {"diffusion.eq8", "metrics"}),
         ("loss.projection_weight=0", {"loss.projection_mode"}, {"loss.norm"}),
         ("dataset=folder", {"dataset.prepare.spacing", "trainer.max_step_backs"}, {"dataset.prepare.window"}),

@@ -178,7 +178,13 @@ def test_two_processes_train_as_one_with_the_joint_batch(compose, phantoms, tmp_
         "trainer.lr_schedule=constant",
     ]
     run(compose(*overrides, f"run_dir={tmp_path / 'runs' / 'one'}", "name=one"))
-    same_data = ["experiment=demo", "dataset.size=16", f"dataset.root={phantoms}", "dataset.generate=null"]
+    same_data = [
+        "scale=laptop",
+        "dataset=phantom",
+        "dataset.size=16",
+        f"dataset.root={phantoms}",
+        "dataset.generate=null",
+    ]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29518"]
     done = subprocess.run(
         [*torchrun, str(ROOT / "train.py"), *same_data, *overrides, "trainer.num_threads=1", "name=two"],

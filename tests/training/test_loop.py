@@ -81,7 +81,9 @@ def test_each_objective_has_its_part_of_the_run_and_ends_on_its_average_also_whe
             assert torch.equal(at[6]["model"][name], average), name
         elif average is not None:
             assert torch.equal(value, at[2]["model"][name]), name  # the flow's turn had not come
-    assert any(not torch.equal(v, at[4]["model"][n]) for n, v in at[3]["model"].items() if n.startswith("flow.out"))
+    assert any(
+        not torch.equal(v, at[4]["model"][n]) for n, v in at[3]["model"].items() if n.startswith("flow.unet.out")
+    )
     assert [at[step]["watch"]["num_seen"] for step in (3, 4, 6)] == [3, 1, 3]  # losses are compared with their own
     # Each part has the whole schedule: the last rate of six cosine steps would be a twelfth of this.
     assert at[3]["optimizers"]["mean"]["param_groups"][0]["lr"] == pytest.approx(

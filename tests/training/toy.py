@@ -25,6 +25,7 @@ THIN = (
 THIN_MODELS = {
     "icm_reg": ("++sizes.tiny.condition_channels=[4,4,4,4]",),
     "backprojection_cnn": ("++sizes.tiny.channels=8",),
+    "posterior_flow": ("++sizes.tiny.channels=[8,8]", "++sizes.tiny.condition_channels=[6,4,4]"),
     "vnet": ("++sizes.tiny.channels=[8,16,32,64]",),
     "x2ct_gan": (
         "++sizes.tiny={stem: 8, growth: 4, dense_layers: [1, 1, 1, 1, 1], channels: [4, 4, 8, 8, 16, 16], "

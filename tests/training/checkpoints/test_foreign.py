@@ -40,7 +40,14 @@ def trained(phantoms, tmp_path_factory) -> Path:
 def config(phantoms: Path, folder: Path, *overrides: str):
     from hydra import compose, initialize_config_module
 
-    small = ["experiment=demo", "name=run", "dataset.size=16", "dataset.generate=null", "trainer.device=cpu"]
+    small = [
+        "experiment=demo",
+        "model=diffux2ct",
+        "name=run",
+        "dataset.size=16",
+        "dataset.generate=null",
+        "trainer.device=cpu",
+    ]
     small += ["trainer.max_steps=1", "trainer.lr_schedule=constant", f"dataset.root={phantoms}", *thin(*overrides)]
     with initialize_config_module("diffux2ct.configs", version_base="1.3"):
         return compose("train", overrides=[*small, f"run_dir={folder}", *overrides])

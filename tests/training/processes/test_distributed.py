@@ -44,7 +44,9 @@ def test_resuming_continues_the_order_and_epochs_are_whole():
 
 
 SMALL = (
-    "experiment=demo",
+    "experiment=table1_diffux2ct_v",
+    "scale=laptop",
+    "dataset=phantom",
     "dataset.size=16",
     "dataset.generate=null",
     "trainer.batch_size=4",

@@ -142,6 +142,7 @@ def test_a_sweep_of_three_experiments_is_put_back_after_a_timeout_signal_and_goe
     call += [
         f"sizes.tiny.dropout={','.join(sizes)}",
         "experiment=demo",
+        "model=diffux2ct",
         "name=sweep",
         "run_dir=runs/sweep",
         "dataset.size=16",

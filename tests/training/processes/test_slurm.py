@@ -102,7 +102,14 @@ def steps(folder: Path) -> list[int]:
 
 def submit(slurm, phantoms: Path, folder: Path, num_steps: int) -> str:
     """Two processes; returns the job's number."""
-    words = ["experiment=demo", "name=job", f"run_dir={folder}", "dataset.size=16", f"dataset.root={phantoms}"]
+    words = [
+        "experiment=demo",
+        "model=diffux2ct",
+        "name=job",
+        f"run_dir={folder}",
+        "dataset.size=16",
+        f"dataset.root={phantoms}",
+    ]
     words += ["dataset.generate=null", "trainer.batch_size=4", "trainer.device=cpu", "trainer.num_threads=1"]
     words += ["trainer.log_every=1", "trainer.val_every=0", "trainer.lr_schedule=constant", *THIN]
     options = ["--parsable", "--nodes=1", "--ntasks-per-node=2", "--gpus-per-node=0", "--cpus-per-task=1"]

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def test_a_signal_to_the_whole_group_spares_data_workers_until_the_step_is_saved(phantoms, tmp_path):
-    words = ["experiment=demo", "name=group", "dataset.size=16", f"dataset.root={phantoms}", *THIN]
+    words = ["experiment=demo", "model=diffux2ct", "name=group", "dataset.size=16", f"dataset.root={phantoms}", *THIN]
     words += ["dataset.generate=null", "trainer.max_steps=100000", "trainer.batch_size=4", "trainer.device=cpu"]
     words += ["trainer.num_workers=2", "trainer.log_every=1", "trainer.num_threads=1", "trainer.val_every=0"]
     running = subprocess.Popen(
