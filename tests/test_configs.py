@@ -141,7 +141,10 @@ def recipe(cfg) -> tuple:
 def test_every_model_trains_by_its_own_recipe(model):
     cfg = build.resolved(composed("dataset=lumbarv", f"model={model}"))
     assert recipe(cfg) == RECIPES[model]
-    assert cfg.optim._target_ == "torch.optim.Adam"
+    ours = "diffux2ct.training.optimizers.muon.Muon"
+    assert cfg.optim._target_ == (ours if model == "posterior_flow" else "torch.optim.Adam")
+    chosen = composed("dataset=lumbarv", f"model={model}", "optim=adamw")
+    assert chosen.optim._target_ == "torch.optim.AdamW"
     assert cfg.trainer.max_steps == (None if cfg.trainer.max_epochs else 200_000)
 
 
