@@ -29,7 +29,7 @@ from diffux2ct.intensity import Window, denormalize_hu
 MetricFunction = Callable[[Tensor, Tensor], float]
 """``function(prediction, target)`` of two volumes [D, H, W]."""
 
-PACKAGES = tuple(f"diffux2ct.evaluation.{name}" for name in ("fidelity", "perception", "anatomy"))
+PACKAGES = tuple(f"diffux2ct.evaluation.{name}" for name in ("fidelity", "perception", "anatomy", "uncertainty"))
 """All their modules are imported in search of metrics."""
 
 VOLUME = "Volume and slices"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffux2ct.errors import UserError
@@ -66,6 +67,18 @@ class Reconstructor(Trainable):
 
         A method may take more settings, as keyword arguments; a ``sampler`` is one.
         """
+
+    def draws(
+        self, xrays: Xrays, count: int, *, generator: torch.Generator | None = None, **settings: Any
+    ) -> Float[Tensor, "k b 1 d h w"]:
+        """``count`` reconstructions that differ in their noise alone. settings: of `reconstruct`.
+
+        UserError of a method that draws nothing.
+        """
+        if not self.settings():
+            remedy = "use one that does: model=posterior_flow or diffux2ct"
+            raise UserError(f"uncertainty: a {type(self).__name__} draws nothing, so it has no spread; {remedy}")
+        return torch.stack([self.reconstruct(xrays, generator=generator, **settings) for _ in range(count)])
 
     @classmethod
     def settings(cls) -> set[str]:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffux2ct.errors import UserError
@@ -163,11 +164,7 @@ class PosteriorFlow(Reconstructor):
         mean = self._mean(xrays)
         if output == "mean":
             return mean.clamp(-1.0, 1.0)
-        if not self.flow_trained:
-            raise UserError(
-                f"output={output}: the flow of this model is not trained yet (it is from {self.flow_after:.0%} of "
-                "trainer.max_steps on); use output=mean, or train on"
-            )
+        self._check_flow(f"output={output}", "use output=mean, or train on")
         steps = _count("num_inference_steps", num_inference_steps or self.num_inference_steps)
         count = 1 if output == "sample" else _count("num_samples", num_samples or self.num_samples)
         volume = self.samples(xrays, mean, count, steps, generator).mean(0)
@@ -193,6 +190,28 @@ class PosteriorFlow(Reconstructor):
                 x = x + self._velocity(x, t, mean, conditions) / steps
             draws.append(x.clamp(-1.0, 1.0))
         return torch.stack(draws)
+
+    def draws(
+        self,
+        xrays: Xrays,
+        count: int,
+        *,
+        generator: torch.Generator | None = None,
+        num_inference_steps: int | None = None,
+        **_: Any,
+    ) -> Float[Tensor, "k b 1 d h w"]:
+        """``count`` draws of the posterior, see `samples`; other settings of `reconstruct` have no effect on them."""
+        self._check_flow("uncertainty", "train on")
+        self.check_xrays(xrays)
+        steps = _count("num_inference_steps", num_inference_steps or self.num_inference_steps)
+        return self.samples(xrays, self._mean(xrays), count, steps, generator)
+
+    def _check_flow(self, wanted: str, remedy: str) -> None:
+        if not self.flow_trained:
+            raise UserError(
+                f"{wanted}: the flow of this model is not trained yet (it is from {self.flow_after:.0%} of "
+                f"trainer.max_steps on); {remedy}"
+            )
 
     def _default_output(self) -> str:
         return "sample" if self.flow_trained else "mean"

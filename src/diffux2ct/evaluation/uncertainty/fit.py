@@ -1,0 +1,52 @@
+"""Choose the scales of intervals on patients that are not scored."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from tqdm import tqdm
+
+from diffux2ct.errors import UserError
+from diffux2ct.evaluation.contracts import EvaluationDataset
+from diffux2ct.evaluation.scored_case import ScoredCase
+from diffux2ct.evaluation.uncertainty.calibration import Rule, loss_curve
+from diffux2ct.evaluation.uncertainty.spread import VOXELS, CaseSpread, Draws
+from diffux2ct.evaluation.uncertainty.support import case_support
+from diffux2ct.reconstructors.base import xrays_of
+
+
+def spread_of_case(
+    reconstructor: Any, case: ScoredCase, xrays: Mapping[str, Tensor], index: int, draws: Draws
+) -> CaseSpread:
+    """Draw for one case. index: its number, which with the seed fixes the noise."""
+    support = case_support(case.path, case.volume.shape[1])
+    return CaseSpread.of(case, draws.of(reconstructor, xrays, index), support)
+
+
+def fit(
+    reconstructor: Any, dataset: EvaluationDataset, draws: Draws, rule: Rule
+) -> tuple[dict[str, float], dict[str, int]]:
+    """Scales by quantity, and the number of patients behind each.
+
+    A scalar has none where too few patients have it. UserError: too few patients, or no scale for voxels.
+    """
+    patients = [case.patient for case in dataset.cases]
+    rule.check_patients(len(set(patients)))
+    curves: dict[str, dict[str, list[np.ndarray]]] = defaultdict(lambda: defaultdict(list))
+    for index in tqdm(range(len(dataset)), desc="calibrate", unit="case", smoothing=0):
+        sample = dataset[index]
+        case = ScoredCase.of(dataset.cases[index], sample["volume"], dataset.window)
+        xrays = {key: value[None] for key, value in xrays_of(sample).items()}
+        spread = spread_of_case(reconstructor, case, xrays, index, draws)
+        for name, scores in spread.scores(rule.floor).items():
+            curves[name][patients[index]].append(loss_curve(scores))
+    scales, counts = {}, {}
+    for name, by_patient in curves.items():
+        losses = np.stack([np.mean(several, axis=0) for several in by_patient.values()])
+        if (scale := rule.smallest_scale(losses)) is not None:
+            scales[name], counts[name] = scale, len(losses)
+    if VOXELS not in scales:
+        raise UserError("uncertainty=calibrate: no scale covers the truth; is this the model's kind of data?")
+    return scales, counts
