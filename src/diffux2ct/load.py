@@ -4,7 +4,9 @@ A model folder holds ``model.safetensors`` and ``config.yaml``: the weights for 
 loading them needs, so that it works on a machine without the run and without its prepared data set.
 """
 
+import hashlib
 import re
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +24,7 @@ from torch import Tensor
 from diffux2ct.build import build_reconstructor, build_sampler, plain
 from diffux2ct.command_line import command
 from diffux2ct.data.prepared.dataset import read_description
-from diffux2ct.diffusion.samplers.sampling import Sampler
+from diffux2ct.diffusion.samplers.sampling import Sampler, sampling_record
 from diffux2ct.errors import UserError
 from diffux2ct.files.atomic import replaced_folder, write_text
 from diffux2ct.reconstructors.base import Reconstructor, Trainable
@@ -34,8 +36,11 @@ from diffux2ct.xray.camera import spacing_xyz
 
 if TYPE_CHECKING:
     from diffux2ct.evaluation.metric_set import MetricSet
+    from diffux2ct.evaluation.uncertainty.calibration import Calibration
+    from diffux2ct.evaluation.uncertainty.spread import Draws
 
-WEIGHTS = "model.safetensors"
+WEIGHTS, CALIBRATION = "model.safetensors", "calibration.json"
+_NUM_SAMPLES = 8  # draws of a spread, of a method without a number of its own
 _FORMAT = "diffux2ct 1"
 
 
@@ -57,6 +62,48 @@ class LoadedRun:
                 "reconstructor"
             )
         return self.model
+
+    @property
+    def calibration_file(self) -> Path:
+        """The file of the intervals' calibration: in the run's folder, or in the model folder."""
+        folder = self.path.parent.parent if self.path.parent.name == "checkpoints" else self.path.parent
+        return folder / CALIBRATION
+
+    def identity(self) -> dict[str, Any]:
+        """Step and SHA-256 of the weights, the same in a run and in the model folder exported from it."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.model.state_dict().items()):
+            digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+        return {"step": self.step, "sha256": digest.hexdigest()}
+
+    def draws(
+        self,
+        changes: Sampler | Mapping[str, Any],
+        num_samples: int | None,
+        perturbation: str | None,
+        seed: int,
+        precision: str,
+    ) -> "Draws":
+        """The draws of a spread, see `sampling`; ``num_samples``: None: as many as the model has, or 8."""
+        from diffux2ct.evaluation.uncertainty.spread import Draws
+
+        known = self.reconstructor.settings()
+        if "sampler" not in known and not isinstance(changes, Sampler):
+            changes = {key: value for key, value in changes.items() if key in known}
+        wanted = {"output": "sample", "perturbation": perturbation}
+        settings = self.sampling(changes, **{key: value for key, value in wanted.items() if key in known})
+        number = num_samples or getattr(self.reconstructor, "num_samples", _NUM_SAMPLES)
+        return Draws(number, settings, seed, precision, next(self.model.parameters()).device)
+
+    def calibration(self, draws: "Draws") -> "tuple[Calibration | None, str]":
+        """The calibration that holds for such draws; or None, and the reason. UserError: a damaged file."""
+        from diffux2ct.evaluation.uncertainty.calibration import Calibration
+
+        found = Calibration.load(self.calibration_file)
+        if found is None:
+            return None, f"not calibrated; {command('evaluate')} ckpt={self.path} uncertainty=calibrate does it"
+        reason = found.misfit(draws.num_samples, sampling_record(draws.settings), self.identity())
+        return (found, "") if reason is None else (None, reason)
 
     def sampling(self, changes: Sampler | Mapping[str, Any], **settings: Any) -> dict[str, Any]:
         """Keyword arguments of ``reconstruct``: the sampler and whatever the method takes of ``settings``.
@@ -163,8 +210,9 @@ def _read_config(path: Path) -> Any:
 def export_model(ckpt: str | Path, out: str | Path) -> Path:
     """Write the model folder ``out`` from a run or checkpoint, with the averaged weights if the run kept them.
 
-    config.yaml holds size, spacing and camera of the prepared data set, so that the model works without it. Returns
-    the folder. UserError where ``out`` exists: it may hold evaluations.
+    config.yaml holds size, spacing and camera of the prepared data set, so that the model works without it; the
+    calibration of its intervals goes along. Returns the folder. UserError where ``out`` exists: it may hold
+    evaluations.
     """
     out = Path(out)
     if out.exists():
@@ -182,6 +230,8 @@ def export_model(ckpt: str | Path, out: str | Path) -> Path:
         save_file(values, partial / WEIGHTS, {"format": _FORMAT, "step": str(run.step)})
         (partial / WEIGHTS).chmod(0o644)  # safetensors lets its owner alone read it
         write_text(partial / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+        if run.calibration_file.is_file():
+            shutil.copyfile(run.calibration_file, partial / CALIBRATION)
     return out
 
 

@@ -21,7 +21,7 @@ OTHER = {
     "root": "elsewhere/phantom", "split": "val", "weights": "raw", "xray_source": "shuffled", "seed": "4",
     "precision": "fp32", "batch_size": "2", "max_cases": "3", "metrics.protocol": "x2ct",
     "metrics.names": "[psnr3d]", "metrics.families": "[bones]", "metrics.segmenter": "runs/vnet",
-    "metrics.weights": "weights",
+    "metrics.weights": "weights", "uncertainty": "true",
 }  # fmt: skip
 
 
@@ -40,7 +40,7 @@ def folder(*overrides: str, sampling=SAMPLING, path="runs/demo/checkpoints/last.
 def test_defaults_name_only_data_split_and_sampler():
     assert [key for key, _ in changes(replace(settings(), split="auto"))] == ["ckpt"]
     assert folder() == "phantom-test-ddim50"
-    assert folder("num_report_cases=0", "device=cpu", "out=x") == folder()
+    assert folder("num_report_cases=0", "device=cpu", "out=x", "interval.alpha=0.2") == folder()
     assert folder(sampling={}) == "phantom-test-direct"
     # DDPM without a number takes all steps of the training.
     assert folder(sampling={"sampler": Ddpm(), "perturbation": "random"}) == "phantom-test-ddpm"
@@ -57,6 +57,7 @@ def test_every_key_of_the_schema_that_changes_numbers_changes_the_name():
     assert keys == set(OTHER)
     names = [folder(f"{key}={value}") for key, value in OTHER.items()]
     assert len({*names, folder()}) == len(names) + 1
+    assert folder("uncertainty=true", "num_samples=4") == "phantom-test-ddim50-uncertainty4"
     assert folder("seed=4", "precision=fp32", "max_cases=3") == "phantom-test-ddim50-seed4-fp32-first3"
 
 

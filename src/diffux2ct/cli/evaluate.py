@@ -1,5 +1,6 @@
 """``python evaluate.py ckpt=PATH``: reconstruct a split's cases from their X-rays and score them.
 
+``uncertainty=calibrate``: choose the scale of the intervals around the reconstructions on patients that are not scored.
 With the run of a segmentation network (model=vnet): Dice of its structures, as in Table 2.
 """
 
@@ -54,6 +55,8 @@ class Evaluation:
     output: Literal["mean", "sample", "ensemble"] | None
     num_samples: Count | None
     blend: Share | None
+    uncertainty: bool | Literal["calibrate"]
+    interval: Mapping[str, Any]
 
     @property
     def part(self) -> str | None:
@@ -64,7 +67,7 @@ class Evaluation:
 _RECONSTRUCTION = ("perturbation", "output", "num_samples", "blend")
 """Settings of a reconstruction; which of them count depends on the method."""
 
-_SAYS_NOTHING = {"ckpt", "run", "device", "num_report_cases", "out"}
+_SAYS_NOTHING = {"ckpt", "run", "device", "num_report_cases", "out", "interval"}
 """Keys that change no number of an evaluation."""
 
 _SEGMENTATION = _SAYS_NOTHING | {"root", "split", "weights", "max_cases"}
@@ -77,16 +80,84 @@ def run(config: DictConfig) -> None:
     """Evaluate as ``config`` says; writes the ``evaluation/`` folder of the run."""
     # Imported here so that --help prints at once.
     from diffux2ct import load
+    from diffux2ct.evaluation.uncertainty.calibration import Rule
     from diffux2ct.reconstructors.segmentation import SegmentationTrainable
 
     cfg = read(Evaluation, config)
+    rule = read(Rule, cfg.interval, "interval.")
+    if cfg.uncertainty != "calibrate" and (idle := [key for key, _ in changes(cfg) if key.startswith("interval.")]):
+        print(f"warning: {' '.join(idle)}: no effect without uncertainty=calibrate", file=sys.stderr)
     loaded = load.load_run(cfg.ckpt, cfg.device, cfg.weights)
     if isinstance(loaded.model, SegmentationTrainable):
         score_segmentation(loaded, loaded.model, cfg)
         return
     if cfg.run is not None:
         raise UserError(f"run={cfg.run}: {loaded.path} reconstructs by itself; leave run= out, or give a V-Net's ckpt=")
+    if cfg.uncertainty == "calibrate":
+        calibrate(loaded, cfg, rule)
+        return
     score_reconstructor(loaded, replace(cfg, split=cfg.part or "test"))
+
+
+def calibrate(loaded: Any, cfg: Evaluation, rule: Any) -> None:
+    """Choose the scales of intervals on a split's patients by ``rule``; writes calibration.json beside the weights."""
+    from diffux2ct import build, load
+    from diffux2ct.diffusion.samplers.sampling import sampling_record
+    from diffux2ct.evaluation.uncertainty.calibration import Calibration
+    from diffux2ct.evaluation.uncertainty.fit import fit
+
+    # Take the patients: of val, which the model has not seen and which are not scored.
+    trained, split = loaded.cfg, cfg.part or "val"
+    if cfg.root is None:
+        load.check_phantoms(trained.dataset, loaded.path)
+    dataset = build.build_dataset(trained.dataset, split, cfg.root)
+    if split == "train" and dataset.root.resolve() == Path(trained.dataset.root).resolve():
+        raise UserError("split=train: the model was trained on these patients and errs less on them; use split=val")
+    if cfg.max_cases is not None:
+        dataset = dataset.first(cfg.max_cases)
+
+    # Draw, choose the scales and write.
+    draws = loaded.draws(cfg.sampler, cfg.num_samples, cfg.perturbation, cfg.seed, cfg.precision)
+    scales, counts = fit(loaded.reconstructor, dataset, draws, rule)
+    calibration = Calibration(
+        rule=rule,
+        scales=scales,
+        num_patients=counts,
+        num_samples=draws.num_samples,
+        sampling=sampling_record(draws.settings),
+        model=loaded.identity(),
+        dataset=_dataset_name(trained, cfg),
+        root=str(dataset.root),
+        split=split,
+        patients=list(dict.fromkeys(case.patient for case in dataset.cases)),
+        seed=cfg.seed,
+    )
+    calibration.save(loaded.calibration_file)
+    print(f"{loaded.path}: step {loaded.step} of {trained.trainer.max_steps}, {draws.num_samples} draws a case")
+    for name, scale in scales.items():
+        about = f"by {rule.method} on {counts[name]} patients"
+        print(f"{name.replace('_', ' ')}: mean ± {scale:.3g} (std + floor), {about}")
+    print(f"calibration: {loaded.calibration_file}")
+
+
+def _uncertainty(loaded: Any, cfg: Evaluation, dataset: Any, name: str) -> Any:
+    """The scores of draws, with the calibration that holds for them, if there is one."""
+    from diffux2ct.evaluation.uncertainty.coverage import Uncertainty
+
+    draws = loaded.draws(cfg.sampler, cfg.num_samples, cfg.perturbation, cfg.seed, cfg.precision)
+    calibration, note = loaded.calibration(draws)
+    root = str(dataset.root)
+    if calibration is not None:
+        calibration.check_others([case.patient for case in dataset.cases], root, name)
+        if root != calibration.root:
+            note = f"calibrated on {calibration.root}: coverage of other data is not guaranteed"
+    if note:
+        print(f"uncertainty: {note}", file=sys.stderr)
+    return Uncertainty(draws, calibration, note)
+
+
+def _dataset_name(trained: DictConfig, cfg: Evaluation) -> str:
+    return cfg.root.name if cfg.root else trained.dataset.name
 
 
 def score_reconstructor(loaded: Any, cfg: Evaluation) -> None:
@@ -101,7 +172,10 @@ def score_reconstructor(loaded: Any, cfg: Evaluation) -> None:
 
     # Take the model from the run; the data set from the run, or from root=.
     trained, split = loaded.cfg, cfg.part or "test"
-    sampling = loaded.sampling(cfg.sampler, **{key: getattr(cfg, key) for key in _RECONSTRUCTION})
+    settings = {key: getattr(cfg, key) for key in _RECONSTRUCTION}
+    if cfg.uncertainty and "num_samples" not in loaded.reconstructor.settings():
+        del settings["num_samples"]  # of the spread alone
+    sampling = loaded.sampling(cfg.sampler, **settings)
     load.check_phantoms(trained.dataset, loaded.path)
     dataset = build.build_dataset(trained.dataset, split, cfg.root)
     train_set = build.build_dataset(trained.dataset, "train")
@@ -116,7 +190,7 @@ def score_reconstructor(loaded: Any, cfg: Evaluation) -> None:
     metrics = load.load_metrics(cfg.metrics, device, cfg.precision)
     context = {
         "run": trained.name,
-        "dataset": cfg.root.name if cfg.root else trained.dataset.name,
+        "dataset": _dataset_name(trained, cfg),
         "root": str(dataset.root),
         "split": split,
         "step": loaded.step,
@@ -125,6 +199,7 @@ def score_reconstructor(loaded: Any, cfg: Evaluation) -> None:
         "processor": processor(device),
         "threads": torch.get_num_threads(),
     }
+    uncertainty = _uncertainty(loaded, cfg, dataset, context["dataset"]) if cfg.uncertainty else None
     same = {key: getattr(cfg, key) for key in ("seed", "num_report_cases", "xray_source", "batch_size", "precision")}
     torch.manual_seed(cfg.seed)
     mean = train_set.mean_volume()
@@ -137,6 +212,7 @@ def score_reconstructor(loaded: Any, cfg: Evaluation) -> None:
         metrics=metrics,
         context=context,
         device=device,
+        uncertainty=uncertainty,
         **same,
     )
     print(f"{loaded.path}: step {loaded.step} of {trained.trainer.max_steps}")
@@ -248,7 +324,8 @@ def default_folder(path: Path, trained: DictConfig, cfg: Evaluation, sampling: M
     if sampling is not None:
         marks += _sampling_marks(sampling)
     for key, value in changes(cfg):
-        if key not in skipped and (sampling is not None or key in _SEGMENTATION):
+        if key.partition(".")[0] not in skipped and (sampling is not None or key in _SEGMENTATION):
+            value = cfg.num_samples or "" if key == "uncertainty" else value
             marks.append(f"{_LABELS.get(key, key.rpartition('.')[2])}{_as_mark(value)}")
     marks += [path.stem] if path.stem not in ("last", "model") else []
     name = "-".join(marks)

@@ -26,6 +26,8 @@ from diffux2ct.evaluation.metric_set import DEFAULT_NAMES, MetricSet
 from diffux2ct.evaluation.report.report import ReportCase, choose_cases, floor_panels, write_report
 from diffux2ct.evaluation.results import summarize
 from diffux2ct.evaluation.scored_case import ScoredCase
+from diffux2ct.evaluation.uncertainty.coverage import Uncertainty
+from diffux2ct.evaluation.uncertainty.fit import spread_of_case
 from diffux2ct.files.atomic import replaced_folder
 from diffux2ct.intensity import to_hu
 from diffux2ct.reconstructors.base import on_device
@@ -37,7 +39,8 @@ XRAY_SOURCES = ("paired", "shuffled", "swapped")
 
 _OWN_KEYS = {
     *("num_cases", "num_scored", "floor", "seconds_per_volume", "sampling", "seed", "xray_source", "batch_size"),
-    *("precision", "unavailable", "of_the_set", "protocol", "intervals", "bootstrap", "left_out", RECORDS_KEY),
+    *("precision", "unavailable", "of_the_set", "protocol", "intervals", "bootstrap", "left_out"),
+    *("uncertainty", RECORDS_KEY),
 }
 
 
@@ -56,14 +59,17 @@ def evaluate(
     xray_source: str = "paired",
     batch_size: int = 1,
     precision: str = "fp32",
+    uncertainty: Uncertainty | None = None,
 ) -> dict[str, Any]:
     """Reconstruct every case, score it beside the mean training volume, and write ``out_dir``.
 
     ``out_dir`` gets metrics.json (means over the cases that have a value, under ``floor`` the same metrics of
     ``mean_volume``, under ``unavailable`` the metrics that could not be computed and why, under ``intervals`` see
     `results.summarize`), per_case.csv, reconstructions/<case_id>.nii.gz (int16 HU at the case's true spacing and
-    origin) and a self-contained report.html. All is written beside it first and moved at the end, so an interrupted
-    evaluation leaves a former one untouched. Returns the content of metrics.json.
+    origin) and a self-contained report.html. With ``uncertainty`` the reconstructor also draws several CTs for each
+    case, whose scores join the others; half_width/<case_id>.nii.gz holds `Uncertainty.half_width` in whole HU. All is
+    written beside it first and moved at the end, so an interrupted evaluation leaves a former one untouched. Returns
+    the content of metrics.json.
 
     sampling: keyword arguments of ``reconstructor.reconstruct``. mean_volume: mean of the training volumes in [-1, 1],
     the output of a method that sees no X-ray. metrics: a `MetricSet`; or names of functions of two volumes, see
@@ -83,8 +89,9 @@ def evaluate(
     _check(dataset, out_dir, xray_source, context or {})
     job = _Job(reconstructor, dataset, dict(sampling), seed, xray_source, batch_size, device, precision)
     with _eval_mode(reconstructor), replaced_folder(out_dir) as folder:
-        rows = _score_cases(job, metrics, mean_volume, folder)
+        rows = _score_cases(job, metrics, mean_volume, folder, uncertainty)
         summary = summarize(rows, metrics) | job.settings() | metrics.context | dict(context or {})
+        summary |= {} if uncertainty is None else {"uncertainty": uncertainty.about()}
         _write_tables(folder, summary, rows)
         chosen = [
             (label, partial(_report_case, dataset, index, folder, xray_source))
@@ -128,7 +135,9 @@ class _Job:
         return volumes, (time.perf_counter() - start) / len(volumes)
 
 
-def _score_cases(job: _Job, metrics: MetricSet, mean_volume: Tensor, folder: Path) -> list[dict[str, Any]]:
+def _score_cases(
+    job: _Job, metrics: MetricSet, mean_volume: Tensor, folder: Path, uncertainty: Uncertainty | None
+) -> list[dict[str, Any]]:
     """A row a case; its reconstruction is written into ``folder``."""
     dataset, rows = job.dataset, []
     effective(job.precision, job.device)  # its note comes before the bar
@@ -140,9 +149,14 @@ def _score_cases(job: _Job, metrics: MetricSet, mean_volume: Tensor, folder: Pat
             case, truth = dataset.cases[index], dataset[index]["volume"]
             volume = _checked(volumes[place], truth, case.case_id)
             scored = ScoredCase.of(case, truth, dataset.window)
-            row = {"case_id": case.case_id, "patient": case.patient}
-            rows.append(row | metrics.score(scored, volume, mean_volume) | {"seconds": seconds})
-            _write_volume(folder, volume, dataset.window, case)
+            row = {"case_id": case.case_id, "patient": case.patient} | metrics.score(scored, volume, mean_volume)
+            if uncertainty is not None:
+                xrays = _xrays(dataset, [index], job.xray_source)
+                spread = spread_of_case(job.reconstructor, scored, xrays, index, uncertainty.draws)
+                row |= uncertainty.score(spread)
+                _write_volume(folder / "half_width", uncertainty.half_width(spread), case)
+            rows.append(row | {"seconds": seconds})
+            _write_volume(folder / "reconstructions", to_hu(volume, dataset.window), case)
         progress.update(len(indices))
         progress.set_postfix({k: f"{rows[-1][k]:.2f}" for k in ("psnr3d", "ssim3d") if k in rows[-1]})
     progress.close()
@@ -195,12 +209,11 @@ def _checked(volume: Tensor, truth: Tensor, case_id: str) -> Tensor:
     return volume.clamp(-1, 1)
 
 
-def _write_volume(folder: Path, volume: Tensor, window: tuple[float, float], case: Any) -> None:
+def _write_volume(folder: Path, hu: np.ndarray, case: Any) -> None:
     # SimpleITK is needed here only, and training must work without it.
     from diffux2ct.data.io.volume import write_nifti
 
-    hu = to_hu(volume, window)
-    write_nifti(folder / "reconstructions" / f"{case.case_id}.nii.gz", hu, case.spacing, case.origin)
+    write_nifti(folder / f"{case.case_id}.nii.gz", hu, case.spacing, case.origin)
 
 
 def _report_case(dataset: EvaluationDataset, index: int, folder: Path, source: str) -> ReportCase:
@@ -213,7 +226,9 @@ def _report_case(dataset: EvaluationDataset, index: int, folder: Path, source: s
     given = _xrays(dataset, [index], source)
     xrays = {view: given[view][0, 0].numpy() for view in VIEWS}
     again = _reprojections(case, made) if source == "paired" else {}
-    return ReportCase(case.case_id, truth, made, case.spacing, xrays, again)
+    width = folder / "half_width" / f"{case.case_id}.nii.gz"
+    half_width = read_own_ct(width).hu if width.is_file() else None
+    return ReportCase(case.case_id, truth, made, case.spacing, xrays, again, half_width)
 
 
 def _reprojections(case: Any, hu: np.ndarray) -> Mapping[str, ViewResidual]:

@@ -66,6 +66,7 @@ class ReportCase:
 
     truth, reconstruction: HU [D, H, W] of any numeric type. spacing: (x, y, z) mm. xrays: the X-rays that the model was
     given, {"frontal": [D, W], "lateral": [D, H]}, in [-1, 1]. reprojections: of views that were projected again.
+    half_width: HU from the middle of the interval to its end, or the standard deviation of draws; None: unknown.
     """
 
     case_id: str
@@ -74,6 +75,7 @@ class ReportCase:
     spacing: tuple[float, float, float]
     xrays: Mapping[str, np.ndarray]
     reprojections: Mapping[str, ViewResidual] = field(default_factory=dict)
+    half_width: Num[np.ndarray, "d h w"] | None = None
 
 
 class Renderer:

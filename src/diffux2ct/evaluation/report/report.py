@@ -27,6 +27,7 @@ from diffux2ct.evaluation.report.tables import (
     summary_table,
     values,
 )
+from diffux2ct.evaluation.report.uncertainty import uncertainty_section, width_pictures
 from diffux2ct.viz.pages import templates
 from diffux2ct.viz.slices import orthoslices
 from diffux2ct.viz.viewer import PackedCase, next_allowance, pack_case, viewer_html
@@ -99,7 +100,7 @@ def write_report(
     picture, each with a label ("best", ...) and a function that loads it; one at a time is in memory. floor: slices of
     the mean training volume, see `floor_panels`.
     """
-    sections, packed, first, renderer = [], [], {}, Renderer()
+    sections, packed, first, maps, renderer = [], [], {}, [], Renderer()
     labels = [label for label, _ in cases]
     # The median case stands on the first screen: neither lucky nor failed.
     first_label = next((label for label in ("median", *labels) if label in labels), "")
@@ -112,6 +113,8 @@ def write_report(
             first.update(pictures=first_pictures(case), about=_first_note(label, case.case_id, rows, row))
         section = case_section(label, case, row, metrics, renderer.pictures(case))
         sections.append({**section, "place": place})
+        if pictures := width_pictures(case):
+            maps.append({"name": case.case_id, "pictures": pictures})
 
     for place, (label, load) in enumerate(cases):
         # No name here holds the case, so that it is freed before the next one is loaded.
@@ -128,6 +131,8 @@ def write_report(
         summary=summary_table(summary, rows, metrics),
         plots=distributions({"run": rows}, rows, metrics),
         plot_note=PLOT_NOTE,
+        uncertainty=uncertainty_section(summary.get("uncertainty") or {}),
+        width_maps=maps,
         case_table=case_table(rows, metrics),
         sections=sections,
         xray_note=XRAY_NOTE,

@@ -29,7 +29,8 @@ LABELS = {"num_cases": "cases", "xray_source": "X-rays", "of_the_set": "metrics 
 """Names of settings that read better than their key in metrics.json."""
 
 _LEADING = ("dataset", "split", "sampler", "sampling", "seed", "num_cases", "seconds_per_volume")
-_ELSEWHERE = {*("run", "root", "floor", "num_scored", "unavailable", "intervals", "bootstrap", "left_out"), RECORDS_KEY}
+_ELSEWHERE = {*("run", "root", "floor", "num_scored", "unavailable", "intervals", "bootstrap", "left_out")}
+_ELSEWHERE |= {"uncertainty", RECORDS_KEY}
 
 NUM_FIGURES = 5
 FIGURES = ("psnr3d", "ssim", "mae", "lpips", "dice_bone", "psnr", "ssim3d")
