@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 XrayInput = str | Path | np.ndarray | Tensor
 FORMATS = (".nii.gz", ".nii", ".mha", ".nrrd")
+UNCERTAINTY = ("std_hu", "interval_low", "interval_high", "ray_support")
 
 
 @dataclass(frozen=True, repr=False)
@@ -47,6 +48,8 @@ class Reconstruction:
     hu: int16 HU, [D, H, W] = (z toward superior, y toward posterior, x toward left). spacing: (x, y, z) mm.
     origin: (x, y, z) mm LPS of the first voxel. xrays: the two images as the model saw them, [1, 1, rows, cols] in
     [-1, 1], row 0 most inferior. record: what ``reconstruct.json`` holds: checkpoint, inputs, seed, sampler, notes.
+    uncertainty: on the CT's grid, where asked for: "std_hu" of several draws; "interval_low" and "interval_high" (HU)
+    of a calibrated model; "ray_support", 1 where rays of a view reach, where the camera is known.
     """
 
     hu: Int16[np.ndarray, "d h w"]
@@ -54,6 +57,7 @@ class Reconstruction:
     origin: list[float]
     xrays: dict[str, Tensor]
     record: dict[str, Any]
+    uncertainty: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"Reconstruction(shape={self.hu.shape}, spacing={self.spacing}, origin={self.origin})"
@@ -95,8 +99,12 @@ class Reconstruction:
             raise UserError(f"{out}: is a file; out= is a folder")
         with replaced_files(out, record="reconstruct.json") as partial:
             self.save(partial / "reconstruction.nii.gz")
+            for name, volume in self.uncertainty.items():
+                write_nifti(partial / f"{name}.nii.gz", volume, self.spacing, self.origin)
             slices.save_png(partial / "xrays_used.png", slices.strip(_xray_tiles(self.xrays)))
             write_text(partial / "reconstruct.json", json.dumps(self.record, indent=2) + "\n")
+        for name in set(UNCERTAINTY) - set(self.uncertainty):  # of a former reconstruction
+            (out / f"{name}.nii.gz").unlink(missing_ok=True)
 
 
 def load_model(ckpt: str | Path, device: str = "auto", weights: str = "ema") -> Reconstructor:
@@ -118,6 +126,7 @@ def reconstruct(
     output: str | None = None,
     num_samples: int | None = None,
     blend: float | int | None = None,
+    uncertainty: bool = False,
     line_integrals: bool = True,
     pixel_pitch: float | int | Sequence[float | int] | None = None,
     head_up: bool | None = None,
@@ -140,6 +149,7 @@ def reconstruct(
     perturbation: z of Eq. 5, ``random`` or ``zero``; None: as the run was configured.
     output: of a method that has them, ``mean``, ``sample`` or ``ensemble`` (of ``num_samples`` samples); blend:
     between the mean (0) and the sample or ensemble (1). None: as the run was configured.
+    uncertainty: draw ``num_samples`` (None: the model's own number, or 8) CTs more, for ``Reconstruction.uncertainty``.
     spacing: mm a voxel, one number or (x, y, z); None: as the training data.
     origin: (x, y, z) mm LPS of the first voxel; None: from the camera.json beside both files, else centred at 0.
     weights: "ema" (default) or "raw". device: "auto" (default), "cpu", "cuda" or "cuda:N". precision: "bf16" or "fp32".
@@ -163,9 +173,14 @@ def reconstruct(
     grid = _grid(run.cfg.dataset, cameras, spacing, given and list(given))
     grid["notes"] = [*(note for image in images.values() for note in image.meta.get("notes", ())), *grid["notes"]]
     xrays = prepare_xrays(images, grid["size"], run.cfg.dataset.xray_normalization)
-    seen = xrays | _panel_map(run.cfg.dataset, cameras, grid)
-    settings = {"perturbation": perturbation, "output": output, "num_samples": num_samples, "blend": blend}
+    camera = _camera(run.cfg.dataset, cameras, grid)
+    side = grid["size"] * grid["spacing"][0]
+    seen = xrays | ({} if camera is None else {"camera": torch.tensor([camera.panel_map(side)])})
+    settings = {"perturbation": perturbation, "output": output, "blend": blend}
+    if not uncertainty or "num_samples" in run.reconstructor.settings():
+        settings["num_samples"] = num_samples
     sampling = run.sampling(sampler or {}, **settings)
+    draws = run.draws(sampler or {}, num_samples, perturbation, seed, precision) if uncertainty else None
     start = time.perf_counter()
     hu = to_hu(_sample(run, seen, seed, precision, sampling)[None], tuple(run.cfg.dataset.window))
     record = _record(run, weights, images, hashes) | {
@@ -175,7 +190,15 @@ def reconstruct(
         "precision": effective(precision, _device(run.reconstructor)),
         "seconds": round(time.perf_counter() - start, 3),
     }
-    return Reconstruction(hu, grid["spacing"], grid["origin"], xrays, record)
+    maps = {}
+    if draws is not None:
+        from diffux2ct.evaluation.uncertainty.maps import uncertainty_maps
+
+        calibration, note = run.calibration(draws)
+        window, step = tuple(run.cfg.dataset.window), triple(grid["spacing"])
+        maps = uncertainty_maps(run.reconstructor, seen, draws, window, camera, step, calibration)
+        record |= {"uncertainty": draws.about(calibration, note), "notes": [*grid["notes"], *filter(None, [note])]}
+    return Reconstruction(hu, grid["spacing"], grid["origin"], xrays, record, maps)
 
 
 def prepare_xrays(
@@ -312,18 +335,15 @@ def _trained_camera(dataset: DictConfig) -> tuple[str | None, Mapping[str, Any] 
     return made.get("camera"), None
 
 
-def _panel_map(
-    dataset: DictConfig, cameras: Mapping[str, CameraFile], grid: Mapping[str, Any]
-) -> dict[str, Float[Tensor, "1 4"]]:
-    """``Camera.panel_map`` of the X-rays' camera: of camera.json, else that of the training; empty where unknown."""
-    size, step = grid["size"], grid["spacing"][0]
+def _camera(dataset: DictConfig, cameras: Mapping[str, CameraFile], grid: Mapping[str, Any]) -> Camera | None:
+    """The X-rays' camera: of camera.json, else that of the training; None where unknown."""
     preset, trained = _trained_camera(dataset)
     for geometry in (*(known.geometry for known in cameras.values()), trained or {}):
         with suppress(UserError):  # an older file may declare a part of it
-            return {"camera": torch.tensor([Camera.from_dict(geometry).panel_map(size * step)])}
+            return Camera.from_dict(geometry)
     with suppress(UserError):
-        return {"camera": torch.tensor([camera_preset(preset or "", size, step).panel_map(size * step)])}
-    return {}
+        return camera_preset(preset or "", grid["size"], grid["spacing"][0])
+    return None
 
 
 def _device(model: Reconstructor) -> torch.device:

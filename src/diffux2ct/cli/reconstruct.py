@@ -30,10 +30,11 @@ class Request:
     output: Literal["mean", "sample", "ensemble"] | None = None
     num_samples: Count | None = None
     blend: Share | None = None
+    uncertainty: bool = False
 
 
 def run(config: DictConfig) -> None:
-    """Reconstruct as ``config`` says; writes reconstruction.nii.gz, xrays_used.png and reconstruct.json to ``out``."""
+    """Reconstruct as ``config`` says; writes volumes, xrays_used.png and reconstruct.json to ``out``."""
     from diffux2ct.build import plain
     from diffux2ct.inference import reconstruct
 
@@ -46,6 +47,8 @@ def run(config: DictConfig) -> None:
     for note in made.record["notes"]:
         print(f"warning: {note}")
     print(f"reconstruction: {out / 'reconstruction.nii.gz'} (position: {made.record['origin_source']})")
+    for name in made.uncertainty:
+        print(f"uncertainty: {out / name}.nii.gz")
     print(f"X-rays as used: {out / 'xrays_used.png'}")
 
 

@@ -1,0 +1,133 @@
+"""Calibrate on val, score on test, and reconstruct: from the command line's settings to files."""
+
+import json
+
+import pytest
+import SimpleITK as sitk
+import torch
+from tests.cli.tiny_run import composed, reconstruct
+from torch import nn
+
+from diffux2ct import build
+from diffux2ct.cli.evaluate import run
+from diffux2ct.errors import UserError
+from diffux2ct.evaluation.uncertainty.calibration import Calibration
+from diffux2ct.inference import UNCERTAINTY
+from diffux2ct.load import export_model
+from diffux2ct.training.checkpoints import file as checkpoint
+
+TINY = ["device=cpu", "precision=fp32", "metrics.families=[distortion]", "num_report_cases=1"]
+
+
+def saved(folder, phantoms, model="posterior_flow"):
+    """A run with an untrained model whose draws differ."""
+    overrides = [f"model={model}", "dataset.size=16", f"dataset.root={phantoms}", "++dataset.generate=null"]
+    cfg = composed("train", "experiment=demo", *overrides, "sampler.num_inference_steps=2")
+    torch.manual_seed(0)
+    reconstructor = build.build_reconstructor(cfg)
+    if model == "posterior_flow":
+        reconstructor.flow_trained.fill_(True)
+        for part in (reconstructor.mean, reconstructor.flow):
+            nn.init.normal_(part.out.weight, std=0.05)  # it starts at 0
+    state = {"model": reconstructor.state_dict(), "config": build.plain(cfg), "step": 4}
+    checkpoint.save(folder / "checkpoints" / "last.pt", state)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory, phantoms):
+    folder = saved(tmp_path_factory.mktemp("runs") / "plus", phantoms)
+    evaluate(folder, "uncertainty=calibrate", "interval.alpha=0.5", "num_samples=3")
+    return folder
+
+
+def evaluate(folder, *overrides):
+    run(composed("evaluate", f"ckpt={folder}", *TINY, *overrides))
+
+
+def test_a_calibration_is_of_patients_that_are_not_scored(calibrated, phantoms):
+    own = Calibration.load(calibrated / "calibration.json")
+    assert (own.split, own.num_samples, own.root, own.rule.alpha) == ("val", 3, str(phantoms), 0.5)
+    assert own.num_patients["voxels"] == len(own.patients) == 1
+    assert own.sampling == {"output": "sample", "num_inference_steps": 5}
+    assert set(own.scales) >= {"voxels", "bone_volume"}
+    with pytest.raises(UserError, match="1 of the patients to score were calibrated on"):
+        evaluate(calibrated, "uncertainty=true", "num_samples=3", "split=val")
+    with pytest.raises(UserError, match="split=train: the model was trained on these patients"):
+        evaluate(calibrated, "uncertainty=calibrate", "split=train")
+    with pytest.raises(UserError, match=r"1 patients; crc at alpha=0.1 needs 9, since"):
+        evaluate(calibrated, "uncertainty=calibrate")
+    assert Calibration.load(calibrated / "calibration.json") == own
+
+
+def test_test_cases_are_scored_by_it_and_the_report_shows_it(calibrated):
+    evaluate(calibrated, "uncertainty=true", "num_samples=3")
+    (folder,) = (calibrated / "evaluation").iterdir()
+    assert folder.name.endswith("-uncertainty3")
+    summary = json.loads((folder / "metrics.json").read_text())
+    assert 0 <= summary["coverage"] <= 1
+    assert summary["interval_width"] > 0
+    assert summary["coverage_bone_volume"] in (0, 1 / 3, 2 / 3, 1)
+    assert not [key for key in summary["floor"] if key.startswith(("coverage", "spread"))]
+    about = summary["uncertainty"]
+    assert about["calibration"]["scales"]["voxels"] > 0
+    assert sum(each["share"] for each in about["error_against_spread"]) == pytest.approx(1)
+    assert 0.5 < about["reached_by_rays"] <= 1
+    report = (folder / "report.html").read_text()
+    assert "<h2>Uncertainty</h2>" in report
+    assert report.count("interval width") == 3
+    assert "conformal risk control on 1 patients of phantom val" in report
+    assert len(list((folder / "half_width").iterdir())) == 3
+
+
+def test_other_draws_than_those_calibrated_have_a_spread_and_no_coverage(calibrated, tmp_path, capsys):
+    evaluate(calibrated, "uncertainty=true", "num_samples=2", "max_cases=1", f"out={tmp_path / 'out'}")
+    assert "uncertainty: calibrated with num_samples=3; give the same, or calibrate again" in capsys.readouterr().err
+    summary = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert summary["spread"] > 0
+    assert "coverage" not in summary
+    assert "Intervals are not calibrated" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_any_method_that_draws_has_a_spread_and_others_are_refused(tmp_path, phantoms, capsys):
+    for model in ("diffux2ct", "icm_reg"):
+        folder = saved(tmp_path / model, phantoms, model)
+        if model == "icm_reg":
+            with pytest.raises(UserError, match="draws nothing, so it has no spread"):
+                evaluate(folder, "uncertainty=true", "max_cases=1")
+            continue
+        evaluate(folder, "uncertainty=true", "num_samples=2", "max_cases=1", f"out={tmp_path / 'out'}")
+        assert "no effect" not in capsys.readouterr().err
+        about = json.loads((tmp_path / "out" / "metrics.json").read_text())["uncertainty"]
+        assert (about["num_samples"], about["sampling"]["num_inference_steps"]) == (2, 2)
+        assert about["spread_over_error"] > 0
+    with pytest.raises(UserError, match="num_samples=1: a spread needs 2 or more"):
+        evaluate(tmp_path / "diffux2ct", "uncertainty=true", "num_samples=1")
+
+
+def test_a_reconstruction_comes_with_its_maps(calibrated, phantoms, tmp_path, capsys):
+    case = next((phantoms / "cases").iterdir())
+    out = tmp_path / "out"
+
+    def made(ckpt, *overrides):
+        reconstruct(ckpt, case, out, *overrides)
+        found = {path.name.removesuffix(".nii.gz"): path for path in out.glob("*.nii.gz")}
+        return {name: sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for name, path in found.items()}
+
+    maps = made(calibrated, "uncertainty=true", "num_samples=3")
+    assert set(maps) == {"reconstruction", *UNCERTAINTY}
+    scale = Calibration.load(calibrated / "calibration.json").scales["voxels"]
+    inside = (maps["interval_low"] > -1024) & (maps["interval_high"] < 1500)
+    width = (maps["interval_high"].astype(float) - maps["interval_low"])[inside]
+    np.testing.assert_allclose(width, 2 * scale * (maps["std_hu"][inside] + 10), atol=2)
+    assert set(np.unique(maps["ray_support"])) <= {0, 1}
+    record = json.loads((out / "reconstruct.json").read_text())
+    assert record["uncertainty"]["calibration"]["scales"]["voxels"] == scale
+    # An exported model takes its calibration along; other draws have none, and leave no old interval.
+    export_model(calibrated, tmp_path / "model")
+    same = made(tmp_path / "model", "uncertainty=true", "num_samples=3")
+    np.testing.assert_array_equal(same["interval_low"], maps["interval_low"])
+    capsys.readouterr()
+    assert set(made(calibrated, "uncertainty=true", "num_samples=2")) == {"reconstruction", "std_hu", "ray_support"}
+    assert "warning: calibrated with num_samples=3; give the same" in capsys.readouterr().out
+    assert set(made(calibrated)) == {"reconstruction"}
