@@ -194,7 +194,7 @@ class _Kind(NamedTuple):
         """The values in words: "a whole number from 0 to 9"."""
         if self.type is Literal:
             *others, last = map(str, self.parts)
-            return f"{', '.join(others)} or {last}"
+            return f"{', '.join(others)} or {last}" if others else last
         words = [mark.words for mark in self.marks if isinstance(mark, Form | Rising)]
         return words[0] if words else self.name + "".join(str(mark) for mark in self.marks if isinstance(mark, Range))
 

@@ -110,8 +110,9 @@ def test_help_of_evaluate_explains_every_argument(call, capsys):
         call("evaluate", "--help")
     shown = capsys.readouterr().out
     defaults = default_settings()
-    keys = [key for key in defaults if key not in ("defaults", "hydra", "sampler", "metrics")]
-    for key in (*keys, *(f"metrics.{key}" for key in defaults["metrics"])):
+    groups = ("interval", "metrics")
+    keys = [key for key in defaults if key not in ("defaults", "hydra", "sampler", *groups)]
+    for key in (*keys, *(f"{group}.{key}" for group in groups for key in defaults[group])):
         assert re.search(rf"^  {key}=\S+ *\S", shown, re.M), key
     samplers = [path.stem for path in (ROOT / "configs" / "sampler").glob("*.yaml")]
     (about,) = re.findall(r"^  sampler=own.*?(?=^  sampler\.)", shown, re.M | re.S)

@@ -7,7 +7,7 @@ With the run of a segmentation network (model=vnet): Dice of its structures, as 
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -73,6 +73,10 @@ _SAYS_NOTHING = {"ckpt", "run", "device", "num_report_cases", "out", "interval"}
 _SEGMENTATION = _SAYS_NOTHING | {"root", "split", "weights", "max_cases"}
 """Keys that count for a segmentation network."""
 
+_CALIBRATION = {*("ckpt", "root", "split", "sampler", "weights", "seed", "device", "precision", "max_cases")}
+_CALIBRATION |= {"perturbation", "output", "num_samples", "uncertainty", "interval"}
+"""Keys that count for a calibration, or may as well be those of the evaluation that follows."""
+
 _MAX_NAME = 200  # bytes; file systems take 255, and files are written under a longer name first
 
 
@@ -85,8 +89,8 @@ def run(config: DictConfig) -> None:
 
     cfg = read(Evaluation, config)
     rule = read(Rule, cfg.interval, "interval.")
-    if cfg.uncertainty != "calibrate" and (idle := [key for key, _ in changes(cfg) if key.startswith("interval.")]):
-        print(f"warning: {' '.join(idle)}: no effect without uncertainty=calibrate", file=sys.stderr)
+    if cfg.uncertainty != "calibrate":
+        _warn(cfg, Evaluation.__dataclass_fields__.keys() - {"interval"}, "without uncertainty=calibrate")
     loaded = load.load_run(cfg.ckpt, cfg.device, cfg.weights)
     if isinstance(loaded.model, SegmentationTrainable):
         score_segmentation(loaded, loaded.model, cfg)
@@ -106,6 +110,7 @@ def calibrate(loaded: Any, cfg: Evaluation, rule: Any) -> None:
     from diffux2ct.evaluation.uncertainty.calibration import Calibration
     from diffux2ct.evaluation.uncertainty.fit import fit
 
+    _warn(cfg, _CALIBRATION, "on a calibration")
     # Take the patients: of val, which the model has not seen and which are not scored.
     trained, split = loaded.cfg, cfg.part or "val"
     if cfg.root is None:
@@ -127,7 +132,7 @@ def calibrate(loaded: Any, cfg: Evaluation, rule: Any) -> None:
         sampling=sampling_record(draws.settings),
         model=loaded.identity(),
         dataset=_dataset_name(trained, cfg),
-        root=str(dataset.root),
+        root=str(dataset.root.resolve()),
         split=split,
         patients=list(dict.fromkeys(case.patient for case in dataset.cases)),
         seed=cfg.seed,
@@ -146,7 +151,7 @@ def _uncertainty(loaded: Any, cfg: Evaluation, dataset: Any, name: str) -> Any:
 
     draws = loaded.draws(cfg.sampler, cfg.num_samples, cfg.perturbation, cfg.seed, cfg.precision)
     calibration, note = loaded.calibration(draws)
-    root = str(dataset.root)
+    root = str(dataset.root.resolve())
     if calibration is not None:
         calibration.check_others([case.patient for case in dataset.cases], root, name)
         if root != calibration.root:
@@ -227,9 +232,7 @@ def score_segmentation(loaded: Any, segmenter: Any, cfg: Evaluation) -> None:
     from diffux2ct.evaluation.anatomy.segmentation import dice_table, evaluate_segmentation
     from diffux2ct.training.settings import resolve_device
 
-    idle = [key for key, *_ in changes(cfg) if key.partition(".")[0] not in _SEGMENTATION]
-    if idle:
-        print(f"warning: {' '.join(idle)}: no effect on a segmentation network", file=sys.stderr)
+    _warn(cfg, _SEGMENTATION, "on a segmentation network")
 
     # Take the data set from root=, from the evaluation, or from the network's training.
     evaluation = None if cfg.run is None else find_evaluation(cfg.run)
@@ -309,6 +312,12 @@ def changes(cfg: Evaluation) -> Iterator[tuple[str, Any]]:
                 usual = default.get(name)
                 if part != usual and not (isinstance(part, list) and usual and set(part) == set(usual)):
                     yield f"{key}.{name}", part
+
+
+def _warn(cfg: Evaluation, counting: Set[str], where: str) -> None:
+    """Name the settings on standard error that are no default and not among ``counting``."""
+    if idle := [key for key, _ in changes(cfg) if key.partition(".")[0] not in counting]:
+        print(f"warning: {' '.join(idle)}: no effect {where}", file=sys.stderr)
 
 
 def default_folder(path: Path, trained: DictConfig, cfg: Evaluation, sampling: Mapping[str, Any] | None) -> Path:

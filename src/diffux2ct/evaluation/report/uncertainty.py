@@ -9,7 +9,7 @@ from diffux2ct.viz.slices import ERROR_LIMIT, bone_centre, orthoslices
 
 _LOW, _HIGH = 1.0, 2000.0  # HU, of both axes
 _SIDE, _LEFT, _TOP = 260, 46, 12  # pixels: of the plot's square, and its margins
-TICKS = (1, 10, 100, 1000)
+TICKS = (1.0, 10.0, 100.0, 1000.0)
 
 
 def uncertainty_section(about: Mapping[str, Any]) -> dict[str, Any]:
