@@ -326,8 +326,10 @@ def test_the_laptop_s_scale_shortens_a_recipe_and_adds_nothing_to_it():
     assert (gan.warmup_steps, gan.ema_decay, gan.grad_clip, gan.precision) == (0, None, None, "fp32")
 
 
-def test_demo_and_scale_laptop_train_alike():
+def test_demo_and_scale_laptop_train_alike_but_for_the_steps():
     demo, scaled = composed("experiment=demo"), composed("scale=laptop", "model=posterior_flow")
+    assert demo.trainer.pop("max_steps") == 600
+    assert scaled.trainer.pop("max_steps") == 1000
     for key in set(demo) - {"name", "run_dir", "dataset"}:
         assert demo[key] == scaled[key], key
 

@@ -93,12 +93,20 @@ def is_matrix(parameter: Tensor) -> bool:
 
 
 def orthogonal(matrix: Float[Tensor, "m n"], steps: int = 5) -> Float[Tensor, "m n"]:
-    """Near U V^T of the matrix U S V^T, by Newton and Schulz's iteration; singular values end in 0.7 to 1.2."""
+    """Near U V^T of the matrix U S V^T, by Newton and Schulz's iteration; singular values end in 0.7 to 1.2.
+
+    Each iteration multiplies the matrix by a polynomial of its Gram matrix, which is small where the matrix is wide:
+    the polynomials are multiplied first, and the matrix once.
+    """
     wide = matrix.float() / (matrix.float().norm() + 1e-7)
     tall = wide.shape[0] > wide.shape[1]
     wide = wide.mT if tall else wide
+    gram = wide @ wide.mT
+    product = identity = torch.eye(len(gram), device=gram.device)
     a, b, c = _QUINTIC
     for _ in range(steps):
-        square = wide @ wide.mT
-        wide = a * wide + torch.addmm(b * square, square, square, alpha=c) @ wide
+        factor = torch.addmm(a * identity + b * gram, gram, gram, alpha=c)
+        product = factor @ product
+        gram = factor @ gram @ factor
+    wide = product @ wide
     return wide.mT if tall else wide
