@@ -174,6 +174,23 @@ def test_a_sharded_gan_equals_one_process_s(phantoms, tmp_path):
 
 
 @pytest.mark.dist
+@pytest.mark.slow
+def test_sharded_matrices_are_gathered_for_muon_s_step(phantoms, tmp_path):
+    plain = ["model=posterior_flow", *THIN_MODELS["posterior_flow"], "trainer.max_steps=4"]
+    train_forked(tmp_path, phantoms, [("one", 1, plain), ("fsdp", 2, [*plain, "trainer.strategy=fsdp"])])
+    assert losses(tmp_path / "fsdp") == pytest.approx(losses(tmp_path / "one"), rel=1e-3)
+    one, two = (checkpoint.load(tmp_path / name) for name in ("one", "fsdp"))
+    for name, value in one["model"].items():
+        torch.testing.assert_close(two["model"][name], value, rtol=0, atol=2e-4)
+    momenta = [state["optimizers"]["mean"]["state"] for state in (one, two)]
+    assert any("momentum" in state for state in momenta[0].values())
+    for key, value in momenta[0].items():
+        name = "momentum" if "momentum" in value else "exp_avg"
+        largest = float(value[name].abs().max())
+        torch.testing.assert_close(momenta[1][key][name], value[name], rtol=1e-2, atol=1e-3 * largest)
+
+
+@pytest.mark.dist
 def test_a_killed_rank_ends_the_others_in_one_line_and_the_run_goes_on(phantoms, tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29519"]
     own = ["trainer.max_steps=100000", "trainer.checkpoint_every=2", f"dataset.root={phantoms}", "name=killed"]
