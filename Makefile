@@ -17,8 +17,9 @@ help: ## Show this
 
 demo: $(VENV)/.installed ## Train a small model on phantoms, reconstruct and score held-out ones, write a report
 	$(BIN)/python train.py experiment=demo
-	$(BIN)/python evaluate.py ckpt=runs/demo
-	@echo "open the report in a browser: $$(ls -t runs/demo/evaluation/*/report.html | head -n 1)"
+	$(BIN)/python evaluate.py ckpt=runs/demo output=sample
+	$(BIN)/python evaluate.py ckpt=runs/demo output=mean
+	@echo "open the reports in a browser: $$(ls -t runs/demo/evaluation/*/report.html | xargs)"
 
 lint: $(VENV)/.installed-dev ## Style, types and the floors of the architecture
 	$(BIN)/ruff check .

@@ -26,7 +26,7 @@ run_folder = cli.run_folder
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory, run_folder, phantoms):
-    """A folder to work in: the package with the guide's files, and runs/demo."""
+    """A folder to work in: the package with the guide's files, and the runs that it names."""
     root = tmp_path_factory.mktemp("project")
     package = root / "src" / "diffux2ct"
     shutil.copytree(ROOT / "src" / "diffux2ct", package, ignore=shutil.ignore_patterns("__pycache__", "configs"))
@@ -39,7 +39,8 @@ def project(tmp_path_factory, run_folder, phantoms):
         path.write_text(text, encoding="utf-8")
     state = checkpoint.load(run_folder)
     state["config"]["dataset"]["root"] = str(phantoms)
-    checkpoint.save(root / "runs" / "demo" / "checkpoints" / "last.pt", state)
+    for name in ("demo", "demo-diffux2ct"):
+        checkpoint.save(root / "runs" / name / "checkpoints" / "last.pt", state)
     return root
 
 

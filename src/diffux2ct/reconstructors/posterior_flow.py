@@ -46,7 +46,7 @@ class PosteriorFlow(Reconstructor):
         flow_conditioning: Conditioning,
         flow: PatchUNet3d,
         size: int,
-        sigma: float | int = 0.1,
+        sigma: float | int = 0.06,
         flow_after: float | int = 0.5,
         num_inference_steps: int = 5,
         num_samples: int = 8,
@@ -54,6 +54,9 @@ class PosteriorFlow(Reconstructor):
         super().__init__()
         if not 0 < flow_after < 1:
             raise UserError(f"model.flow_after={flow_after}: a share of all steps, between 0 and 1")
+        for unet in (mean, flow):
+            if unet.in_channels != 2:
+                raise UserError(f"unet.in_channels={unet.in_channels}: must be 2, for x_t and the mean")
         if not sigma > 0:
             raise UserError(f"model.sigma={sigma}: must be positive")
         self.mean_conditioning, self.mean = conditioning, mean
@@ -97,13 +100,13 @@ class PosteriorFlow(Reconstructor):
         nothing = conditions[0].new_zeros(batch, 2, *conditions[0].shape[2:])
         return self.mean(nothing, torch.zeros(batch, device=nothing.device), conditions).float()
 
-    def _velocity(self, x_t: Volume, t: Tensor, mean: Volume, conditions: Conditions) -> Volume:
+    def _velocity(self, x_t: Volume, t: Float[Tensor, " b"], mean: Volume, conditions: Conditions) -> Volume:
         """The flow at x_t, a network's output around the best linear guess, as in EDM (Karras et al. 2022, Eq. 7).
 
         With d = x_t - mean = (1 - t) sigma noise + t residual, and residuals as large as the noise, the best linear
         guess of the velocity is (2 t - 1) d / b, b = (1 - t)^2 + t^2, and what it leaves has a deviation of
-        sigma / sqrt(b). Without this the network first has to learn to tell the noise, a tenth of the mean, from the
-        mean, which takes it most of a short run.
+        sigma / sqrt(b). Without this the network first has to learn to tell the noise from the mean, whose range is
+        thirty times as wide, and that takes it most of a short run.
         """
         times = t.view(-1, 1, 1, 1, 1)
         b = (1 - times).square() + times.square()
@@ -176,7 +179,7 @@ class PosteriorFlow(Reconstructor):
     @torch.no_grad()
     def samples(
         self, xrays: Xrays, mean: Volume, count: int, steps: int, generator: torch.Generator | None = None
-    ) -> Tensor:
+    ) -> Float[Tensor, "n b 1 d h w"]:
         """``count`` draws [count, B, 1, D, H, W] in [-1, 1]; the features of the X-rays are computed once."""
         conditions = self.flow_conditioning(xrays)
         source = mean.device if generator is None else generator.device

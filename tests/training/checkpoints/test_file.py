@@ -86,6 +86,8 @@ def test_only_what_shapes_the_result_counts_as_a_change():
     saved = {"trainer": {"max_steps": 1, "seed": 0}, "logger": {"wandb": None}, "optim": {"lr": 1.0}}
     free = {"trainer": {"max_steps": 9, "seed": 0}, "logger": {"wandb": {"mode": "offline"}}, "optim": {"lr": 1.0}}
     assert changed_keys(saved, free) == []
+    recomputed = saved | {"model": {"flow": {"checkpoint_stages": [64]}}}
+    assert changed_keys(saved | {"model": {"flow": {"checkpoint_stages": []}}}, recomputed) == []
     changed = {"trainer": {"max_steps": 1, "seed": 1}, "optim": {"lr": 2.0, "eps": 1}, "logger": {}}
     assert changed_keys(saved, changed) == ["optim.eps", "optim.lr", "trainer.seed"]
 

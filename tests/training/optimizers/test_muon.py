@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from diffux2ct import build
 from diffux2ct.errors import UserError
 from diffux2ct.training.optimizers.muon import Muon, is_matrix, orthogonal
 
@@ -60,6 +61,17 @@ def test_a_convolution_is_a_matrix_of_its_outputs_and_its_step_is_as_large_as_ad
     step = (conv.weight - before).flatten(1) / 1e-3
     assert 0.15 < float(step.square().mean().sqrt()) < 0.25
     assert 0.8 < float(torch.linalg.svdvals(step).min() / (0.2 * 216**0.5 * 0.85)) < 1.3
+
+
+def test_adam_steps_biases_norms_and_narrow_weights_of_the_model(compose):
+    model = build.build_reconstructor(compose("model=posterior_flow"))
+    narrow = {name.rpartition(".")[2] for name, p in model.named_parameters() if not is_matrix(p) and p.ndim > 1}
+    assert narrow <= {"weight", "relative_bias"}
+    wide = [name for name, p in model.named_parameters() if is_matrix(p)]
+    assert "mean.unet.out.weight" in wide  # eight outputs, a patch
+    assert "mean.fine.weight" not in wide  # one
+    assert not any("relative_bias" in name or name.endswith("bias") for name in wide)
+    assert len(wide) > 100
 
 
 def test_its_state_is_restored_to_the_same_steps():

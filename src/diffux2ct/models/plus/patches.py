@@ -41,7 +41,7 @@ class PatchUNet3d(nn.Module):
         checkpoint_stages: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self.coordinates = coordinates
+        self.in_channels, self.coordinates = in_channels, coordinates
         fine, *coarser = condition_channels
         self.unet = UNet3d(
             channels,

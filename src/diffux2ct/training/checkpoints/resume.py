@@ -25,7 +25,6 @@ _FREE_OF_TRAINER = (
 # fmt: on
 FREE_TO_CHANGE = (
     *(f"trainer.{key}" for key in _FREE_OF_TRAINER),
-    "model.denoiser.checkpoint_stages",
     "model.perturbation",  # of reconstructions alone
     "dataset.prepare",  # how raw scans are prepared; training reads what was prepared
     "dataset.cache",
@@ -43,7 +42,8 @@ def changed_keys(saved: dict, current: dict) -> list[str]:
     a, b = _flatten(saved), _flatten(current)
     keys = sorted(k for k in a.keys() | b.keys() if a.get(k, None) != b.get(k, None))
     keys.sort(key=lambda k: k not in ("method", "size"))  # these two explain most of the others
-    return [k for k in keys if not any(k == f or k.startswith(f + ".") for f in FREE_TO_CHANGE)]
+    free = (*FREE_TO_CHANGE, *(k for k in keys if k.endswith(".checkpoint_stages")))  # of any network
+    return [k for k in keys if not any(k == f or k.startswith(f + ".") for f in free)]
 
 
 def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:

@@ -17,9 +17,9 @@ from diffux2ct.errors import UserError
 from diffux2ct.training.processes.distributed import part_of
 
 _QUINTIC = (3.4445, -4.7750, 2.0315)
-"""Of the iteration a x + b x^3 + c x^5 on singular values: from (0, 1] into 0.7 to 1.2 in five steps."""
+"""Of the iteration a x + b x^3 + c x^5 on singular values: from above 0.01 into 0.7 to 1.2 in five steps."""
 _RMS = 0.2  # of an Adam step's elements, in units of the rate
-_SMALLEST = 8  # rows or columns below which a weight is no matrix to speak of: the last convolution, tables of heads
+_SMALLEST = 8  # rows and columns of a matrix: below, few directions are left to make orthogonal
 
 
 class Muon(torch.optim.Optimizer):
@@ -93,8 +93,9 @@ def is_matrix(parameter: Tensor) -> bool:
 
 
 def orthogonal(matrix: Float[Tensor, "m n"], steps: int = 5) -> Float[Tensor, "m n"]:
-    """Near U V^T of the matrix U S V^T, by Newton and Schulz's iteration; singular values end in 0.7 to 1.2.
+    """Near U V^T of the matrix U S V^T, by Newton and Schulz's iteration.
 
+    Singular values above 1 % of the norm end in 0.7 to 1.2; smaller ones stay below.
     Each iteration multiplies the matrix by a polynomial of its Gram matrix, which is small where the matrix is wide:
     the polynomials are multiplied first, and the matrix once.
     """
