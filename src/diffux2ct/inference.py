@@ -180,7 +180,7 @@ def reconstruct(
     if not uncertainty or "num_samples" in run.reconstructor.settings():
         settings["num_samples"] = num_samples
     sampling = run.sampling(sampler or {}, **settings)
-    draws = run.draws(sampler or {}, num_samples, perturbation, seed, precision) if uncertainty else None
+    draws = run.draws(sampler or {}, num_samples, perturbation, seed, precision, warn=False) if uncertainty else None
     start = time.perf_counter()
     hu = to_hu(_sample(run, seen, seed, precision, sampling)[None], tuple(run.cfg.dataset.window))
     record = _record(run, weights, images, hashes) | {

@@ -28,6 +28,7 @@ from diffux2ct.diffusion.samplers.sampling import Sampler, sampling_record
 from diffux2ct.errors import UserError
 from diffux2ct.files.atomic import replaced_folder, write_text
 from diffux2ct.reconstructors.base import Reconstructor, Trainable
+from diffux2ct.reconstructors.precision import effective
 from diffux2ct.training.checkpoints import checks as contents
 from diffux2ct.training.checkpoints import file as checkpoint
 from diffux2ct.training.settings import resolve_device
@@ -83,17 +84,17 @@ class LoadedRun:
         perturbation: str | None,
         seed: int,
         precision: str,
+        warn: bool = True,
     ) -> "Draws":
         """The draws of a spread, see `sampling`; ``num_samples``: None: as many as the model has, or 8."""
         from diffux2ct.evaluation.uncertainty.spread import Draws
 
         known = self.reconstructor.settings()
-        if "sampler" not in known and not isinstance(changes, Sampler):
-            changes = {key: value for key, value in changes.items() if key in known}
-        wanted = {"output": "sample", "perturbation": perturbation}
-        settings = self.sampling(changes, **{key: value for key, value in wanted.items() if key in known})
+        wanted = {"perturbation": perturbation} | ({"output": "sample"} if "output" in known else {})
+        settings = self.sampling(changes, warn, **wanted)
         number = num_samples or getattr(self.reconstructor, "num_samples", _NUM_SAMPLES)
-        return Draws(number, settings, seed, precision, next(self.model.parameters()).device)
+        device = next(self.model.parameters()).device
+        return Draws(number, settings, seed, effective(precision, device), device)
 
     def calibration(self, draws: "Draws") -> "tuple[Calibration | None, str]":
         """The calibration that holds for such draws; or None, and the reason. UserError: a damaged file."""
@@ -102,16 +103,16 @@ class LoadedRun:
         found = Calibration.load(self.calibration_file)
         if found is None:
             return None, f"not calibrated; {command('evaluate')} ckpt={self.path} uncertainty=calibrate does it"
-        reason = found.misfit(draws.num_samples, sampling_record(draws.settings), self.identity())
+        reason = found.misfit(draws.num_samples, sampling_record(draws.settings), self.identity(), draws.precision)
         return (found, "") if reason is None else (None, reason)
 
-    def sampling(self, changes: Sampler | Mapping[str, Any], **settings: Any) -> dict[str, Any]:
+    def sampling(self, changes: Sampler | Mapping[str, Any], warn: bool = True, **settings: Any) -> dict[str, Any]:
         """Keyword arguments of ``reconstruct``: the sampler and whatever the method takes of ``settings``.
 
         ``changes``: another sampler, its config with ``_target_``, or settings to replace in the run's own sampler.
         ``settings``: for instance ``perturbation`` (z of Eq. 5), ``output``; None: the model's own value.
         A method that has steps but no sampler takes ``num_inference_steps`` of the changes. Changes that the method
-        does not use are warned of on standard error.
+        does not use are warned of on standard error, unless ``warn`` is off since they were before.
         """
         model, sampler = self.reconstructor, changes if isinstance(changes, Sampler) else None
         given = vars(changes) if isinstance(changes, Sampler) else changes
@@ -127,7 +128,7 @@ class LoadedRun:
                 settings["num_inference_steps"] = given.pop("num_inference_steps", None)
             idle = [f"sampler.{key}={value}" for key, value in given.items()]
         idle += [f"{key}={value}" for key, value in settings.items() if key not in known and value is not None]
-        if idle:
+        if idle and warn:
             kind = type(model).__name__
             print(f"warning: {' '.join(idle)}: no effect, a {kind} has no such setting", file=sys.stderr)
         return model.complete(settings)

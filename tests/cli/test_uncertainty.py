@@ -69,6 +69,10 @@ def test_settings_without_effect_are_named(calibrated, capsys):
         "warning: metrics.families xray_source num_report_cases: no effect on a calibration" in capsys.readouterr().err
     )
     with pytest.raises(UserError):
+        evaluate(calibrated, "uncertainty=calibrate", "sampler.eta=1", "perturbation=zero")
+    warned = "warning: sampler.eta=1 perturbation=zero: no effect, a PosteriorFlow has no such setting"
+    assert capsys.readouterr().err.count(warned) == 1
+    with pytest.raises(UserError):
         evaluate(calibrated, "interval.alpha=0.2", "split=val", "uncertainty=true", "num_samples=2", STEPS)
     assert "warning: interval.alpha: no effect without uncertainty=calibrate" in capsys.readouterr().err
 

@@ -136,6 +136,7 @@ def calibrate(loaded: Any, cfg: Evaluation, rule: Any) -> None:
         split=split,
         patients=list(dict.fromkeys(case.patient for case in dataset.cases)),
         seed=cfg.seed,
+        precision=draws.precision,
     )
     calibration.save(loaded.calibration_file)
     print(f"{loaded.path}: step {loaded.step} of {trained.trainer.max_steps}, {draws.num_samples} draws a case")
@@ -149,7 +150,7 @@ def _uncertainty(loaded: Any, cfg: Evaluation, dataset: Any, name: str) -> Any:
     """The scores of draws, with the calibration that holds for them, if there is one."""
     from diffux2ct.evaluation.uncertainty.coverage import Uncertainty
 
-    draws = loaded.draws(cfg.sampler, cfg.num_samples, cfg.perturbation, cfg.seed, cfg.precision)
+    draws = loaded.draws(cfg.sampler, cfg.num_samples, cfg.perturbation, cfg.seed, cfg.precision, warn=False)
     calibration, note = loaded.calibration(draws)
     root = str(dataset.root.resolve())
     if calibration is not None:

@@ -152,7 +152,7 @@ def _score_cases(
             row = {"case_id": case.case_id, "patient": case.patient} | metrics.score(scored, volume, mean_volume)
             if uncertainty is not None:
                 xrays = _xrays(dataset, [index], job.xray_source)
-                spread = spread_of_case(job.reconstructor, scored, xrays, index, uncertainty.draws)
+                spread = spread_of_case(job.reconstructor, scored, xrays, uncertainty.draws)
                 row |= uncertainty.score(spread)
                 _write_volume(folder / "half_width", uncertainty.half_width(spread), case)
             rows.append(row | {"seconds": seconds})

@@ -1,4 +1,5 @@
 import json
+from math import comb
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ def made(**changes) -> Calibration:
         "rule": Rule(), "scales": {"voxels": 2.0}, "num_patients": {"voxels": 9}, "num_samples": 8,
         "sampling": {"output": "ensemble", "num_inference_steps": 5}, "model": {"step": 4, "sha256": "a"},
         "dataset": "lumbarv", "root": "data/lumbarv", "split": "val", "patients": ["p1", "p2"], "seed": 0,
+        "precision": "fp32",
     }  # fmt: skip
     return Calibration(**(values | changes))
 
@@ -48,6 +50,11 @@ def test_each_rule_needs_the_patients_that_its_bound_needs():
 def test_hoeffding_bentkus_is_the_chance_of_a_binomial_and_never_more_than_hoeffding():
     np.testing.assert_allclose(hoeffding_bentkus(np.zeros(1), 22, 0.1), 0.9**22)
     assert hoeffding_bentkus(np.array([0.1]), 50, 0.1) == 1
+    # Between 2 and 3 of 50 patients the binomial counts 3; here it is the smaller of the two bounds.
+    kl = 0.05 * np.log(0.5) + 0.95 * np.log(0.95 / 0.9)
+    binomial = sum(comb(50, k) * 0.1**k * 0.9 ** (50 - k) for k in range(4))
+    expected = min(np.exp(-50 * kl), np.e * binomial)
+    np.testing.assert_allclose(hoeffding_bentkus(np.array([0.05]), 50, 0.1), expected)
     risks = np.linspace(0, 0.1, 11)
     values = hoeffding_bentkus(risks, 50, 0.1)
     assert (np.diff(values) >= 0).all()
@@ -85,7 +92,7 @@ def test_a_calibration_survives_its_file(tmp_path):
     assert Calibration.load(path) is None
     made().save(path)
     assert Calibration.load(path) == made()
-    for spoil in (lambda v: v | {"scales": {"voxels": -1}}, lambda v: v | {"format": 2}, lambda v: [v]):
+    for spoil in (lambda v: v | {"scales": {"voxels": -1}}, lambda v: v | {"format": 1}, lambda v: [v]):
         path.write_text(json.dumps(spoil(json.loads(path.read_text()))))
         with pytest.raises(UserError, match=r"not a calibration .*; calibrate again"):
             Calibration.load(path)
@@ -94,10 +101,11 @@ def test_a_calibration_survives_its_file(tmp_path):
 
 def test_other_draws_and_calibrated_patients_are_refused():
     own = made()
-    assert own.misfit(8, own.sampling, own.model) is None
-    assert "calibrated with num_samples=8;" in own.misfit(4, own.sampling, own.model)
-    assert "num_inference_steps=5" in own.misfit(8, own.sampling | {"num_inference_steps": 2}, own.model)
-    assert "other weights (step 4)" in own.misfit(8, own.sampling, own.model | {"sha256": "b"})
+    assert own.misfit(8, own.sampling, own.model, "fp32") is None
+    assert "calibrated with num_samples=8;" in own.misfit(4, own.sampling, own.model, "fp32")
+    assert "num_inference_steps=5" in own.misfit(8, own.sampling | {"num_inference_steps": 2}, own.model, "fp32")
+    assert "other weights (step 4)" in own.misfit(8, own.sampling, own.model | {"sha256": "b"}, "fp32")
+    assert "calibrated with precision=fp32;" in own.misfit(8, own.sampling, own.model, "bf16")
     own.check_others(["p3"], own.root, own.dataset)
     own.check_others(["p1"], "data/other", "other")  # numbers are given anew in every set
     for place in ((own.root, "other"), ("data/moved", own.dataset)):

@@ -39,7 +39,7 @@ def test_the_share_outside_is_what_the_rule_allows(phantoms):
     losses = []
     for index in range(len(dataset)):
         case = ScoredCase.of(dataset.cases[index], dataset[index]["volume"], dataset.window)
-        spread = spread_of_case(Guess(), case, {"frontal": dataset[index]["frontal"][None]}, index, draws)
+        spread = spread_of_case(Guess(), case, {"frontal": dataset[index]["frontal"][None]}, draws)
         losses.append(np.mean(spread.scores(rule.floor)["voxels"] > scale))
     assert (6 * np.mean(losses) + 1) / 7 == pytest.approx(0.3, abs=2e-3)
     assert (6 * np.mean(losses) + 1) / 7 <= 0.3

@@ -3,6 +3,7 @@ import pytest
 import torch
 from tests.evaluation.anatomy.test_vertebrae import HEIGHTS, SPACING, paint
 
+from diffux2ct.data.labels import LABELS
 from diffux2ct.errors import UserError
 from diffux2ct.evaluation.anatomy.bones import fixed_hu_bone
 from diffux2ct.evaluation.scored_case import ScoredCase
@@ -34,15 +35,15 @@ def test_draws_repeat_with_their_seed_and_differ_between_cases():
         def draws(self, xrays, count, *, generator, scale):
             return scale * torch.randn(count, 1, 1, 2, 2, 2, generator=generator)
 
-    def drawn(seed, index, scale=0.1):
-        return Draws(3, {"scale": scale}, seed).of(Noise(), {}, index)
+    def drawn(seed, case_id, scale=0.1):
+        return Draws(3, {"scale": scale}, seed).of(Noise(), {}, case_id)
 
-    torch.testing.assert_close(drawn(0, 0), drawn(0, 0), rtol=0, atol=0)
-    assert (drawn(0, 0) != drawn(0, 1)).all()
-    assert (drawn(0, 0) != drawn(1, 0)).all()
-    assert drawn(0, 0).shape == (3, 2, 2, 2)
+    torch.testing.assert_close(drawn(0, "a"), drawn(0, "a"), rtol=0, atol=0)
+    assert (drawn(0, "a") != drawn(0, "b")).all()
+    assert (drawn(0, "a") != drawn(1, "a")).all()
+    assert drawn(0, "a").shape == (3, 2, 2, 2)
     with pytest.raises(UserError, match="NaN or infinite"):
-        drawn(0, 0, float("nan"))
+        drawn(0, "a", float("nan"))
     with pytest.raises(UserError, match="num_samples=1: a spread needs 2 or more"):
         Draws(1, {})
 
@@ -68,5 +69,11 @@ def test_scalars_of_each_draw_are_its_bone_volume_and_its_vertebrae_s_heights(tm
     np.testing.assert_allclose(scores["vertebra_height"], np.abs(height.truth - height.mean) / (height.std + 0.2))
     np.testing.assert_allclose(scores["bone_volume"], np.abs(bone.truth - bone.mean) / (bone.std + 1))
     assert scores["voxels"].shape == (truth.size,)
+    # A vertebra that two of the three draws do not show is never covered; the others are as before.
+    lost = torch.stack([*volumes[1:]])
+    lost[1:][:, torch.from_numpy(labels == LABELS["L3"])] = float(volumes[0].min())
+    unseen = CaseSpread.of(case, lost, None).scores(10.0)["vertebra_height"]
+    assert np.isposinf(unseen[list(HEIGHTS).index("L3")])
+    assert len(unseen) == len(HEIGHTS)
     without = CaseSpread.of(ScoredCase("a", volumes[0][None], WINDOW, SPACING), torch.stack(volumes[1:]), None)
     assert set(without.scalars) == {"bone_volume"}

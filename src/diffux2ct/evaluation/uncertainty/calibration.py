@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from scipy.special import xlogy
 from scipy.stats import binom
 
-from diffux2ct.arguments import Count, Positive, Range, Seed, read
+from diffux2ct.arguments import Count, Positive, Precision, Range, Seed, read
 from diffux2ct.command_line import command
 from diffux2ct.errors import UserError
 from diffux2ct.files.atomic import write_text
@@ -27,7 +27,7 @@ SCALES = np.geomspace(1e-3, 1e4, 8060)
 """Candidates of the scale, 0.2 % apart; fixed before any data are seen, as the guarantee needs."""
 
 _EPS = 1e-9  # of counts that rounding may have raised
-FORMAT = 1
+FORMAT = 2
 
 Level = Annotated[float, Range(0, 1, open=True)]
 
@@ -91,7 +91,7 @@ class Calibration:
     """Scales that were chosen on ``patients``, and all that they depend on: the content of calibration.json.
 
     scales, num_patients: by quantity ("voxels", "bone_volume", "vertebra_height"). model: step, weights and SHA-256 of
-    the weights. sampling: settings of the draws. root, dataset, split, seed: of the calibration.
+    the weights. sampling, precision: of the draws. root, dataset, split, seed: of the calibration.
     """
 
     rule: Rule
@@ -105,6 +105,7 @@ class Calibration:
     split: str
     patients: list[str]
     seed: Seed
+    precision: Precision
     format: Annotated[int, Range(FORMAT, FORMAT)] = FORMAT
 
     @classmethod
@@ -122,11 +123,14 @@ class Calibration:
         """Write the file, whole or not at all."""
         write_text(path, json.dumps(asdict(self), indent=1) + "\n")
 
-    def misfit(self, num_samples: int, sampling: Mapping[str, Any], model: Mapping[str, Any]) -> str | None:
+    def misfit(
+        self, num_samples: int, sampling: Mapping[str, Any], model: Mapping[str, Any], precision: str
+    ) -> str | None:
         """The reason why the scales do not hold for these draws, in one line; None where they do."""
         if dict(model) != dict(self.model):
             return f"calibrated for other weights (step {self.model.get('step')}); {_AGAIN}"
-        now, then = {**sampling, "num_samples": num_samples}, {**self.sampling, "num_samples": self.num_samples}
+        now = {**sampling, "num_samples": num_samples, "precision": precision}
+        then = {**self.sampling, "num_samples": self.num_samples, "precision": self.precision}
         changed = [f"{key}={then.get(key)}" for key in {**then, **now} if then.get(key) != now.get(key)]
         return f"calibrated with {', '.join(changed)}; give the same, or {_AGAIN}" if changed else None
 

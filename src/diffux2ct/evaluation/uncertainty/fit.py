@@ -17,12 +17,10 @@ from diffux2ct.evaluation.uncertainty.support import case_support
 from diffux2ct.reconstructors.base import xrays_of
 
 
-def spread_of_case(
-    reconstructor: Any, case: ScoredCase, xrays: Mapping[str, Tensor], index: int, draws: Draws
-) -> CaseSpread:
-    """Draw for one case. index: its number, which with the seed fixes the noise."""
+def spread_of_case(reconstructor: Any, case: ScoredCase, xrays: Mapping[str, Tensor], draws: Draws) -> CaseSpread:
+    """Draw for one case."""
     support = case_support(case.path, case.volume.shape[1])
-    return CaseSpread.of(case, draws.of(reconstructor, xrays, index), support)
+    return CaseSpread.of(case, draws.of(reconstructor, xrays, case.case_id), support)
 
 
 def fit(
@@ -30,7 +28,8 @@ def fit(
 ) -> tuple[dict[str, float], dict[str, int]]:
     """Scales by quantity, and the number of patients behind each.
 
-    A scalar has none where too few patients have it. UserError: too few patients, or no scale for voxels.
+    A scalar has none where too few patients have it, or no scale covers it.
+    UserError: too few patients, or no scale for voxels.
     """
     patients = [case.patient for case in dataset.cases]
     rule.check_patients(len(set(patients)))
@@ -39,7 +38,7 @@ def fit(
         sample = dataset[index]
         case = ScoredCase.of(dataset.cases[index], sample["volume"], dataset.window)
         xrays = {key: value[None] for key, value in xrays_of(sample).items()}
-        spread = spread_of_case(reconstructor, case, xrays, index, draws)
+        spread = spread_of_case(reconstructor, case, xrays, draws)
         for name, scores in spread.scores(rule.floor).items():
             curves[name][patients[index]].append(loss_curve(scores))
     scales, counts = {}, {}

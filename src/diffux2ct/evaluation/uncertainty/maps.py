@@ -30,7 +30,7 @@ def uncertainty_maps(
     std_hu. interval_low and interval_high, whole HU and rounded outwards, of a calibrated model. ray_support: 1 where
     rays reach, where the camera is known. spacing: (x, y, z) mm.
     """
-    volume = Spread.of_volumes(draws.of(reconstructor, xrays, 0), window)
+    volume = Spread.of_volumes(draws.of(reconstructor, xrays, ""), window)
     maps: dict[str, np.ndarray] = {"std_hu": volume.std}
     if calibration is not None:
         low, high = volume.interval(calibration.scales[VOXELS], calibration.rule.floor, window)

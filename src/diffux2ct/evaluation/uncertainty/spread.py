@@ -1,5 +1,6 @@
 """Draws of a reconstructor for one patient: their mean, spread and intervals, of voxels and of clinical scalars."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -44,12 +45,13 @@ class Draws:
         if self.num_samples < 2:
             raise UserError(f"num_samples={self.num_samples}: a spread needs 2 or more")
 
-    def of(self, reconstructor: Any, xrays: Mapping[str, Tensor], index: int) -> Float[Tensor, "k d h w"]:
-        """The draws for one patient's X-rays [1, ...], in [-1, 1], on the CPU. index: the case's number.
+    def of(self, reconstructor: Any, xrays: Mapping[str, Tensor], case_id: str) -> Float[Tensor, "k d h w"]:
+        """The draws for one patient's X-rays [1, ...], in [-1, 1], on the CPU. case_id: with the seed fixes the noise.
 
         UserError: a method that draws nothing, or values that are not finite.
         """
-        generator = seeded_generator(CPU, self.seed, index, _DRAWS)  # on the CPU: the same noise on every device
+        number = int.from_bytes(hashlib.sha256(case_id.encode()).digest()[:8])  # another in each split
+        generator = seeded_generator(CPU, self.seed, number, _DRAWS)  # on the CPU: the same noise on every device
         with torch.inference_mode(), autocast(self.precision, self.device):
             draws = reconstructor.draws(
                 on_device(xrays, self.device), self.num_samples, generator=generator, **self.settings
@@ -125,12 +127,15 @@ def _bone_volume(case: ScoredCase, draws: list[np.ndarray]) -> Spread:
 
 
 def _vertebra_heights(case: ScoredCase, draws: list[np.ndarray]) -> Spread | None:
-    """Heights of the labelled vertebrae that two draws or more show, mm; None without labels."""
+    """Heights of the labelled vertebrae, mm; None without labels.
+
+    A vertebra that fewer than two draws show has an infinite mean, so that no interval holds its true height.
+    """
     if case.labels is None:
         return None
     true = measure_bodies(case.labels, case.spacing)
     found = [match_bodies(hu, case.hu, true, case.spacing) for hu in draws]
     heights = {value: [bodies[value].height for bodies in found if value in bodies] for value in true}
-    seen = [value for value, several in heights.items() if len(several) >= 2]
-    mean, std = ([f(heights[value]) for value in seen] for f in (np.mean, lambda h: np.std(h, ddof=1)))
-    return Spread(np.array(mean, float), np.array(std, float), np.array([true[value].height for value in seen], float))
+    drawn = [(np.mean(own), np.std(own, ddof=1)) if len(own) >= 2 else (np.inf, 0.0) for own in heights.values()]
+    mean, std = np.array(drawn, float).reshape(-1, 2).T
+    return Spread(mean, std, np.array([body.height for body in true.values()], float))
