@@ -3,7 +3,8 @@
     python benchmarks/augment_cpu.py            # writes benchmarks/augment_cpu.csv
 
 Both in turn in one process and thread; seconds of the processor, the medians of the repeats, so that other work on the
-machine does not count. A step is forward, backward and Adam of the mean objective, fp32. share: augmentation over step.
+machine does not count. A step is forward, backward and the model's own optimiser (cfg.optim) of the mean objective,
+fp32; the flow's runs the mean's networks, too. share: augmentation over step.
 """
 
 import argparse
@@ -37,9 +38,10 @@ def measured(size: int, batch_size: int, repeats: int, folder: Path) -> tuple[fl
     batch = default_collate([data[i] for i in range(batch_size)]) | {"seed": torch.arange(batch_size)}
     with initialize_config_module("diffux2ct.configs", version_base="1.3"):
         cfg = compose("train", ["experiment=plus", "size=tiny", "dataset=phantom", f"dataset.size={size}"])
-    model = build.build_reconstructor(build.resolved(cfg))
+    cfg = build.resolved(cfg)
+    model = build.build_reconstructor(cfg).train()
     objective = model.objectives()[0]
-    optimizer = torch.optim.Adam(objective.parameters)
+    optimizer = build.build_optimizer(cfg)(list(objective.parameters))
 
     def step() -> None:
         optimizer.zero_grad()

@@ -122,14 +122,15 @@ def _instantiate(node: DictConfig) -> Any:
         raise cause or error from error
 
 
-def build_dataset(cfg: DictConfig, split: str, root: str | Path | None = None) -> PreparedDataset:
+def build_dataset(
+    cfg: DictConfig, split: str, root: str | Path | None = None, *, training: bool = False
+) -> PreparedDataset:
     """One split of the prepared folder that ``cfg`` (the dataset node) names, or of ``root``.
 
-    ``cfg.randomize`` and ``cfg.augment`` count for the training split alone: what scores a model stays as prepared.
+    training: with ``cfg.randomize`` and ``cfg.augment``; without it, as for all scores, cases stay as prepared.
     """
     folder = Path(root or cfg.root)
-    train = split == "train"
-    randomize = plain(cfg.randomize) if train and cfg.get("randomize") else None
+    randomize = plain(cfg.randomize) if training and cfg.get("randomize") else None
     return PreparedDataset(
         folder,
         split,
@@ -139,7 +140,7 @@ def build_dataset(cfg: DictConfig, split: str, root: str | Path | None = None) -
         cache=bool(cfg.get("cache", False)),
         randomize=None if randomize is None else XrayRandomization.from_dict(randomize),
         labels=plain(cfg).get("labels"),
-        augment=_augmentation(plain(cfg).get("augment")) if train else None,
+        augment=_augmentation(plain(cfg).get("augment")) if training else None,
     )
 
 

@@ -142,7 +142,7 @@ def _open_data(cfg: DictConfig, settings: TrainerSettings, rank: int) -> tuple["
     if rank == 0:
         build.ensure_dataset(cfg.dataset)
     distributed.barrier()
-    train_set, validator = build.build_dataset(cfg.dataset, "train"), build.build_validator(cfg)
+    train_set, validator = build.build_dataset(cfg.dataset, "train", training=True), build.build_validator(cfg)
     warnings = build.split_warnings(cfg, train_set, validator)
     if settings.checkpoint_stages and "checkpoint_stages" not in OmegaConf.to_yaml(cfg.model):
         warnings = [*warnings, "trainer.checkpoint_stages: no effect, this model has no denoiser"]

@@ -211,11 +211,11 @@ def test_an_exposure_is_drawn_by_the_seed_and_the_volume_kept(root: Path) -> Non
 
 def test_only_training_is_randomized(phantoms: Path, compose) -> None:
     cfg = compose("+dataset.randomize={photons:[1e3,1e4]}").dataset
-    assert build.build_dataset(cfg, "train").randomize == XrayRandomization(photons=(1e3, 1e4))
-    assert build.build_dataset(cfg, "val").randomize is None
-    assert build.build_dataset(compose().dataset, "train").randomize is None
+    assert build.build_dataset(cfg, "train", training=True).randomize == XrayRandomization(photons=(1e3, 1e4))
+    assert build.build_dataset(cfg, "train").randomize is None
+    assert build.build_dataset(compose().dataset, "train", training=True).randomize is None
     with pytest.raises(UserError, match=r"unknown key 'dataset\.randomize\.blur'"):
-        build.build_dataset(compose("+dataset.randomize={blur:[1,2]}").dataset, "train")
+        build.build_dataset(compose("+dataset.randomize={blur:[1,2]}").dataset, "train", training=True)
 
 
 def batches(data: PreparedDataset, count: int, step: int = 0, rank: int = 0, world: int = 1, **settings) -> list:

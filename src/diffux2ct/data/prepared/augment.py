@@ -36,14 +36,14 @@ _SALT = 8  # of a sample's deformation: noise and exposures come from the same s
 class Deformation:
     """One draw of an augmentation.
 
-    A point p of the deformed cube, mm about its centre, shows what lay at ``matrix`` p + ``shift`` + displacement(p);
+    A point p of the deformed cube, mm about its centre, shows what lay at ``matrix`` (p + displacement(p)) + ``shift``;
     the displacement is a cubic B-spline with the coefficients ``knots`` [3, n, n, n], in distances between two knots.
     All in (x, y, z). poses: of each view, added to the case's. camera: factors of SAD and SID.
     """
 
-    matrix: np.ndarray
-    shift: np.ndarray
-    knots: np.ndarray
+    matrix: Float[np.ndarray, "3 3"]
+    shift: Float[np.ndarray, "3"]
+    knots: Float[np.ndarray, "3 n n n"]
     poses: Mapping[str, Pose]
     camera: tuple[float, float]
 
@@ -213,11 +213,12 @@ def sources(draws: Sequence[Deformation], halves: Sequence[float], volume: Volum
     size = volume.shape[-1]
     centre = (torch.arange(size, dtype=volume.dtype, device=volume.device) * 2 + 1) / size - 1
     z, y, x = torch.meshgrid(centre, centre, centre, indexing="ij")
-    # Sums and no matrix product, which may round more coarsely on a GPU.
-    turned = sum(matrix[:, :, j, None, None, None] * axis for j, axis in enumerate((x, y, z)))
     basis = bspline(size, knots.shape[-1], volume)
     displaced = torch.einsum("bcklm,zk,yl,xm->bczyx", knots, basis, basis, basis)
-    return (turned + shift[:, :, None, None, None] + displaced).movedim(1, -1)
+    moved = torch.stack((x, y, z)) + displaced
+    # Sums and no matrix product, which may round more coarsely on a GPU.
+    turned = sum(matrix[:, :, j, None, None, None] * moved[:, None, j] for j in range(3))
+    return (turned + shift[:, :, None, None, None]).movedim(1, -1)
 
 
 def bspline(size: int, knots: int, like: Tensor) -> Float[Tensor, "size knots"]:
@@ -235,6 +236,7 @@ def _coarser(camera: Camera, most: int) -> Camera:
 
 
 def _check_room(ranges: Augmentation, how: Acquisition, side: float) -> None:
+    """UserError where a draw could bring a cube of ``side`` mm to the source or the panel."""
     camera, share = how.camera, ranges.camera
     if camera.kind == "parallel":
         return
