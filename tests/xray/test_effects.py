@@ -131,6 +131,13 @@ def test_equalizing_lifts_local_contrast_and_keeps_the_range():
     assert torch.equal(XrayEffects(clahe=0.01)(flat), flat)
 
 
+@pytest.mark.parametrize("size", [16, 32, 64])
+def test_the_clip_limit_counts_at_every_size(size):
+    least, middle, most = (equalize_locally(torso(size), limit) - torso(size) for limit in (0.004, 0.02, 0.04))
+    assert (middle - least).abs().mean() > 0.01
+    assert (most - middle).abs().mean() > 0.01
+
+
 def test_sharpening_overshoots_at_an_edge_by_half_of_its_detail_and_leaves_the_rest():
     step = torch.ones(1, 1, 40, 40)
     step[..., 20:] = 3.0

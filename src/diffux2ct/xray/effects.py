@@ -143,14 +143,15 @@ def equalize_locally(images: Xray, clip_limit: Real, tile: Real = 0.25) -> Xray:
     """CLAHE (Zuiderveld 1994, as in scikit-image): each tile's histogram flattened, as far as the limit lets it.
 
     images: [B, 1, V, U]; each keeps its least and largest value. clip_limit: the largest share of a tile's pixels in
-    one of 256 grey levels. tile: its side, as a fraction of the image's. Has no gradient.
+    one of 256 grey levels. tile: its side, as a fraction of the image's, of at least 16 pixels: in fewer than 256 the
+    limits of `XrayRandomization` would be the same, since a grey level keeps one pixel at least. Has no gradient.
     """
     from skimage.exposure import equalize_adapthist
 
     low, high = images.aminmax(dim=-1)
     low, high = low.amin(-1)[..., None, None], high.amax(-1)[..., None, None]
     unit = (images - low) / torch.where(high > low, high - low, torch.ones_like(high))
-    kernel = [max(1, round(side * tile)) for side in images.shape[-2:]]
+    kernel = [max(min(16, side), round(side * tile)) for side in images.shape[-2:]]
     flat = [equalize_adapthist(image, kernel, clip_limit) for image in unit[:, 0].detach().double().cpu().numpy()]
     equal = torch.from_numpy(np.stack(flat)).to(images.device, images.dtype)[:, None]
     return torch.where(high > low, low + equal * (high - low), images)
