@@ -1,6 +1,7 @@
 import io
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from diffux2ct.diffusion.samplers.dpm_solver import DpmSolver
 from diffux2ct.diffusion.samplers.heun import Heun
 from diffux2ct.diffusion.samplers.sampling import (
     Sampler,
+    Step,
     changed_settings,
     inference_timesteps,
     sample,
@@ -86,6 +88,20 @@ def test_volumes_are_finite_from_pure_noise(sampler, kind, steps):
     out = sample(peers.network, process, sampler(steps), noises(0)(), noises(1))
     assert torch.isfinite(out).all()
     assert out.std() > 0.01
+
+
+def test_steps_from_pure_noise_are_those_of_ddim():
+    """At a_t = 0, and in a multistep solver's step after it, too: an estimate of x_0 at pure noise corrects nothing."""
+    a_t, a_prev, a_next = torch.tensor([0.0, 0.3, 0.6])
+    x_t, x_0, other = (noises(seed)() for seed in (0, 1, 2))
+    first = Step(x_t, x_0.clamp(-1, 1), a_t, a_prev, noises(3), lambda x: other.clamp(-1, 1))
+    for sampler in (DpmSolver(), Heun()):
+        torch.testing.assert_close(sampler.step(first), Ddim().step(first))
+    second = replace(first, a_t=a_prev, a_prev=a_next, earlier=(a_t, other))
+    torch.testing.assert_close(DpmSolver().step(second), Ddim().step(second))
+    third = replace(second, earlier=(torch.tensor(0.1), other))
+    assert not torch.allclose(DpmSolver().step(third), Ddim().step(third), atol=0.01)
+    assert not torch.allclose(Heun().step(second), Ddim().step(second), atol=0.01)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

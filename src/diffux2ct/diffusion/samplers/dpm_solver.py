@@ -1,6 +1,7 @@
 """DPM-Solver++(2M): a second-order solver at one run of the network a step (Lu et al. 2022, arXiv 2211.01095)."""
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from diffux2ct.diffusion.samplers.sampling import Sampler, Step
@@ -30,6 +31,6 @@ class DpmSolver(Sampler):
         return shrink * now.x_t + (a_prev.sqrt() - shrink * a_t.sqrt()) * x_0
 
 
-def _lambda(a: Tensor) -> Tensor:
+def _lambda(a: Float[Tensor, ""]) -> Float[Tensor, ""]:
     """log(alpha / sigma) of alphas_cumprod."""
     return 0.5 * torch.log(a / (1 - a))
