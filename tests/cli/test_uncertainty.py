@@ -1,6 +1,7 @@
 """Calibrate on val, score on test, and reconstruct: from the command line's settings to files."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,10 +12,15 @@ from torch import nn
 
 from diffux2ct import build
 from diffux2ct.cli.evaluate import run
+from diffux2ct.data.prepared.dataset import PreparedDataset
 from diffux2ct.errors import UserError
+from diffux2ct.evaluation.scored_case import ScoredCase
 from diffux2ct.evaluation.uncertainty.calibration import Calibration
+from diffux2ct.evaluation.uncertainty.fit import spread_of_case
+from diffux2ct.files.atomic import sha256_of
 from diffux2ct.inference import UNCERTAINTY
-from diffux2ct.load import export_model
+from diffux2ct.load import export_model, load_run
+from diffux2ct.reconstructors.base import xrays_of
 from diffux2ct.training.checkpoints import file as checkpoint
 
 TINY = ["device=cpu", "precision=fp32", "metrics.families=[distortion]", "num_report_cases=1"]
@@ -43,20 +49,39 @@ def calibrated(tmp_path_factory, phantoms):
     return folder
 
 
+def first_spread(folder, phantoms, split):
+    """The spread of a split's first case, drawn as `calibrated` draws."""
+    loaded, dataset = load_run(folder, "cpu"), PreparedDataset(phantoms, split, size=16)
+    draws = loaded.draws({"num_inference_steps": 1}, 2, None, 0, "fp32")
+    case = ScoredCase.of(dataset.cases[0], dataset[0]["volume"], dataset.window)
+    return spread_of_case(loaded.model, case, {k: v[None] for k, v in xrays_of(dataset[0]).items()}, draws)
+
+
 def evaluate(folder, *overrides):
     run(composed("evaluate", f"ckpt={folder}", *TINY, *overrides))
 
 
-def test_a_calibration_is_of_patients_that_are_not_scored(calibrated, phantoms):
+def test_a_calibration_is_of_patients_that_are_not_scored(calibrated, phantoms, tmp_path):
     own = Calibration.load(calibrated / "calibration.json")
-    assert (own.split, own.num_samples, own.root, own.rule.alpha) == ("val", 2, str(phantoms.resolve()), 0.7)
+    assert (own.split, own.num_samples, own.dataset, own.rule.alpha) == ("val", 2, "phantom", 0.7)
     assert own.num_patients["voxels"] == len(own.patients) == 1
+    text = (calibrated / "calibration.json").read_text()
+    case = PreparedDataset(phantoms, "val").cases[0]
+    assert own.contents == [sha256_of(case.path / "volume.npy")]
+    assert case.patient not in text
+    assert str(phantoms) not in text
     assert own.sampling == {"output": "sample", "num_inference_steps": 1}
     assert set(own.scales) >= {"voxels", "bone_volume"}
     with pytest.raises(UserError, match="1 of the patients to score were calibrated on"):
         evaluate(calibrated, "uncertainty=true", "num_samples=2", STEPS, "split=val")
-    with pytest.raises(UserError, match="split=train: the model was trained on these patients"):
-        evaluate(calibrated, "uncertainty=calibrate", "split=train")
+    # A copy under another name holds the same scans.
+    copy = shutil.copytree(phantoms, tmp_path / "renamed")
+    (copy / "manifest.csv").write_text((copy / "manifest.csv").read_text() + "\n")
+    with pytest.raises(UserError, match="1 of the patients to score were calibrated on"):
+        evaluate(calibrated, "uncertainty=true", "num_samples=2", STEPS, "split=val", f"root={copy}")
+    for root in ("null", copy):
+        with pytest.raises(UserError, match="the model was trained on 6 of these scans"):
+            evaluate(calibrated, "uncertainty=calibrate", "split=train", f"root={root}")
     with pytest.raises(UserError, match=r"1 patients; crc at alpha=0.1 needs 9, since"):
         evaluate(calibrated, "uncertainty=calibrate")
     assert Calibration.load(calibrated / "calibration.json") == own
@@ -77,12 +102,21 @@ def test_settings_without_effect_are_named(calibrated, capsys):
     assert "warning: interval.alpha: no effect without uncertainty=calibrate" in capsys.readouterr().err
 
 
-def test_test_cases_are_scored_by_it_and_the_report_shows_it(calibrated):
+def test_test_cases_are_scored_by_it_and_the_report_shows_it(calibrated, phantoms):
     evaluate(calibrated, "uncertainty=true", "num_samples=2", STEPS, "max_cases=1")
     (folder,) = (calibrated / "evaluation").iterdir()
     assert folder.name.endswith("-uncertainty2")
     summary = json.loads((folder / "metrics.json").read_text())
-    assert 0 <= summary["coverage"] <= 1
+    # Coverage again, from the same draws and the written half widths, which are whole HU.
+    spread = first_spread(calibrated, phantoms, "test")
+    half = sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "half_width" / f"{spread.case.case_id}.nii.gz")))
+    covered = np.abs(spread.volume.truth - spread.volume.mean) <= half
+    assert covered[spread.support].mean() == pytest.approx(summary["coverage"], abs=0.01)
+    assert 0 < summary["coverage"] < 1
+    # One patient at alpha .7: (R + 1) / 2 <= .7 where 40 % of the calibrated patient's voxels are missed, and no more.
+    scale = Calibration.load(calibrated / "calibration.json").scales["voxels"]
+    missed = first_spread(calibrated, phantoms, "val").scores(10.0)["voxels"] > scale
+    assert missed.mean() == pytest.approx(0.4, abs=0.01)
     assert summary["interval_width"] > 0
     assert summary["coverage_bone_volume"] in (0, 1)
     assert not [key for key in summary["floor"] if key.startswith(("coverage", "spread"))]
@@ -92,7 +126,7 @@ def test_test_cases_are_scored_by_it_and_the_report_shows_it(calibrated):
     assert 0.5 < about["reached_by_rays"] <= 1
     report = (folder / "report.html").read_text()
     assert "<h2>Uncertainty</h2>" in report
-    assert report.count("interval width") == 3
+    assert report.count("half width of the interval") == 3
     assert "conformal risk control on 1 patients of phantom val" in report
     assert len(list((folder / "half_width").iterdir())) == 1
 

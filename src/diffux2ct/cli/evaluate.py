@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from diffux2ct.arguments import Count, Device, Precision, Seed, Share, Split, Weights, Whole, read
 from diffux2ct.cli.hydra_app import CONFIGS, hydra_app
 from diffux2ct.errors import UserError
-from diffux2ct.files.atomic import write_text
+from diffux2ct.files.atomic import sha256_of, write_text
 
 
 @dataclass(frozen=True)
@@ -106,57 +106,48 @@ def run(config: DictConfig) -> None:
 def calibrate(loaded: Any, cfg: Evaluation, rule: Any) -> None:
     """Choose the scales of intervals on a split's patients by ``rule``; writes calibration.json beside the weights."""
     from diffux2ct import build, load
-    from diffux2ct.diffusion.samplers.sampling import sampling_record
-    from diffux2ct.evaluation.uncertainty.calibration import Calibration
-    from diffux2ct.evaluation.uncertainty.fit import fit
+    from diffux2ct.evaluation.uncertainty import fit
 
     _warn(cfg, _CALIBRATION, "on a calibration")
     # Take the patients: of val, which the model has not seen and which are not scored.
     trained, split = loaded.cfg, cfg.part or "val"
     if cfg.root is None:
         load.check_phantoms(trained.dataset, loaded.path)
-    dataset = build.build_dataset(trained.dataset, split, cfg.root)
-    if split == "train" and dataset.root.resolve() == Path(trained.dataset.root).resolve():
-        raise UserError("split=train: the model was trained on these patients and errs less on them; use split=val")
+    dataset, own = build.build_dataset(trained.dataset, split, cfg.root), Path(trained.dataset.root)
     if cfg.max_cases is not None:
         dataset = dataset.first(cfg.max_cases)
+    train_set = None  # splits of one folder share no patient
+    if split == "train" or dataset.root.resolve() != own.resolve():
+        if (own / "manifest.csv").is_file():
+            train_set = build.build_dataset(trained.dataset, "train")
+        else:
+            print(f"warning: {own}: not there, so patients trained on cannot be refused", file=sys.stderr)
 
     # Draw, choose the scales and write.
     draws = loaded.draws(cfg.sampler, cfg.num_samples, cfg.perturbation, cfg.seed, cfg.precision)
-    scales, counts = fit(loaded.reconstructor, dataset, draws, rule)
-    calibration = Calibration(
-        rule=rule,
-        scales=scales,
-        num_patients=counts,
-        num_samples=draws.num_samples,
-        sampling=sampling_record(draws.settings),
-        model=loaded.identity(),
-        dataset=_dataset_name(trained, cfg),
-        root=str(dataset.root.resolve()),
-        split=split,
-        patients=list(dict.fromkeys(case.patient for case in dataset.cases)),
-        seed=cfg.seed,
-        precision=draws.precision,
-    )
+    about = {"model": loaded.identity(), "dataset": _dataset_name(trained, cfg), "seed": cfg.seed}
+    calibration = fit.calibrate(loaded.reconstructor, dataset, draws, rule, train_set, **about)
     calibration.save(loaded.calibration_file)
     print(f"{loaded.path}: step {loaded.step} of {trained.trainer.max_steps}, {draws.num_samples} draws a case")
-    for name, scale in scales.items():
-        about = f"by {rule.method} on {counts[name]} patients"
-        print(f"{name.replace('_', ' ')}: mean ± {scale:.3g} (std + floor), {about}")
+    for name, scale in calibration.scales.items():
+        note = f"by {rule.method} on {calibration.num_patients[name]} patients"
+        print(f"{name.replace('_', ' ')}: mean ± {scale:.3g} (std + floor), {note}")
     print(f"calibration: {loaded.calibration_file}")
 
 
 def _uncertainty(loaded: Any, cfg: Evaluation, dataset: Any, name: str) -> Any:
     """The scores of draws, with the calibration that holds for them, if there is one."""
+    from diffux2ct.evaluation.uncertainty.calibration import content_of
     from diffux2ct.evaluation.uncertainty.coverage import Uncertainty
 
     draws = loaded.draws(cfg.sampler, cfg.num_samples, cfg.perturbation, cfg.seed, cfg.precision, warn=False)
     calibration, note = loaded.calibration(draws)
-    root = str(dataset.root.resolve())
     if calibration is not None:
-        calibration.check_others([case.patient for case in dataset.cases], root, name)
-        if root != calibration.root:
-            note = f"calibrated on {calibration.root}: coverage of other data is not guaranteed"
+        data = sha256_of(dataset.root / "manifest.csv")
+        patients = [case.patient for case in dataset.cases]
+        calibration.check_others(patients, [content_of(case) for case in dataset.cases], data, name)
+        if data != calibration.data:
+            note = f"calibrated on another data set ({calibration.dataset}): coverage is not guaranteed here"
     if note:
         print(f"uncertainty: {note}", file=sys.stderr)
     return Uncertainty(draws, calibration, note)

@@ -6,7 +6,14 @@ import pytest
 from scipy.stats import norm
 
 from diffux2ct.errors import UserError
-from diffux2ct.evaluation.uncertainty.calibration import SCALES, Calibration, Rule, hoeffding_bentkus, loss_curve
+from diffux2ct.evaluation.uncertainty.calibration import (
+    SCALES,
+    Calibration,
+    Rule,
+    hashed,
+    hoeffding_bentkus,
+    loss_curve,
+)
 
 
 def curves(scores) -> np.ndarray:
@@ -17,7 +24,8 @@ def made(**changes) -> Calibration:
     values = {
         "rule": Rule(), "scales": {"voxels": 2.0}, "num_patients": {"voxels": 9}, "num_samples": 8,
         "sampling": {"output": "ensemble", "num_inference_steps": 5}, "model": {"step": 4, "sha256": "a"},
-        "dataset": "lumbarv", "root": "data/lumbarv", "split": "val", "patients": ["p1", "p2"], "seed": 0,
+        "dataset": "lumbarv", "data": "m", "split": "val", "patients": [hashed("p1"), hashed("p2")],
+        "contents": ["c1", "c2"], "seed": 0,
         "precision": "fp32",
     }  # fmt: skip
     return Calibration(**(values | changes))
@@ -106,8 +114,12 @@ def test_other_draws_and_calibrated_patients_are_refused():
     assert "num_inference_steps=5" in own.misfit(8, own.sampling | {"num_inference_steps": 2}, own.model, "fp32")
     assert "other weights (step 4)" in own.misfit(8, own.sampling, own.model | {"sha256": "b"}, "fp32")
     assert "calibrated with precision=fp32;" in own.misfit(8, own.sampling, own.model, "bf16")
-    own.check_others(["p3"], own.root, own.dataset)
-    own.check_others(["p1"], "data/other", "other")  # numbers are given anew in every set
-    for place in ((own.root, "other"), ("data/moved", own.dataset)):
+    own.check_others(["p3"], ["c3"], own.data, own.dataset)
+    own.check_others(["p1"], ["c3"], "other", "other")  # numbers are given anew in every set
+    for contents, place in (
+        (["c3", "c4"], ("m", "other")),
+        (["c3", "c4"], ("n", "lumbarv")),
+        (["c3", "c2"], ("n", "o")),
+    ):
         with pytest.raises(UserError, match=r"1 of the patients to score were calibrated on \(p2"):
-            own.check_others(["p3", "p2"], *place)
+            own.check_others(["p3", "p2"], contents, *place)

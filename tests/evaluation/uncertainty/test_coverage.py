@@ -14,7 +14,7 @@ WINDOW, SIZE = (-1024.0, 1500.0), 8
 
 def calibration(**scales) -> Calibration:
     model = {"step": 1, "sha256": "a"}
-    return Calibration(Rule(), scales, {"voxels": 9}, 2, {}, model, "d", "data/d", "val", ["p"], 0, "fp32")
+    return Calibration(Rule(), scales, {"voxels": 9}, 2, {}, model, "d", "m", "val", ["p"], ["c"], 0, "fp32")
 
 
 def case_of(hu: np.ndarray) -> ScoredCase:

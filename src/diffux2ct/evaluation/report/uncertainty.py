@@ -1,4 +1,4 @@
-"""The report's section on uncertainty: error against spread as inline SVG, and maps of the interval's width."""
+"""The report's section on uncertainty: error against spread as inline SVG, and maps of half the interval's width."""
 
 import math
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ def uncertainty_section(about: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def width_pictures(case: ReportCase) -> list[Picture]:
-    """The half width of a case's interval in three planes, through the middle of the true bone; none without one."""
+    """The half width of a case's interval, or the standard deviation, through the middle of the true bone, if known."""
     if case.half_width is None:
         return []
     planes = orthoslices(case.half_width, bone_centre(case.truth))
@@ -44,7 +44,7 @@ def width_pictures(case: ReportCase) -> list[Picture]:
         error_picture(
             image,
             ERROR_LIMIT,
-            f"{case.case_id}: {plane} interval width",
+            f"{case.case_id}: {plane} half width of the interval, or standard deviation",
             plane.capitalize(),
             pixel_aspect(plane, image.shape, case.spacing),
         )

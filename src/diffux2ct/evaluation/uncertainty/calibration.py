@@ -6,6 +6,7 @@ average over calibrations; RCPS (Bates et al. 2021, arXiv 2101.02703, with their
 share 1 - ``delta`` of them. Voxels of a patient are not independent: patients are counted.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,8 +21,9 @@ from scipy.stats import binom
 
 from diffux2ct.arguments import Count, Positive, Precision, Range, Seed, read
 from diffux2ct.command_line import command
+from diffux2ct.data.prepared.writer import read_case
 from diffux2ct.errors import UserError
-from diffux2ct.files.atomic import write_text
+from diffux2ct.files.atomic import sha256_of, write_text
 
 SCALES = np.geomspace(1e-3, 1e4, 8060)
 """Candidates of the scale, 0.2 % apart; fixed before any data are seen, as the guarantee needs."""
@@ -60,7 +62,9 @@ class Rule:
         """UserError where there are too few."""
         if num_patients < (least := self.least_patients):
             about = f"alpha={self.alpha:g}" + (f", delta={self.delta:g}" if self.method == "rcps" else "")
-            remedy = "calibrate on more (split=, root=)" + ("" if self.method == "crc" else ", use interval.method=crc")
+            remedy = "calibrate on more (root=, see docs/evaluation.md)" + (
+                "" if self.method == "crc" else ", use interval.method=crc"
+            )
             raise UserError(
                 f"uncertainty=calibrate: {num_patients} patients; {self.method} at {about} needs {least}, since with "
                 f"fewer even intervals that miss nothing prove no coverage; {remedy}, or raise interval.alpha"
@@ -86,12 +90,25 @@ def loss_curve(scores: Float[np.ndarray, " n"]) -> Float[np.ndarray, " scales"]:
     return 1 - np.cumsum(bins)[:-1] / len(scores)
 
 
+def hashed(patient: str) -> str:
+    """SHA-256 of a patient's id."""
+    return hashlib.sha256(patient.encode()).hexdigest()
+
+
+def content_of(case: Any) -> str:
+    """SHA-256 of a prepared case's scan, the same in each folder it was prepared into; else of its volume.npy."""
+    own = (read_case(case.path.parents[1], case.case_id) or {}).get("content_sha256")
+    return own if isinstance(own, str) and own else sha256_of(case.path / "volume.npy")
+
+
 @dataclass(frozen=True)
 class Calibration:
     """Scales that were chosen on ``patients``, and all that they depend on: the content of calibration.json.
 
     scales, num_patients: by quantity ("voxels", "bone_volume", "vertebra_height"). model: step, weights and SHA-256 of
-    the weights. sampling, precision: of the draws. root, dataset, split, seed: of the calibration.
+    the weights. sampling, precision: of the draws. dataset, split, seed: of the calibration. The file may be passed on,
+    so it names no patient and no folder: data, patients, contents are SHA-256 of the prepared folder's manifest.csv,
+    of the patients' ids and of their scans, see `content_of`.
     """
 
     rule: Rule
@@ -101,9 +118,10 @@ class Calibration:
     sampling: Mapping[str, Any]
     model: Mapping[str, Any]
     dataset: str
-    root: str
+    data: str
     split: str
     patients: list[str]
+    contents: list[str]
     seed: Seed
     precision: Precision
     format: Annotated[int, Range(FORMAT, FORMAT)] = FORMAT
@@ -134,12 +152,20 @@ class Calibration:
         changed = [f"{key}={then.get(key)}" for key in {**then, **now} if then.get(key) != now.get(key)]
         return f"calibrated with {', '.join(changed)}; give the same, or {_AGAIN}" if changed else None
 
-    def check_others(self, patients: Sequence[str], root: str, dataset: str) -> None:
-        """UserError where patients to score are among those calibrated on."""
-        same = root == self.root or dataset == self.dataset
-        if same and (both := sorted(set(patients) & set(self.patients))):
+    def check_others(self, patients: Sequence[str], contents: Sequence[str], data: str, dataset: str) -> None:
+        """UserError where cases to score are among those calibrated on: by scan, and in one data set by patient.
+
+        patients, contents: of each case, the id and `content_of`.
+        """
+        same, known = data == self.data or dataset == self.dataset, set(self.patients)
+        both = {
+            patient
+            for patient, content in zip(patients, contents, strict=True)
+            if content in self.contents or (same and hashed(patient) in known)
+        }
+        if both:
             raise UserError(
-                f"uncertainty: {len(both)} of the patients to score were calibrated on ({both[0]}, ...), so their "
+                f"uncertainty: {len(both)} of the patients to score were calibrated on ({min(both)}, ...), so their "
                 "coverage would say nothing; score another split, or calibrate on other patients"
             )
 

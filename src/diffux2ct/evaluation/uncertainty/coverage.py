@@ -41,7 +41,7 @@ def _coverage(key: str, what: str) -> Metric:
         _coverage(f"{name}_bone", f"bone above {BONE_HU:g} HU in pieces of {low:g} to {high:g} ml")
         for name, (low, high) in PIECES.items()
     ),
-    _coverage(BONE_VOLUME, f"patients whose volume of bone above {BONE_HU:g} HU lies"),
+    _coverage(BONE_VOLUME, f"patients whose volume of bone above {BONE_HU:g} HU, in pieces of 1 ml or more, lies"),
     _coverage(VERTEBRA_HEIGHT, "labelled vertebrae whose height lies"),
     _metric("interval_width", "Interval width", "HU", False, "mean width of the calibrated interval"),
     _metric("spread", "Spread", "HU", False, "mean standard deviation of the draws where rays reach"),
@@ -118,7 +118,7 @@ class Uncertainty:
         return coverage_scores(spread, self.calibration)
 
     def half_width(self, spread: CaseSpread) -> Int16[np.ndarray, "d h w"]:
-        """Whole HU from the middle to either end of the interval; without a calibration the standard deviation."""
+        """Whole HU of scale * (std + floor), which the window may cut; without a calibration the standard deviation."""
         width = spread.volume.std
         if self.calibration is not None:
             width = self.calibration.scales[VOXELS] * (width + self.calibration.rule.floor)

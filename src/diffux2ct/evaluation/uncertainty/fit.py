@@ -8,12 +8,15 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
+from diffux2ct.data.prepared.dataset import PreparedDataset
+from diffux2ct.diffusion.samplers.sampling import sampling_record
 from diffux2ct.errors import UserError
 from diffux2ct.evaluation.contracts import EvaluationDataset
 from diffux2ct.evaluation.scored_case import ScoredCase
-from diffux2ct.evaluation.uncertainty.calibration import Rule, loss_curve
+from diffux2ct.evaluation.uncertainty.calibration import Calibration, Rule, content_of, hashed, loss_curve
 from diffux2ct.evaluation.uncertainty.spread import VOXELS, CaseSpread, Draws
 from diffux2ct.evaluation.uncertainty.support import case_support
+from diffux2ct.files.atomic import sha256_of
 from diffux2ct.reconstructors.base import xrays_of
 
 
@@ -21,6 +24,41 @@ def spread_of_case(reconstructor: Any, case: ScoredCase, xrays: Mapping[str, Ten
     """Draw for one case."""
     support = case_support(case.path, case.volume.shape[1])
     return CaseSpread.of(case, draws.of(reconstructor, xrays, case.case_id), support)
+
+
+def calibrate(
+    reconstructor: Any,
+    dataset: PreparedDataset,
+    draws: Draws,
+    rule: Rule,
+    train_set: PreparedDataset | None = None,
+    **about: Any,
+) -> Calibration:
+    """The calibration of intervals by ``rule`` on a data set's patients.
+
+    train_set: cases that the model was trained on; UserError where the data set has some of them. about: further
+    fields of `Calibration`.
+    """
+    contents = [content_of(case) for case in dataset.cases]
+    if train_set is not None and (seen := set(contents).intersection(map(content_of, train_set.cases))):
+        raise UserError(
+            f"uncertainty=calibrate: the model was trained on {len(seen)} of these scans and errs less on them; use "
+            "split=val, or a root= of other patients"
+        )
+    scales, counts = fit(reconstructor, dataset, draws, rule)
+    return Calibration(
+        rule=rule,
+        scales=scales,
+        num_patients=counts,
+        num_samples=draws.num_samples,
+        sampling=sampling_record(draws.settings),
+        precision=draws.precision,
+        data=sha256_of(dataset.root / "manifest.csv"),
+        split=dataset.split,
+        patients=list(dict.fromkeys(hashed(case.patient) for case in dataset.cases)),
+        contents=contents,
+        **about,
+    )
 
 
 def fit(
