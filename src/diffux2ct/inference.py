@@ -18,7 +18,7 @@ from torch import Tensor
 from diffux2ct import __version__, load
 from diffux2ct.arguments import Positive, Precision, Seed, Three, Weights, convert
 from diffux2ct.build import plain
-from diffux2ct.data.io.camera_file import CameraFile, check_extent, geometry_differs, read_camera_files
+from diffux2ct.data.io.camera_file import CameraFile, check_extent, geometry_differs, place, read_camera_files
 from diffux2ct.data.io.ct_image import triple
 from diffux2ct.data.io.volume import write_nifti
 from diffux2ct.data.io.xray_file import XrayImage, fit_xray, read_xray, xray_from_array
@@ -35,6 +35,8 @@ from diffux2ct.xray.camera import Camera, camera_preset, spacing_xyz
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from diffux2ct.evaluation.uncertainty.spread import Draws
 
 XrayInput = str | Path | np.ndarray | Tensor
 FORMATS = (".nii.gz", ".nii", ".mha", ".nrrd")
@@ -192,12 +194,8 @@ def reconstruct(
     }
     maps = {}
     if draws is not None:
-        from diffux2ct.evaluation.uncertainty.maps import uncertainty_maps
-
-        calibration, note = run.calibration(draws)
-        window, step = tuple(run.cfg.dataset.window), triple(grid["spacing"])
-        maps = uncertainty_maps(run.reconstructor, seen, draws, window, camera, step, calibration)
-        record |= {"uncertainty": draws.about(calibration, note), "notes": [*grid["notes"], *filter(None, [note])]}
+        maps, about = _uncertainty(run, draws, seen, camera, grid)
+        record |= about
     return Reconstruction(hu, grid["spacing"], grid["origin"], xrays, record, maps)
 
 
@@ -236,22 +234,6 @@ def check_cameras(cameras: Mapping[str, CameraFile], size: int, spacing: list[fl
         if known.moved:
             notes.append(f"{known.path}: the patient was turned or shifted, so the CT will not lie on the scan")
     return list(dict.fromkeys(notes))
-
-
-def place(
-    cameras: Mapping[str, CameraFile], size: int, spacing: list[float], given: list[float] | None
-) -> tuple[list[float], str]:
-    """Origin (x, y, z) in mm LPS of the CT's first voxel, and the source of that position.
-
-    With camera.json for both views the CT has the centre of the cube that was X-rayed, so that it overlays the scan.
-    """
-    if given is not None:
-        return given, "given"
-    # The isocentre, which both X-rays look at, is the middle of the volume.
-    centre, source = (0.0, 0.0, 0.0), "arbitrary: centred at 0"
-    if len(cameras) == len(VIEWS):
-        centre, source = next(iter(cameras.values())).centre, "camera.json"
-    return [c - (size - 1) / 2 * step for c, step in zip(centre, spacing, strict=True)], source
 
 
 def model_grid(dataset: DictConfig) -> tuple[int, list[float]]:
@@ -320,6 +302,18 @@ def _sample(
     if not torch.isfinite(volume).all():
         raise UserError(f"{run.path}: the reconstruction holds NaN or infinite values; use another checkpoint")
     return volume
+
+
+def _uncertainty(
+    run: load.LoadedRun, draws: "Draws", xrays: Mapping[str, Tensor], camera: Camera | None, grid: Mapping[str, Any]
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Maps by name, and their entries of ``reconstruct.json``."""
+    from diffux2ct.evaluation.uncertainty.maps import uncertainty_maps
+
+    calibration, note = run.calibration(draws)
+    window, step = tuple(run.cfg.dataset.window), triple(grid["spacing"])
+    maps = uncertainty_maps(run.reconstructor, xrays, draws, window, camera, step, calibration)
+    return maps, {"uncertainty": draws.about(calibration, note), "notes": [*grid["notes"], *filter(None, [note])]}
 
 
 def _trained_camera(dataset: DictConfig) -> tuple[str | None, Mapping[str, Any] | None]:

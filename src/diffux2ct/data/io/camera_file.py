@@ -10,6 +10,7 @@ import numpy as np
 
 from diffux2ct.data.io.ct_image import Triple, triple
 from diffux2ct.errors import UserError
+from diffux2ct.types import VIEWS
 from diffux2ct.xray.camera import Camera
 
 _SAME_MM = 0.01  # far below a voxel, far above what JSON rounds away
@@ -120,6 +121,22 @@ def geometry_differs(known: CameraFile, trained: Mapping[str, Any] | None) -> st
     given, wanted = _geometry(known.geometry), _geometry(trained)
     different = [key for key, value in wanted.items() if given and not _near(value, given[key])]
     return ", ".join(f"{key}={wanted[key]} (these: {given[key]})" for key in different)
+
+
+def place(
+    cameras: Mapping[str, CameraFile], size: int, spacing: list[float], given: list[float] | None
+) -> tuple[list[float], str]:
+    """Origin (x, y, z) in mm LPS of the CT's first voxel, and the source of that position.
+
+    With camera.json for both views the CT has the centre of the cube that was X-rayed, so that it overlays the scan.
+    """
+    if given is not None:
+        return given, "given"
+    # The isocentre, which both X-rays look at, is the middle of the volume.
+    centre, source = (0.0, 0.0, 0.0), "arbitrary: centred at 0"
+    if len(cameras) == len(VIEWS):
+        centre, source = next(iter(cameras.values())).centre, "camera.json"
+    return [c - (size - 1) / 2 * step for c, step in zip(centre, spacing, strict=True)], source
 
 
 def _geometry(camera: Mapping[str, Any] | None) -> dict[str, Any]:
