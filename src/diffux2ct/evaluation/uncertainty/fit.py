@@ -28,24 +28,24 @@ def spread_of_case(reconstructor: Any, case: ScoredCase, xrays: Mapping[str, Ten
 
 def calibrate(
     reconstructor: Any,
-    dataset: PreparedDataset,
+    chosen: PreparedDataset,
     draws: Draws,
     rule: Rule,
     train_set: PreparedDataset | None = None,
     **about: Any,
 ) -> Calibration:
-    """The calibration of intervals by ``rule`` on a data set's patients.
+    """The calibration of intervals by ``rule`` on the patients of ``chosen``.
 
-    train_set: cases that the model was trained on; UserError where the data set has some of them. about: further
+    train_set: cases that the model was trained on; UserError where some of them are chosen. about: further
     fields of `Calibration`.
     """
-    contents = [content_of(case) for case in dataset.cases]
+    contents = [content_of(case) for case in chosen.cases]
     if train_set is not None and (seen := set(contents).intersection(map(content_of, train_set.cases))):
         raise UserError(
             f"uncertainty=calibrate: the model was trained on {len(seen)} of these scans and errs less on them; use "
             "split=val, or a root= of other patients"
         )
-    scales, counts = fit(reconstructor, dataset, draws, rule)
+    scales, counts = fit(reconstructor, chosen, draws, rule)
     return Calibration(
         rule=rule,
         scales=scales,
@@ -53,9 +53,9 @@ def calibrate(
         num_samples=draws.num_samples,
         sampling=sampling_record(draws.settings),
         precision=draws.precision,
-        data=sha256_of(dataset.root / "manifest.csv"),
-        split=dataset.split,
-        patients=list(dict.fromkeys(hashed(case.patient) for case in dataset.cases)),
+        data=sha256_of(chosen.root / "manifest.csv"),
+        split=chosen.split,
+        patients=list(dict.fromkeys(hashed(case.patient) for case in chosen.cases)),
         contents=contents,
         **about,
     )
