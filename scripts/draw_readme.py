@@ -1,4 +1,4 @@
-"""Draw docs/images/first.png: the X-rays of a test case, the CT that a run makes of them, and the true CT.
+"""Draw docs/images/first.png: the X-rays of a test case, a run's mean and sample, and the true CT.
 
     python scripts/draw_readme.py [RUN]        # runs/demo, after `make demo`
 
@@ -29,30 +29,35 @@ def main(run: Path) -> None:
     dataset_cfg = OmegaConf.load(run / "config.yaml").dataset
     dataset = build_dataset(dataset_cfg, "test")
     best: tuple[float, int, diffux2ct.Reconstruction, np.ndarray] | None = None
-    for index, case in enumerate(dataset.cases):
-        frontal, lateral = (case.path / f"{view}.npy" for view in ("frontal", "lateral"))
-        ct = diffux2ct.reconstruct(model, frontal, lateral)
+    views = [[case.path / f"{view}.npy" for view in ("frontal", "lateral")] for case in dataset.cases]
+    for index, xrays in enumerate(views):
+        ct = diffux2ct.reconstruct(model, *xrays, output="mean")
         truth = denormalize_hu(dataset[index]["volume"][0].numpy(), as_window(dataset_cfg))
         error = float(np.abs(ct.hu - truth).mean())
         if best is None or error < best[0]:
             best = error, index, ct, truth
     assert best is not None  # a split is never empty
     error, index, ct, truth = best
-    save_png(OUT, picture(ct, truth))
+    sample = diffux2ct.reconstruct(model, *views[index], output="sample", seed=0)
+    save_png(OUT, picture(ct, sample, truth))
     print(f"{OUT}: {dataset.cases[index].case_id}, mean absolute error {error:.0f} HU")
 
 
-def picture(ct: "diffux2ct.Reconstruction", truth: np.ndarray) -> np.ndarray:
-    """Two rows: frontal X-ray and reconstruction, lateral X-ray and truth."""
+def picture(mean: "diffux2ct.Reconstruction", sample: "diffux2ct.Reconstruction", truth: np.ndarray) -> np.ndarray:
+    """Three rows: frontal X-ray and mean, lateral X-ray and sample, and the truth."""
     centre = bone_centre(truth)
+    xrays = {view: grey(display_xray(mean.xrays[view][0, 0].numpy()), (-1.0, 1.0)) for view in ("frontal", "lateral")}
     rows = []
-    for view, name, volume in (("frontal", "CT out", ct.hu), ("lateral", "Truth", truth)):
-        planes = orthoslices(volume, centre)
-        tiles = {view: grey(display_xray(ct.xrays[view][0, 0].numpy()), (-1.0, 1.0))}
-        tiles |= {plane: grey(planes[plane], WINDOWS["bone"]) for plane in PLANES}
-        row = strip(tiles)
-        rows += [_bar(row.shape[1], "X-ray in", name, row.shape[1] // 4), row]
-    return np.concatenate(rows)
+    for view, name, volume in (("frontal", "CT out: mean", mean.hu), ("lateral", "CT out: a sample", sample.hu)):
+        rows += _row({view: xrays[view]}, "X-ray in", name, orthoslices(volume, centre))
+    rows += _row({}, "", "Truth", orthoslices(truth, centre))
+    width = max(row.shape[1] for row in rows)
+    return np.concatenate([np.pad(row, ((0, 0), (width - row.shape[1], 0))) for row in rows])
+
+
+def _row(tiles: dict[str, np.ndarray], left: str, right: str, planes: dict[str, np.ndarray]) -> list[np.ndarray]:
+    row = strip(tiles | {plane: grey(planes[plane], WINDOWS["bone"]) for plane in PLANES})
+    return [_bar(row.shape[1], left, right, row.shape[1] // 4 if tiles else 0), row]
 
 
 def _bar(width: int, left: str, right: str, edge: int) -> np.ndarray:

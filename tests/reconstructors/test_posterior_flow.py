@@ -89,7 +89,7 @@ def test_outputs_are_the_mean_samples_their_mean_and_blends(model):
     assert torch.equal(sample, ct())
     assert not torch.equal(sample, ct(4))
     with torch.no_grad():
-        draws = model.samples(xrays, model._mean(xrays), 3, 5, torch.Generator().manual_seed(3))
+        draws = model.samples(xrays, model._mean(xrays), 3, 2, torch.Generator().manual_seed(3))
     torch.testing.assert_close(draws[0], sample)
     torch.testing.assert_close(ct(output="ensemble", num_samples=3), draws.mean(0))
     assert torch.equal(ct(blend=0), mean)
@@ -135,7 +135,7 @@ def test_before_the_flow_is_trained_there_is_a_mean_only(model):
     model.objectives()[1].loss(batch(1))
     assert model.flow_trained
     assert model.state_dict()["flow_trained"]
-    assert model.complete({}) == {"output": "sample", "num_inference_steps": 5}
+    assert model.complete({}) == {"output": "sample", "num_inference_steps": 2}
     assert model.complete({"output": "mean", "num_inference_steps": 9}) == {"output": "mean"}
     assert model.complete({"output": "ensemble", "blend": 0.5})["num_samples"] == 8
 

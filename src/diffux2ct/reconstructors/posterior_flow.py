@@ -48,7 +48,7 @@ class PosteriorFlow(Reconstructor):
         size: int,
         sigma: float | int = 0.06,
         flow_after: float | int = 0.5,
-        num_inference_steps: int = 5,
+        num_inference_steps: int = 2,
         num_samples: int = 8,
     ) -> None:
         super().__init__()
