@@ -37,6 +37,7 @@ from diffux2ct.xray.camera import spacing_xyz
 
 if TYPE_CHECKING:
     from diffux2ct.evaluation.metric_set import MetricSet
+    from diffux2ct.evaluation.planted.settings import Planting
     from diffux2ct.evaluation.uncertainty.calibration import Calibration
     from diffux2ct.evaluation.uncertainty.spread import Draws
 
@@ -280,10 +281,12 @@ def check_targets(node: Any, path: Path) -> None:
             raise UserError(f"{path}: its config names '{name}', which is no part of diffux2ct; refused")
 
 
-def load_metrics(cfg: DictConfig, device: torch.device, precision: str = "fp32") -> "MetricSet":
+def load_metrics(
+    cfg: DictConfig, device: torch.device, precision: str = "fp32", planting: "Planting | None" = None
+) -> "MetricSet":
     """The metrics of an evaluation that ``cfg`` (the metrics node) names, with its segmentation network if any.
 
-    ``precision``: of that network.
+    ``precision``: of that network. ``planting``: of the family `planted`.
     """
     # Here, so that training loads none of it.
     from diffux2ct.evaluation.metric_set import MetricSet
@@ -306,6 +309,7 @@ def load_metrics(cfg: DictConfig, device: torch.device, precision: str = "fp32")
         weights=cfg.weights,
         segmenter=segmenter,
         precision=precision,
+        planting=planting,
     )
     metrics.context["segmenter"] = record
     return metrics

@@ -22,6 +22,8 @@ OTHER = {
     "precision": "fp32", "batch_size": "2", "max_cases": "3", "metrics.protocol": "x2ct",
     "metrics.names": "[psnr3d]", "metrics.families": "[bones]", "metrics.segmenter": "runs/vnet",
     "metrics.weights": "weights", "uncertainty": "true",
+    "planted.diameters": "[8,12.5]", "planted.contrast": "30",
+    "planted.displacement": "5", "planted.seed": "4",
 }  # fmt: skip
 
 
@@ -51,9 +53,9 @@ def test_every_key_of_the_schema_that_changes_numbers_changes_the_name():
     keys = {
         key
         for key in defaults
-        if key not in ("defaults", "hydra", "sampler", "metrics", *_RECONSTRUCTION, *_SAYS_NOTHING)
+        if key not in ("defaults", "hydra", "sampler", "metrics", "planted", *_RECONSTRUCTION, *_SAYS_NOTHING)
     }
-    keys |= {f"metrics.{key}" for key in defaults["metrics"]}
+    keys |= {f"{group}.{key}" for group in ("metrics", "planted") for key in defaults[group]}
     assert keys == set(OTHER)
     names = [folder(f"{key}={value}") for key, value in OTHER.items()]
     assert len({*names, folder()}) == len(names) + 1

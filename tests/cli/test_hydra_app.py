@@ -110,7 +110,7 @@ def test_help_of_evaluate_explains_every_argument(call, capsys):
         call("evaluate", "--help")
     shown = capsys.readouterr().out
     defaults = default_settings()
-    groups = ("interval", "metrics")
+    groups = ("interval", "metrics", "planted")
     keys = [key for key in defaults if key not in ("defaults", "hydra", "sampler", *groups)]
     for key in (*keys, *(f"{group}.{key}" for group in groups for key in defaults[group])):
         assert re.search(rf"^  {key}=\S+ *\S", shown, re.M), key

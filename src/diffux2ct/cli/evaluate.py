@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from diffux2ct.arguments import Count, Device, Precision, Seed, Share, Split, Weights, Whole, read
 from diffux2ct.cli.hydra_app import CONFIGS, hydra_app
 from diffux2ct.errors import UserError
+from diffux2ct.evaluation.planted.settings import Planting
 from diffux2ct.files.atomic import sha256_of, write_text
 
 
@@ -42,6 +43,7 @@ class Evaluation:
     split: Split
     sampler: Any
     metrics: Annotated[Any, MetricSettings]
+    planted: Annotated[Any, Planting]
     weights: Weights
     xray_source: Literal["paired", "shuffled", "swapped"]
     seed: Seed
@@ -184,7 +186,10 @@ def score_reconstructor(loaded: Any, cfg: Evaluation) -> None:
 
     # Build the metrics whose weights are here, reconstruct, score and write.
     device = resolve_device(cfg.device)
-    metrics = load.load_metrics(cfg.metrics, device, cfg.precision)
+    if "planted" not in cfg.metrics.families:
+        _warn(cfg, Evaluation.__dataclass_fields__.keys() - {"planted"}, "without metrics.families=[planted]")
+    planting = read(Planting, build.plain(cfg.planted), "planted.")
+    metrics = load.load_metrics(cfg.metrics, device, cfg.precision, planting)
     context = {
         "run": trained.name,
         "dataset": _dataset_name(trained, cfg),
@@ -343,6 +348,7 @@ _LABELS = {
     "metrics.names": "",
     "metrics.segmenter": "by-",
     "metrics.weights": "weights-",
+    "planted.seed": "places",
     "precision": "",
     "batch_size": "batch",
     "weights": "",

@@ -29,7 +29,8 @@ from diffux2ct.intensity import Window, denormalize_hu
 MetricFunction = Callable[[Tensor, Tensor], float]
 """``function(prediction, target)`` of two volumes [D, H, W]."""
 
-PACKAGES = tuple(f"diffux2ct.evaluation.{name}" for name in ("fidelity", "perception", "anatomy", "uncertainty"))
+_ROOMS = ("fidelity", "perception", "anatomy", "planted", "uncertainty")
+PACKAGES = tuple(f"diffux2ct.evaluation.{name}" for name in _ROOMS)
 """All their modules are imported in search of metrics."""
 
 VOLUME = "Volume and slices"

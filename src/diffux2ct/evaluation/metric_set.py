@@ -33,14 +33,17 @@ from diffux2ct.evaluation.perception.ct_encoder import CtEncoder
 from diffux2ct.evaluation.perception.lpips import Lpips
 from diffux2ct.evaluation.perception.medclip import MedClipEncoder
 from diffux2ct.evaluation.perception.weights import Unavailable
+from diffux2ct.evaluation.planted.family import PlantedObjects, Reconstruct
+from diffux2ct.evaluation.planted.settings import NAME as PLANTED
+from diffux2ct.evaluation.planted.settings import Planting
 from diffux2ct.evaluation.scored_case import ScoredCase
 from diffux2ct.evaluation.set_metrics import CtDistribution, MedClipDistribution, SetFamily
 
 DEFAULT_FAMILIES = ("distortion", "lpips", "bones", "segmentation", "implants", "vertebrae", "xrays", "fid_medclip")
 """Of evaluate.py (configs/metrics)."""
 
-FAMILIES = (*DEFAULT_FAMILIES, "distribution")
-"""The CT encoder's distances (distribution) take many seconds a volume."""
+FAMILIES = (*DEFAULT_FAMILIES, "distribution", PLANTED)
+"""The CT encoder's distances (distribution) take many seconds a volume; planted objects further reconstructions."""
 
 DEFAULT_NAMES = ("psnr", "psnr3d", "ssim", "ssim3d")
 """Functions of two volumes that `evaluate` computes by default."""
@@ -54,6 +57,7 @@ class MetricSet:
     set_families: list[SetFamily] = field(default_factory=list)
     unavailable: dict[str, str] = field(default_factory=dict)
     context: dict[str, Any] = field(default_factory=dict)
+    planted: PlantedObjects | None = None
     # By family: how many cases it scored, and how many it could not, with the first reason.
     _scored: dict[str, int] = field(default_factory=dict)
     _refused: dict[str, tuple[int, str]] = field(default_factory=dict)
@@ -77,13 +81,14 @@ class MetricSet:
         weights: str | Path | None = None,
         segmenter: Segmenter | None = None,
         precision: str = "fp32",
+        planting: Planting | None = None,
     ) -> "MetricSet":
         """The families ``names`` (of `FAMILIES`) under a protocol (of `PROTOCOLS`), and functions of two volumes.
 
         functions: see `metric.function_keys`; those that a family computes under the protocol are not repeated.
         weights: a folder of other people's networks, see `weights.find_weights`. segmenter: of `segmentation`, which is
-        left out without one. precision: "bf16" or "fp32", of the segmenter alone. UserError: an unknown name, none at
-        all, unreadable weights.
+        left out without one. precision: "bf16" or "fp32", of the segmenter alone. planting: of the family `planted`.
+        UserError: an unknown name, none at all, unreadable weights.
         """
         if not names or isinstance(names, str):
             raise UserError(f"metrics.families={names}: give a list; choose from {', '.join(FAMILIES)}")
@@ -105,7 +110,10 @@ class MetricSet:
         }
         keys = [key for key in function_keys(functions) if key not in DEFAULT_NAMES]
         made = cls([Functions(keys)] if keys else [], context={"protocol": protocol} | _stored_records(keys))
-        for name in names:
+        if PLANTED in names:
+            made.planted = PlantedObjects(planting)
+            made.context |= made.planted.context
+        for name in (name for name in names if name != PLANTED):
             try:
                 family = makers[name]()
             except Unavailable as error:
@@ -122,19 +130,32 @@ class MetricSet:
         """
         own, floor, counts = {}, {}, {}
         for family in self.families:
-            try:
-                scores = family.score(case, torch.cat((volume, mean)))
-            except Unavailable as error:
-                count, reason = self._refused.get(family.name, (0, f"{error.reason}; {error.command}"))
-                self._refused[family.name] = count + 1, reason
+            scores = self._of_case(family.name, family.score, case, torch.cat((volume, mean)))
+            if scores is None:
                 continue
-            self._scored[family.name] = self._scored.get(family.name, 0) + 1
             own |= scores[0]
             counts |= family.counts(case)
             floor |= {f"floor_{key}": value for key, value in scores[1].items() if metric_of(key).floor}
         for family in self.set_families:
             family.add(case, volume, mean)
         return own | counts | floor
+
+    def plant(self, case: ScoredCase, reconstruct: Reconstruct) -> dict[str, float | None]:
+        """The values of planted objects, which the method has to reconstruct; none without that family."""
+        if self.planted is None:
+            return {}
+        return self._of_case(PLANTED, self.planted.score, case, reconstruct) or {}
+
+    def _of_case(self, name: str, score: Callable[..., Any], *given: Any) -> Any:
+        """A family's scores, counted; None where it cannot score the case."""
+        try:
+            scores = score(*given)
+        except Unavailable as error:
+            count, reason = self._refused.get(name, (0, f"{error.reason}; {error.command}"))
+            self._refused[name] = count + 1, reason
+            return None
+        self._scored[name] = self._scored.get(name, 0) + 1
+        return scores
 
     def finish(self) -> tuple[dict[str, float], dict[str, float], dict[str, Any]]:
         """Values of the whole set by key, their floors, and by family the context of its values."""

@@ -29,7 +29,7 @@ from diffux2ct.evaluation.scored_case import ScoredCase
 from diffux2ct.evaluation.uncertainty.coverage import Uncertainty
 from diffux2ct.evaluation.uncertainty.fit import spread_of_case
 from diffux2ct.files.atomic import replaced_folder
-from diffux2ct.intensity import to_hu
+from diffux2ct.intensity import normalize_xray, to_hu
 from diffux2ct.reconstructors.base import on_device
 from diffux2ct.reconstructors.precision import autocast, effective
 from diffux2ct.seeding import CPU, seeded_generator
@@ -87,6 +87,8 @@ def evaluate(
     if not isinstance(metrics, MetricSet):
         metrics = MetricSet.of_functions(metrics)
     _check(dataset, out_dir, xray_source, context or {})
+    if metrics.planted and xray_source != "paired":
+        raise UserError(f"xray_source={xray_source}: planted objects show in a case's own X-rays; use paired")
     job = _Job(reconstructor, dataset, dict(sampling), seed, xray_source, batch_size, device, precision)
     with _eval_mode(reconstructor), replaced_folder(out_dir) as folder:
         rows = _score_cases(job, metrics, mean_volume, folder, uncertainty)
@@ -99,7 +101,9 @@ def evaluate(
         ]
         floor = floor_panels(to_hu(mean_volume, dataset.window))
         shown = [key for key in summary if key in summary["floor"] or any(key in row for row in rows)]
-        write_report(folder / "report.html", summary, rows, shown, chosen, floor, title=out_dir.name)
+        write_report(
+            folder / "report.html", summary, rows, shown, chosen, floor, title=out_dir.name, planted=metrics.planted
+        )
     return summary
 
 
@@ -125,14 +129,28 @@ class _Job:
     def reconstruct(self, indices: Sequence[int]) -> tuple[Tensor, float]:
         """Volumes [B, 1, D, H, W] on the CPU, and seconds per volume (transfers included)."""
         xrays = _xrays(self.dataset, indices, self.xray_source)
-        generator = seeded_generator(CPU, self.seed, indices[0])  # on the CPU: a seed gives the same noise everywhere
         start = time.perf_counter()
-        with torch.inference_mode(), autocast(self.precision, self.device):
+        volumes = self._volumes(xrays, indices[0], self.precision)
+        return volumes, (time.perf_counter() - start) / len(volumes)
+
+    def reconstruct_pair(self, index: int, pair: Mapping[str, Tensor]) -> Tensor:
+        """The volume [1, D, H, W] from line integrals in the place of a case's own, with the case's random draws.
+
+        In fp32: rounding to bf16 is of the size of a faint object.
+        """
+        sample, mode = self.dataset[index], getattr(self.dataset, "xray_normalization", "max")
+        xrays = {view: normalize_xray(image, mode)[None, None] for view, image in pair.items()}
+        xrays |= {"camera": sample["camera"][None]} if "camera" in sample else {}
+        volume = self._volumes(xrays, index, "fp32")[0]
+        return _checked(volume, sample["volume"], self.dataset.cases[index].case_id)
+
+    def _volumes(self, xrays: Mapping[str, Tensor], index: int, precision: str) -> Tensor:
+        generator = seeded_generator(CPU, self.seed, index)  # on the CPU: a seed gives the same noise everywhere
+        with torch.inference_mode(), autocast(precision, self.device):
             volumes = self.reconstructor.reconstruct(
                 on_device(xrays, self.device), generator=generator, **self.sampling
             )
-            volumes = volumes.float().cpu()
-        return volumes, (time.perf_counter() - start) / len(volumes)
+            return volumes.float().cpu()
 
 
 def _score_cases(
@@ -150,6 +168,7 @@ def _score_cases(
             volume = _checked(volumes[place], truth, case.case_id)
             scored = ScoredCase.of(case, truth, dataset.window)
             row = {"case_id": case.case_id, "patient": case.patient} | metrics.score(scored, volume, mean_volume)
+            row |= metrics.plant(scored, partial(job.reconstruct_pair, index))
             if uncertainty is not None:
                 xrays = _xrays(dataset, [index], job.xray_source)
                 spread = spread_of_case(job.reconstructor, scored, xrays, uncertainty.draws)

@@ -97,8 +97,11 @@ class Acquisition:
     spacing: float
 
     @classmethod
-    def of_case(cls, root: Path, case_id: str, spacing: float) -> "Acquisition":
-        """From case.json; UserError where the X-rays came with the scan, or their making is not described."""
+    def of_case(cls, root: Path, case_id: str, spacing: float, purpose: str = "dataset.augment") -> "Acquisition":
+        """From case.json; UserError where the X-rays came with the scan, or their making is not described.
+
+        purpose: the setting that projects anew, for that message.
+        """
         record = read_case(root, case_id) or {}
         known = {"camera_geometry": None, "projector": PROJECTORS, "attenuation": ATTENUATIONS}
         fault = "were stored with the scan" if record.get("xrays") == "stored" else ""
@@ -107,7 +110,7 @@ class Acquisition:
                 fault = f"are of {key}={record.get(key)} by its case.json"
         if fault:
             raise UserError(
-                f"{root}: dataset.augment projects X-rays anew as ours were, but those of {case_id} {fault}; leave it "
+                f"{root}: {purpose} projects X-rays anew as ours were, but those of {case_id} {fault}; leave it "
                 "out, or prepare the scans again with rendered X-rays"
             )
         poses = {view: Pose.from_dict(values) for view, values in (record.get("poses") or {}).items()}

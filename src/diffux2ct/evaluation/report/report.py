@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Num
 
 from diffux2ct.evaluation.metric import metric_of
+from diffux2ct.evaluation.planted.family import PlantedObjects
 from diffux2ct.evaluation.report.cases import (
     RENDER_NOTE,
     XRAY_NOTE,
@@ -17,6 +18,7 @@ from diffux2ct.evaluation.report.cases import (
     first_pictures,
     floor_pictures,
 )
+from diffux2ct.evaluation.report.planted import planted_section
 from diffux2ct.evaluation.report.plots import distributions
 from diffux2ct.evaluation.report.tables import (
     case_table,
@@ -92,13 +94,14 @@ def write_report(
     cases: Sequence[tuple[str, Callable[[], ReportCase]]],
     floor: Mapping[str, np.ndarray],
     title: str,
+    planted: PlantedObjects | None = None,
 ) -> None:
     """Write the report: X-rays, reconstruction and truth with headline figures first, all else folded below.
 
     summary: the content of metrics.json; ``summary["run"]`` heads the page. rows: of per_case.csv; a missing score is
     absent, None or "". metrics: the keys to show, each in ``summary``, those of single cases in ``rows`` too. cases: to
     picture, each with a label ("best", ...) and a function that loads it; one at a time is in memory. floor: slices of
-    the mean training volume, see `floor_panels`.
+    the mean training volume, see `floor_panels`. planted: objects that were put into the cases.
     """
     sections, packed, first, maps, renderer = [], [], {}, [], Renderer()
     labels = [label for label, _ in cases]
@@ -133,6 +136,7 @@ def write_report(
         plot_note=PLOT_NOTE,
         uncertainty=uncertainty_section(summary.get("uncertainty") or {}),
         width_maps=maps,
+        planted=planted_section(summary, rows, planted),
         case_table=case_table(rows, metrics),
         sections=sections,
         xray_note=XRAY_NOTE,
