@@ -105,12 +105,13 @@ class PlantedObjects:
         expected = at - (bench.factor - 1) / 2 * step  # from the centre of the first block
         if planted.contrast is None and seen is not None:
             moved = bench.reconstructed(bench.with_object(planted, at + place.moved)[1]) - without
-            expected, second = seen + place.moved, centroid(moved, bench.step * bench.factor)
-            seen = second
+            expected, seen = seen + place.moved, centroid(moved, bench.step * bench.factor)
         if show:
             z = int(place.voxel[0] // bench.factor)
-            slices = [bench.averaged(hu)[z], true[z], (without + difference)[z], difference[z]]
-            self.shown.append(Shown(bench.case.case_id, planted.key, *slices, bench.case.spacing))
+            made = (without + difference)[z], difference[z]
+            self.shown.append(
+                Shown(bench.case.case_id, planted.key, bench.averaged(hu)[z], true[z], *made, bench.case.spacing)
+            )
         error = None if seen is None else float(np.linalg.norm(seen - expected))
         return {"contrast": recovered(difference, true, template), "dprime": dprime, "auc": auc, "error_mm": error}
 
