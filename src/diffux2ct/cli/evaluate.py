@@ -188,7 +188,7 @@ def score_reconstructor(loaded: Any, cfg: Evaluation) -> None:
     device = resolve_device(cfg.device)
     if "planted" not in cfg.metrics.families:
         _warn(cfg, Evaluation.__dataclass_fields__.keys() - {"planted"}, "without metrics.families=[planted]")
-    planting = read(Planting, build.plain(cfg.planted), "planted.")
+    planting = read(Planting, build.plain(cfg.planted))
     metrics = load.load_metrics(cfg.metrics, device, cfg.precision, planting)
     context = {
         "run": trained.name,
