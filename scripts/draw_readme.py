@@ -29,7 +29,7 @@ def main(run: Path) -> None:
     dataset_cfg = OmegaConf.load(run / "config.yaml").dataset
     dataset = build_dataset(dataset_cfg, "test")
     best: tuple[float, int, diffux2ct.Reconstruction, np.ndarray] | None = None
-    views = [[case.path / f"{view}.npy" for view in ("frontal", "lateral")] for case in dataset.cases]
+    views = [(case.path / "frontal.npy", case.path / "lateral.npy") for case in dataset.cases]
     for index, xrays in enumerate(views):
         ct = diffux2ct.reconstruct(model, *xrays, output="mean")
         truth = denormalize_hu(dataset[index]["volume"][0].numpy(), as_window(dataset_cfg))

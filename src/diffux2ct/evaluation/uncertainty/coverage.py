@@ -63,7 +63,7 @@ def coverage_scores(spread: CaseSpread, calibration: Calibration | None) -> dict
     constant = error.std() == 0 or std.std() == 0
     scores: dict[str, float | None] = {
         "spread": float(std.mean()),
-        "spread_rank": None if constant else float(spearmanr(error, std).statistic),
+        "spread_rank": None if constant else float(spearmanr(error, std)[0]),
     }
     if calibration is None:
         return scores
@@ -82,7 +82,7 @@ def coverage_scores(spread: CaseSpread, calibration: Calibration | None) -> dict
 def regions(case: ScoredCase) -> dict[str, Bool[np.ndarray, "d h w"]]:
     """Masks of the truth's tissues, of its pieces of bone by size, and of its labels, by the keys of their coverage."""
     found = {name: (case.hu >= low) & (case.hu < high) for name, (low, high) in TISSUES.items()}
-    pieces, _ = ndimage.label(case.hu >= BONE_HU)  # type: ignore[misc]
+    pieces = np.asarray(ndimage.label(case.hu >= BONE_HU)[0], dtype=np.intp)  # type: ignore[index]
     sizes = np.bincount(pieces.ravel()) * float(np.prod(case.spacing)) / 1000
     sizes[0] = -1
     for name, (low, high) in PIECES.items():

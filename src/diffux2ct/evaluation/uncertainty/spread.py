@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from diffux2ct.arguments import Precision
 from diffux2ct.diffusion.samplers.sampling import sampling_record
 from diffux2ct.errors import UserError
 from diffux2ct.evaluation.anatomy.bones import fixed_hu_bone
@@ -38,7 +39,7 @@ class Draws:
     num_samples: int
     settings: Mapping[str, Any]
     seed: int = 0
-    precision: str = "fp32"
+    precision: Precision = "fp32"
     device: torch.device | str = "cpu"
 
     def __post_init__(self) -> None:
