@@ -3,6 +3,7 @@
 import os
 import sys
 from functools import cache
+from typing import Literal
 
 import torch
 
@@ -21,14 +22,16 @@ def computes_bf16(kind: str) -> bool:
         return False
 
 
-def effective(precision: str, device: torch.device | str) -> str:
+def effective(precision: str, device: torch.device | str) -> Literal["bf16", "fp32"]:
     """The precision that ``precision`` ("bf16" or "fp32") means on a device: fp32 where there is no bf16 arithmetic.
 
     Says so once on standard error.
     """
     kind = torch.device(device).type
-    if precision != "bf16" or computes_bf16(kind):
-        return precision
+    if precision != "bf16":
+        return "fp32"
+    if computes_bf16(kind):
+        return "bf16"
     _note(kind)
     return "fp32"
 

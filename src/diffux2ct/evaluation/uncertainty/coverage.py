@@ -63,7 +63,7 @@ def coverage_scores(spread: CaseSpread, calibration: Calibration | None) -> dict
     constant = error.std() == 0 or std.std() == 0
     scores: dict[str, float | None] = {
         "spread": float(std.mean()),
-        "spread_rank": None if constant else float(spearmanr(error, std)[0]),
+        "spread_rank": None if constant else float(np.asarray(spearmanr(error, std))[0]),
     }
     if calibration is None:
         return scores
