@@ -5,6 +5,7 @@ from torch import nn
 from diffux2ct import build
 from diffux2ct.errors import UserError
 from diffux2ct.reconstructors.base import xrays_of
+from diffux2ct.reconstructors.cost import reconstruction_cost
 from diffux2ct.xray.camera import camera_preset
 
 SIZE = 16
@@ -138,6 +139,12 @@ def test_before_the_flow_is_trained_there_is_a_mean_only(model):
     assert model.complete({}) == {"output": "sample", "num_inference_steps": 2}
     assert model.complete({"output": "mean", "num_inference_steps": 9}) == {"output": "mean"}
     assert model.complete({"output": "ensemble", "blend": 0.5})["num_samples"] == 8
+
+
+def test_a_reconstruction_s_cost_is_counted_without_values(model):
+    cost = reconstruction_cost(model.to("meta"), SIZE)
+    assert cost.tflop > 0
+    assert cost.parameters == sum(p.numel() for p in model.parameters())
 
 
 def test_wrong_settings_get_one_line(model, compose):

@@ -210,14 +210,18 @@ class PosteriorFlow(Reconstructor):
         return self.samples(xrays, self._mean(xrays), count, steps, generator)
 
     def _check_flow(self, wanted: str, remedy: str) -> None:
-        if not self.flow_trained:
+        if not self._samples_are_trained():
             raise UserError(
                 f"{wanted}: the flow of this model is not trained yet (it is from {self.flow_after:.0%} of "
                 f"trainer.max_steps on); {remedy}"
             )
 
     def _default_output(self) -> str:
-        return "sample" if self.flow_trained else "mean"
+        return "sample" if self._samples_are_trained() else "mean"
+
+    def _samples_are_trained(self) -> bool:
+        # On the meta device, where costs are counted, there are no values: a sample is counted.
+        return self.flow_trained.is_meta or bool(self.flow_trained)
 
 
 def _count(name: str, value: int) -> int:
