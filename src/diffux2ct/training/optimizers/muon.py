@@ -38,9 +38,9 @@ class Muon(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float | int = 0.0,
     ) -> None:
-        for name, value in {"momentum": momentum, "betas": betas[0], "betas ": betas[1]}.items():
+        for name, value in [("momentum", momentum), *(("betas", beta) for beta in betas)]:
             if not 0 <= value < 1:
-                raise UserError(f"optim.{name.strip()}={value}: must lie between 0 and 1")
+                raise UserError(f"optim.{name}={value}: must lie between 0 and 1")
         for name, value in {"lr": lr, "eps": eps, "weight_decay": weight_decay}.items():
             if not value >= 0:
                 raise UserError(f"optim.{name}={value}: must not be negative")
