@@ -87,6 +87,15 @@ def test_what_is_no_sampler_is_refused(target, words):
         build.build_sampler(OmegaConf.create({} if target is None else {"_target_": target}))
 
 
+def test_another_sampler_leaves_the_steps_of_a_method_without_one(run, capsys):
+    flow = run("model=posterior_flow")
+    flow.model.flow_trained.fill_(True)
+    assert flow.sampling(changes("sampler.num_inference_steps=7"))["num_inference_steps"] == 7
+    assert capsys.readouterr().err == ""
+    assert flow.sampling(changes("sampler=ddim"))["num_inference_steps"] == 2
+    assert "sampler.num_inference_steps=50" in capsys.readouterr().err
+
+
 def test_a_sampler_for_a_regressor_is_warned_of(run, capsys):
     regressor = run("model=backprojection_cnn")
     assert regressor.sampling(changes("sampler=ddpm"), perturbation="zero") == {}

@@ -112,8 +112,9 @@ class LoadedRun:
 
         ``changes``: another sampler, its config with ``_target_``, or settings to replace in the run's own sampler.
         ``settings``: for instance ``perturbation`` (z of Eq. 5), ``output``; None: the model's own value.
-        A method that has steps but no sampler takes ``num_inference_steps`` of the changes. Changes that the method
-        does not use are warned of on standard error, unless ``warn`` is off since they were before.
+        A method that has steps but no sampler takes ``num_inference_steps`` of such settings, not another sampler's.
+        Changes that the method does not use are warned of on standard error, unless ``warn`` is off since they were
+        before.
         """
         model, sampler = self.reconstructor, changes if isinstance(changes, Sampler) else None
         given = vars(changes) if isinstance(changes, Sampler) else changes
@@ -125,7 +126,8 @@ class LoadedRun:
                 sampler = build_sampler(OmegaConf.create(node))
             settings["sampler"] = sampler
         else:
-            if "num_inference_steps" in known:
+            # Another sampler's steps are not this method's, which has none.
+            if "num_inference_steps" in known and sampler is None and "_target_" not in given:
                 settings["num_inference_steps"] = given.pop("num_inference_steps", None)
             idle = [f"sampler.{key}={value}" for key, value in given.items()]
         idle += [f"{key}={value}" for key, value in settings.items() if key not in known and value is not None]
