@@ -6,9 +6,11 @@ import signal
 import sys
 from collections.abc import Callable
 
-# Before torch is imported, whose OpenMP reads it then: threads that wait for work sleep. Spinning, as is OpenMP's
-# default, they take the cores from any process beside, and that process makes them wait in turn.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Before torch is imported, whose OpenMP reads it then. Threads that wait for work spin, as is OpenMP's default: a step
+# of a small model has thousands of short loops, and threads that sleep between them take twice as long. Where several
+# of our processes share the cores they sleep, since each would keep the cores from the others.
+if os.environ.get("LOCAL_WORLD_SIZE", "1") != "1" or any(word.startswith("launcher=") for word in sys.argv):
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def run_main(command: Callable[[], object]) -> None:
