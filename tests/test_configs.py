@@ -328,7 +328,7 @@ def test_the_laptop_s_scale_shortens_a_recipe_and_adds_nothing_to_it():
 
 def test_demo_and_scale_laptop_train_alike_but_for_the_steps():
     demo, scaled = composed("experiment=demo"), composed("scale=laptop", "model=posterior_flow")
-    assert (demo.trainer.max_steps, scaled.trainer.max_steps) == (500, 1000)
+    assert (demo.trainer.max_steps, scaled.trainer.max_steps) == (480, 1000)
     demo.trainer.max_steps = 1000
     for key in set(demo) - {"name", "run_dir", "dataset"}:
         assert demo[key] == scaled[key], key

@@ -32,7 +32,7 @@ assert not heavy, f"{{sys.argv}} imports {{heavy}}"
     ("words", "shown"),
     [
         (["train", "--help"], "  dataset=ctspine1k                          CTSpine1K: 1005 public CTs of the spine"),
-        (["train", "experiment=demo", "--cfg", "job"], "max_steps: 500"),
+        (["train", "experiment=demo", "--cfg", "job"], "max_steps: 480"),
         (["train", "trainer.lr=1"], "optim.lr"),
         (["evaluate", "ckpt=x", "sed=1"], "did you mean seed?"),
         (["compare", "--help"], "--merge-seeds"),

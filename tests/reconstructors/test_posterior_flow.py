@@ -45,6 +45,15 @@ def test_the_mean_is_trained_on_the_squared_error_of_the_first_steps_and_the_flo
     torch.testing.assert_close(mean.loss(data)["total"], error)
 
 
+def test_norm_l1_trains_the_mean_on_the_absolute_error(compose):
+    torch.manual_seed(0)
+    made = build.build_reconstructor(compose("model=posterior_flow", "model.norm=l1")).eval()
+    data = batch()
+    losses = made.objectives()[0].loss(data)
+    with torch.no_grad():
+        torch.testing.assert_close(losses["l1"], (made._mean(xrays_of(data)) - data["volume"]).abs().mean())
+
+
 def test_the_flow_learns_the_straight_way_from_the_noisy_mean_and_leaves_the_mean_alone(model):
     data, seen = batch(1), []
     model.flow.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))

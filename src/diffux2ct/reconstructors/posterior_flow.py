@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from diffux2ct.arguments import check_choice
 from diffux2ct.errors import UserError
 from diffux2ct.models.conditioning import Conditioning, Conditions
 from diffux2ct.models.plus.patches import PatchUNet3d
@@ -21,16 +22,18 @@ from diffux2ct.types import Volume, Xrays
 
 _NOISE, _TIME = 1, 2  # salts: the two draws of one sample are independent
 OUTPUTS = ("mean", "sample", "ensemble")
+_DISTANCES = {"l1": nn.functional.l1_loss, "l2": nn.functional.mse_loss}
 _TIME_SCALE = 1000.0  # the U-Net's sinusoids are made for steps of a thousand
 
 
 class PosteriorFlow(Reconstructor):
     """Posterior mean and posterior samples from one checkpoint.
 
-    The mean is ``mean(0, conditions)``, trained on the squared error. The flow starts at x_0 = mean + ``sigma`` noise
-    and moves along dx/dt = v(x_t, t; mean, conditions) to the CT x_1 at t = 1; it is trained on
-    |velocity - (x_1 - x_0)|^2 at x_t = (1 - t) x_0 + t x_1, t uniform. The flow is trained when the mean is finished:
-    the mean during the first ``flow_after`` of all steps, the flow during the rest, on the mean's averaged weights.
+    The mean is ``mean(0, conditions)``, trained on the squared error (``norm="l1"`` would learn the median). The flow
+    starts at x_0 = mean + ``sigma`` noise and moves along dx/dt = v(x_t, t; mean, conditions) to the CT x_1 at t = 1;
+    it is trained on |velocity - (x_1 - x_0)|^2 at x_t = (1 - t) x_0 + t x_1, t uniform. The flow is trained when the
+    mean is finished: the mean during the first ``flow_after`` of all steps, the flow during the rest, on the mean's
+    averaged weights.
 
     conditioning, flow_conditioning: 3D features of the X-rays for each of the two networks.
     size: voxels per side.
@@ -50,8 +53,10 @@ class PosteriorFlow(Reconstructor):
         flow_after: float | int = 0.5,
         num_inference_steps: int = 2,
         num_samples: int = 8,
+        norm: str = "l2",
     ) -> None:
         super().__init__()
+        check_choice("model.norm", norm, _DISTANCES)
         if not 0 < flow_after < 1:
             raise UserError(f"model.flow_after={flow_after}: a share of all steps, between 0 and 1")
         for unet in (mean, flow):
@@ -61,7 +66,7 @@ class PosteriorFlow(Reconstructor):
             raise UserError(f"model.sigma={sigma}: must be positive")
         self.mean_conditioning, self.mean = conditioning, mean
         self.flow_conditioning, self.flow = flow_conditioning, flow
-        self.size, self.sigma, self.flow_after = size, float(sigma), float(flow_after)
+        self.size, self.sigma, self.flow_after, self.norm = size, float(sigma), float(flow_after), norm
         self.num_inference_steps = _count("num_inference_steps", num_inference_steps)
         self.num_samples = _count("num_samples", num_samples)
         self.register_buffer("flow_trained", torch.tensor(False))
@@ -77,8 +82,8 @@ class PosteriorFlow(Reconstructor):
 
     def _mean_loss(self, batch: Batch) -> Losses:
         prediction = self._mean(xrays_of(batch))
-        error = nn.functional.mse_loss(prediction, batch["volume"])
-        return {"total": error, "l2": error.detach()}
+        error = _DISTANCES[self.norm](prediction, batch["volume"])
+        return {"total": error, self.norm: error.detach()}
 
     def _flow_loss(self, batch: Batch) -> Losses:
         x_1, seeds = batch["volume"], batch["seed"]
