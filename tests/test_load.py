@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tests.cli.tiny_run import composed
-from tests.training.toy import THIN, thin
+from tests.training.toy import SMALL, THIN, thin
 
 from diffux2ct.cli.evaluate import run as evaluate
 from diffux2ct.cli.train import export
@@ -26,16 +26,8 @@ from diffux2ct.load import export_model, load_run
 @pytest.fixture(scope="module")
 def trained(phantoms, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("trained") / "run"
-    small = [
-        "experiment=demo",
-        "model=diffux2ct",
-        "name=run",
-        "dataset.size=16",
-        "dataset.generate=null",
-        "trainer.device=cpu",
-    ]
-    small += ["trainer.max_steps=2", "trainer.ema_decay=0.5", "sampler.num_inference_steps=1", *THIN]
-    train(composed("train", *small, f"dataset.root={phantoms}", f"run_dir={folder}"))
+    few = ["trainer.max_steps=2", "trainer.ema_decay=0.5", "sampler.num_inference_steps=1", *THIN]
+    train(composed("train", *SMALL, *few, f"dataset.root={phantoms}", f"run_dir={folder}"))
     return folder
 
 
@@ -83,7 +75,7 @@ def test_a_model_folder_needs_no_prepared_data_set(phantoms, trained, exported, 
     assert (made.hu.shape[0], made.record["spacing"]) == here
 
 
-def test_a_model_folder_is_evaluated_beside_itself_and_stays_as_it_is(model, capsys):
+def test_a_model_folder_is_evaluated_beside_itself(model, capsys):
     before = sorted(model.rglob("*"))
     evaluate(
         composed(
@@ -98,7 +90,7 @@ def test_a_model_folder_is_evaluated_beside_itself_and_stays_as_it_is(model, cap
     (folder,) = (model.parent / "m-evaluation").iterdir()
     assert json.loads((folder / "metrics.json").read_text())["step"] == 2
     assert sorted(model.rglob("*")) == before
-    assert f"the model folder {model} stays as it is; writing {folder}" in capsys.readouterr().err
+    assert f"{model} is a model folder, so this evaluation is beside it: {folder}" in capsys.readouterr().err
     (run,), _ = read_runs([model])  # which compare.py finds by the model
     assert (run.folder, run.method) == (folder.resolve(), "diffux2ct")
 

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from diffux2ct.build import build_reconstructor, build_sampler, plain
-from diffux2ct.command_line import command
+from diffux2ct.command_line import as_typed, command
 from diffux2ct.data.prepared.dataset import read_description
 from diffux2ct.diffusion.samplers.sampling import Sampler, sampling_record
 from diffux2ct.errors import UserError
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 WEIGHTS, CALIBRATION = "model.safetensors", "calibration.json"
 _NUM_SAMPLES = 8  # draws of a spread, of a method without a number of its own
+_TYPED = {"num_inference_steps": "sampler.num_inference_steps"}
+_FEW_SAMPLES = 4  # below, the standard deviation is known to half of itself at best
 _FORMAT = "diffux2ct 1"
 
 
@@ -64,6 +66,14 @@ class LoadedRun:
                 "reconstructor"
             )
         return self.model
+
+    @property
+    def name(self) -> str:
+        """The shortest ``ckpt=`` for this file: the run's folder for its last checkpoint, or the model folder."""
+        if self.path.name == WEIGHTS:
+            return str(self.path.parent)
+        own_last = self.path.parts[-2:] == ("checkpoints", "last.pt")
+        return str(self.path.parent.parent if own_last else self.path)
 
     @property
     def calibration_file(self) -> Path:
@@ -94,6 +104,8 @@ class LoadedRun:
         wanted = {"perturbation": perturbation} | ({"output": "sample"} if "output" in known else {})
         settings = self.sampling(changes, warn, **wanted)
         number = num_samples or getattr(self.reconstructor, "num_samples", _NUM_SAMPLES)
+        if number < _FEW_SAMPLES:
+            print(f"note: num_samples={number}: the spread of so few draws is coarse; give 8 or more", file=sys.stderr)
         device = next(self.model.parameters()).device
         return Draws(number, settings, seed, effective(precision, device), device)
 
@@ -103,23 +115,30 @@ class LoadedRun:
 
         found = Calibration.load(self.calibration_file)
         if found is None:
-            return None, f"not calibrated; {command('evaluate')} ckpt={self.path} uncertainty=calibrate does it"
+            return (
+                None,
+                f"not calibrated; {command('evaluate')} {as_typed('ckpt', self.name)} uncertainty=calibrate does it",
+            )
         reason = found.misfit(draws.num_samples, sampling_record(draws.settings), self.identity(), draws.precision)
         return (found, "") if reason is None else (None, reason)
 
-    def sampling(self, changes: Sampler | Mapping[str, Any], warn: bool = True, **settings: Any) -> dict[str, Any]:
+    def sampling(
+        self, changes: Sampler | Mapping[str, Any], warn: bool = True, uncertainty: bool = False, **settings: Any
+    ) -> dict[str, Any]:
         """Keyword arguments of ``reconstruct``: the sampler and whatever the method takes of ``settings``.
 
         ``changes``: another sampler, its config with ``_target_``, or settings to replace in the run's own sampler.
         ``settings``: for instance ``perturbation`` (z of Eq. 5), ``output``; None: the model's own value.
         A method that has steps but no sampler takes ``num_inference_steps`` of such settings, not another sampler's.
         Changes that the method does not use are warned of on standard error, unless ``warn`` is off since they were
-        before.
+        before. UserError for a setting that the method has and this output does not use. ``uncertainty``: draws are
+        made besides, which have their own use for the number of samples and of steps.
         """
         model, sampler = self.reconstructor, changes if isinstance(changes, Sampler) else None
         given = vars(changes) if isinstance(changes, Sampler) else changes
         given = {key: value for key, value in given.items() if value is not None}
         known, idle = model.settings(), []
+        of_draws = {"num_samples", "num_inference_steps"} if uncertainty else set()
         if "sampler" in known:
             if sampler is None:
                 node = given if "_target_" in given else plain(self.cfg.sampler) | given
@@ -130,11 +149,16 @@ class LoadedRun:
             if "num_inference_steps" in known and sampler is None and "_target_" not in given:
                 settings["num_inference_steps"] = given.pop("num_inference_steps", None)
             idle = [f"sampler.{key}={value}" for key, value in given.items()]
-        idle += [f"{key}={value}" for key, value in settings.items() if key not in known and value is not None]
+        complete, kind = model.complete(settings), type(model).__name__
+        spare = [key for key, value in settings.items() if value is not None and key not in {*complete, *of_draws}]
+        idle += [f"{key}={settings[key]}" for key in spare if key not in known]
         if idle and warn:
-            kind = type(model).__name__
             print(f"warning: {' '.join(idle)}: no effect, a {kind} has no such setting", file=sys.stderr)
-        return model.complete(settings)
+        if spare := [key for key in spare if key in known]:
+            shown = " ".join(f"{_TYPED.get(key, key)}={settings[key]}" for key in spare)
+            remedy = "output=ensemble" + ("" if spare == ["blend"] else " or uncertainty=true")
+            raise UserError(f"{shown}: no effect on output={complete.get('output')}; leave it out, or give {remedy}")
+        return complete
 
 
 def load_run(ckpt: str | Path, device: str = "auto", weights: str = "ema") -> LoadedRun:
@@ -160,7 +184,7 @@ def load_run(ckpt: str | Path, device: str = "auto", weights: str = "ema") -> Lo
 
 
 def evaluation_folder(run: Path) -> Path:
-    """The folder of a run's evaluations. A model folder, which is passed on, stays as it is: theirs is beside it."""
+    """The folder of a run's evaluations. Those of a model folder, which is passed on, are beside it."""
     if not (run / WEIGHTS).is_file():
         return run / "evaluation"
     run = run.resolve() if run.name in ("", "..") else run

@@ -82,7 +82,7 @@ def test_a_calibration_is_of_patients_that_are_not_scored(calibrated, phantoms, 
     for root in ("null", copy):
         with pytest.raises(UserError, match="the model was trained on 6 of these scans"):
             evaluate(calibrated, "uncertainty=calibrate", "split=train", f"root={root}")
-    with pytest.raises(UserError, match=r"1 patients; crc at alpha=0.1 needs 9, since"):
+    with pytest.raises(UserError, match=r"1 patient; crc at alpha=0.1 needs 9, since.*interval.alpha=0.5"):
         evaluate(calibrated, "uncertainty=calibrate")
     assert Calibration.load(calibrated / "calibration.json") == own
 
@@ -100,6 +100,29 @@ def test_settings_without_effect_are_named(calibrated, capsys):
     with pytest.raises(UserError):
         evaluate(calibrated, "interval.alpha=0.2", "split=val", "uncertainty=true", "num_samples=2", STEPS)
     assert "warning: interval.alpha: no effect without uncertainty=calibrate" in capsys.readouterr().err
+
+
+def test_settings_that_the_output_does_not_use_are_refused(calibrated, phantoms, tmp_path):
+    sampling = load_run(calibrated, "cpu").sampling
+    for settings, words in (
+        ({"output": "mean", "blend": 0.5}, "blend=0.5: no effect on output=mean; .*output=ensemble$"),
+        ({"output": "mean", "num_samples": 4}, "num_samples=4: no effect on output=mean"),
+        ({"num_samples": 4}, "num_samples=4: no effect on output=sample; .*output=ensemble or uncertainty=true"),
+    ):
+        with pytest.raises(UserError, match=words):
+            sampling({}, **settings)
+    with pytest.raises(UserError, match="sampler.num_inference_steps=3: no effect on output=mean"):
+        sampling({"num_inference_steps": 3}, output="mean")
+    # The draws of uncertainty=true use the numbers beside any output; blend they do not.
+    assert sampling({"num_inference_steps": 3}, uncertainty=True, output="mean", num_samples=4) == {"output": "mean"}
+    with pytest.raises(UserError, match="blend=0.5: no effect"):
+        sampling({}, uncertainty=True, output="mean", blend=0.5)
+    # Both commands ask for it.
+    with pytest.raises(UserError, match="blend=0.5: no effect"):
+        evaluate(calibrated, "output=mean", "blend=0.5", f"out={tmp_path / 'out'}")
+    with pytest.raises(UserError, match="blend=0.5: no effect"):
+        reconstruct(calibrated, next((phantoms / "cases").iterdir()), tmp_path / "out", "output=mean", "blend=0.5")
+    assert not (tmp_path / "out").exists()
 
 
 def test_test_cases_are_scored_by_it_and_the_report_shows_it(calibrated, phantoms):
@@ -148,7 +171,10 @@ def test_any_method_that_draws_has_a_spread_and_others_are_refused(tmp_path, pha
                 evaluate(folder, "uncertainty=true", "max_cases=1")
             continue
         evaluate(folder, "uncertainty=true", "num_samples=2", "max_cases=1", f"out={tmp_path / 'out'}")
-        assert "no effect" not in capsys.readouterr().err
+        errors = capsys.readouterr().err
+        assert "no effect" not in errors
+        assert errors.count("note: num_samples=2: the spread of so few draws is coarse") == 1
+        assert f"not calibrated; python evaluate.py ckpt={folder} uncertainty=calibrate does it" in errors
         about = json.loads((tmp_path / "out" / "metrics.json").read_text())["uncertainty"]
         assert (about["num_samples"], about["sampling"]["num_inference_steps"]) == (2, 2)
         assert about["spread_over_error"] > 0
@@ -175,6 +201,7 @@ def test_a_reconstruction_comes_with_its_maps(calibrated, phantoms, tmp_path, ca
     assert set(np.unique(maps["ray_support"])) <= {0, 1}
     record = json.loads((out / "reconstruct.json").read_text())
     assert record["uncertainty"]["calibration"]["scales"]["voxels"] == scale
+    assert "output: posterior sample, one of many (output=mean gives their mean), 1 step\n" in capsys.readouterr().out
     # An exported model takes its calibration along; other draws have none, and leave no old interval.
     export_model(calibrated, tmp_path / "model")
     same = made(tmp_path / "model", "uncertainty=true", "num_samples=2", STEPS)

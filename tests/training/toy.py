@@ -40,6 +40,13 @@ def thin(*overrides: str) -> tuple[str, ...]:
     return (*THIN, *(THIN_MODELS.get(models[-1], ()) if models else ()))
 
 
+# A run of the paper's model on the tests' phantoms, which are 16^3.
+SMALL = (
+    *("experiment=demo", "model=diffux2ct", "name=run", "dataset.size=16", "dataset.generate=null"),
+    "trainer.device=cpu",
+)
+
+
 class Toy(Trainable):
     """Draws noise from each sample's seed; ``blow_up(seeds)`` tells how often its loss is multiplied."""
 

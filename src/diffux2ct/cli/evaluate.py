@@ -172,9 +172,7 @@ def score_reconstructor(loaded: Any, cfg: Evaluation) -> None:
     # Take the model from the run; the data set from the run, or from root=.
     trained, split = loaded.cfg, cfg.part or "test"
     settings = {key: getattr(cfg, key) for key in _RECONSTRUCTION}
-    if cfg.uncertainty and "num_samples" not in loaded.reconstructor.settings():
-        del settings["num_samples"]  # of the spread alone
-    sampling = loaded.sampling(cfg.sampler, **settings)
+    sampling = loaded.sampling(cfg.sampler, uncertainty=bool(cfg.uncertainty), **settings)
     load.check_phantoms(trained.dataset, loaded.path)
     dataset = build.build_dataset(trained.dataset, split, cfg.root)
     train_set = build.build_dataset(trained.dataset, "train")
@@ -182,7 +180,7 @@ def score_reconstructor(loaded: Any, cfg: Evaluation) -> None:
         dataset = dataset.first(cfg.max_cases)
     out = cfg.out or default_folder(loaded.path, trained, cfg, sampling)
     if cfg.out is None and loaded.path.name == load.WEIGHTS:
-        print(f"note: the model folder {loaded.path.parent} stays as it is; writing {out}", file=sys.stderr)
+        print(f"note: {loaded.path.parent} is a model folder, so this evaluation is beside it: {out}", file=sys.stderr)
 
     # Build the metrics whose weights are here, reconstruct, score and write.
     device = resolve_device(cfg.device)

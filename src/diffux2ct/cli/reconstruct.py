@@ -36,6 +36,7 @@ class Request:
 def run(config: DictConfig) -> None:
     """Reconstruct as ``config`` says; writes volumes, xrays_used.png and reconstruct.json to ``out``."""
     from diffux2ct.build import plain
+    from diffux2ct.diffusion.samplers.sampling import sampling_words
     from diffux2ct.inference import reconstruct
 
     cfg = read(Request, config)
@@ -47,6 +48,8 @@ def run(config: DictConfig) -> None:
     for note in made.record["notes"]:
         print(f"warning: {note}")
     print(f"reconstruction: {out / 'reconstruction.nii.gz'} (position: {made.record['origin_source']})")
+    if words := sampling_words(made.record["sampler"]):
+        print(f"output: {words}")
     for name in made.uncertainty:
         print(f"uncertainty: {out / name}.nii.gz")
     print(f"X-rays as used: {out / 'xrays_used.png'}")

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
-from tests.training.toy import thin
+from tests.cli.tiny_run import composed
+from tests.training.toy import SMALL, thin
 
 from diffux2ct import build, load, load_model
 from diffux2ct.cli.evaluate import run as evaluate
@@ -38,26 +39,12 @@ def trained(phantoms, tmp_path_factory) -> Path:
 
 
 def config(phantoms: Path, folder: Path, *overrides: str):
-    from hydra import compose, initialize_config_module
-
-    small = [
-        "experiment=demo",
-        "model=diffux2ct",
-        "name=run",
-        "dataset.size=16",
-        "dataset.generate=null",
-        "trainer.device=cpu",
-    ]
-    small += ["trainer.max_steps=1", "trainer.lr_schedule=constant", f"dataset.root={phantoms}", *thin(*overrides)]
-    with initialize_config_module("diffux2ct.configs", version_base="1.3"):
-        return compose("train", overrides=[*small, f"run_dir={folder}", *overrides])
+    own = ["trainer.max_steps=1", "trainer.lr_schedule=constant", f"dataset.root={phantoms}", f"run_dir={folder}"]
+    return composed("train", *SMALL, *own, *thin(*overrides), *overrides)
 
 
 def evaluation(path: Path):
-    from hydra import compose, initialize_config_module
-
-    with initialize_config_module("diffux2ct.configs", version_base="1.3"):
-        return compose("evaluate", overrides=[f"ckpt={path}", "device=cpu"])
+    return composed("evaluate", f"ckpt={path}", "device=cpu")
 
 
 def pickled(state: dict, phantoms: Path, path: Path) -> None:

@@ -128,6 +128,18 @@ def changed_settings(sampler: Sampler) -> dict[str, Any]:
     return {key: value for key, value in given.items() if value != defaults.get(key)}
 
 
+def sampling_words(record: Mapping[str, Any]) -> str:
+    """One line on what a reconstruction is, from its `sampling_record`; empty for a method that draws nothing."""
+    steps = record.get("num_inference_steps")
+    words = {
+        "mean": "posterior mean (output=sample gives a sample)",
+        "sample": "posterior sample, one of many (output=mean gives their mean)",
+        "ensemble": f"mean of {record.get('num_samples')} posterior samples",
+    }.get(str(record.get("output")), f"sample by {record['name']}" if "name" in record else "")
+    words += "" if record.get("blend") is None else f", blend {record['blend']:g} (0 is the mean)"
+    return words + (f", {steps} step{'s' if steps > 1 else ''}" if words and steps else "")
+
+
 def sampling_record(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Keyword arguments of ``reconstruct`` for a JSON file: a sampler is its name in lower case and its settings.
 

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from diffux2ct.diffusion.samplers.sampling import sampling_words
 from diffux2ct.evaluation.fidelity.protocols import PROTOCOLS
 from diffux2ct.evaluation.metric import CASE_COUNTS, RECORDS_KEY, Metric, metric_of, plural
 
@@ -50,10 +51,8 @@ def subtitle(summary: Mapping[str, Any]) -> str:
     place = " ".join(str(summary[key]) for key in ("dataset", "split") if summary.get(key))
     count = summary.get("num_cases")
     cases = plural(count, "case") if count is not None else ""
-    sampling = summary.get("sampling") or {}
-    steps = sampling.get("num_inference_steps")
-    sampler = f"{sampling.get('name', 'sampler')}, {steps} steps" if steps else ""
-    return " · ".join(part for part in (place, cases, sampler) if part)
+    sampling = sampling_words(summary.get("sampling") or {})
+    return " · ".join(part for part in (place, cases, sampling) if part)
 
 
 def _plain(value: Any) -> str:
