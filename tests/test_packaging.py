@@ -1,5 +1,6 @@
 """The package as a stranger gets it: versions, pins, the wheel's contents, and a README whose commands exist."""
 
+import ast
 import re
 import shutil
 import subprocess
@@ -31,6 +32,16 @@ def test_every_room_is_packaged():
     found = {p.parent.relative_to(ROOT / "src").as_posix() for p in (ROOT / "src").rglob("__init__.py")}
     expected = {name.replace("/", ".") for name in found} | {"diffux2ct.configs"}
     assert set(PROJECT["tool"]["setuptools"]["packages"]) == expected
+
+
+def test_no_function_is_longer_than_sixty_lines():
+    functions = (
+        (path, node)
+        for path in (ROOT / "src").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    )
+    assert [f"{path.name}: {f.name}" for path, f in functions if (f.end_lineno or 0) - f.lineno >= 60] == []
 
 
 def pins():

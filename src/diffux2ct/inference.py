@@ -159,44 +159,23 @@ def reconstruct(
     Raises UserError, one line, for a checkpoint or X-ray that cannot be used.
     """
     # Read everything that is cheap before the checkpoint is loaded, so that a wrong file name costs no time.
-    for kind, value, key in (
-        (Precision, precision, "precision"),
-        (Weights | None, weights, "weights"),
-        (Seed, seed, "seed"),
-    ):
+    kinds = ((Precision, precision, "precision"), (Weights | None, weights, "weights"), (Seed, seed, "seed"))
+    for kind, value, key in kinds:
         convert(kind, value, key)
-    given = convert(Three | None, _plain_numbers(origin), "origin")
-    inputs = {"frontal": frontal, "lateral": lateral}
-    images, hashes = _read_views(inputs, line_integrals, _pitch(pixel_pitch), head_up)
-    cameras = read_camera_files({view: Path(x) for view, x in inputs.items() if isinstance(x, str | Path)})
+    first_voxel = convert(Three | None, _plain_numbers(origin), "origin")
+    views = _read_views({"frontal": frontal, "lateral": lateral}, line_integrals, _pitch(pixel_pitch), head_up)
 
-    # Load the model and check that the X-rays are what it was trained on.
+    # Load the model, and check the X-rays and the settings against it.
     run, weights = _loaded(ckpt, device, weights)
-    grid = _grid(run.cfg.dataset, cameras, spacing, given and list(given))
-    grid["notes"] = [*(note for image in images.values() for note in image.meta.get("notes", ())), *grid["notes"]]
-    xrays = prepare_xrays(images, grid["size"], run.cfg.dataset.xray_normalization)
-    camera = _camera(run.cfg.dataset, cameras, grid)
-    side = grid["size"] * grid["spacing"][0]
-    seen = xrays | ({} if camera is None else {"camera": torch.tensor([camera.panel_map(side)])})
-    settings = {"perturbation": perturbation, "output": output, "blend": blend}
-    if not uncertainty or "num_samples" in run.reconstructor.settings():
-        settings["num_samples"] = num_samples
-    sampling = run.sampling(sampler or {}, **settings)
+    given = _model_inputs(run.cfg.dataset, views, spacing, first_voxel)
+    settings = {"perturbation": perturbation, "output": output, "blend": blend, "num_samples": num_samples}
+    sampling = run.sampling(sampler or {}, uncertainty=uncertainty, **settings)
     draws = run.draws(sampler or {}, num_samples, perturbation, seed, precision, warn=False) if uncertainty else None
-    start = time.perf_counter()
-    hu = to_hu(_sample(run, seen, seed, precision, sampling)[None], tuple(run.cfg.dataset.window))
-    record = _record(run, weights, images, hashes) | {
-        "seed": seed,
-        "sampler": sampling_record(sampling),
-        **grid,
-        "precision": effective(precision, _device(run.reconstructor)),
-        "seconds": round(time.perf_counter() - start, 3),
-    }
-    maps = {}
-    if draws is not None:
-        maps, about = _uncertainty(run, draws, seen, camera, grid)
-        record |= about
-    return Reconstruction(hu, grid["spacing"], grid["origin"], xrays, record, maps)
+    hu, seconds = _sample(run, given.seen, seed, precision, sampling)
+    record = _record(run, weights, views) | {"seed": seed, "sampler": sampling_record(sampling), **given.grid}
+    record |= {"precision": effective(precision, _device(run.reconstructor)), "seconds": seconds}
+    maps, about = ({}, {}) if draws is None else _uncertainty(run, draws, given)
+    return Reconstruction(hu, given.grid["spacing"], given.grid["origin"], given.xrays, record | about, maps)
 
 
 def prepare_xrays(
@@ -255,10 +234,19 @@ def model_grid(dataset: DictConfig) -> tuple[int, list[float]]:
     return size, [s * made["size"] / size for s in spacing_xyz(made["spacing"])]
 
 
+@dataclass(frozen=True)
+class _Views:
+    """X-rays, the SHA-256 of their files or arrays, and the camera.json beside them, each by view."""
+
+    images: dict[str, XrayImage]
+    hashes: dict[str, str]
+    cameras: dict[str, CameraFile]
+
+
 def _read_views(
     inputs: Mapping[str, XrayInput], line_integrals: bool, pitch: tuple[float, float] | None, head_up: bool | None
-) -> tuple[dict[str, XrayImage], dict[str, str]]:
-    """The X-rays and the SHA-256 of their files or arrays, by view. Raises UserError where both are one image."""
+) -> _Views:
+    """Read both views. Raises UserError where they are one image."""
     images, hashes = {}, {}
     for view, given in inputs.items():
         if isinstance(given, str | Path):
@@ -273,7 +261,28 @@ def _read_views(
     if np.array_equal(images["frontal"].values, images["lateral"].values):
         paths = {view: image.meta["path"] for view, image in images.items()}
         raise UserError(f"{paths['lateral']}: the same image as frontal={paths['frontal']}; give the other view")
-    return images, hashes
+    cameras = read_camera_files({view: Path(x) for view, x in inputs.items() if isinstance(x, str | Path)})
+    return _Views(images, hashes, cameras)
+
+
+@dataclass(frozen=True)
+class _ModelInputs:
+    """X-rays as a model sees them, and the CT's grid, see `_grid`. seen: ``xrays`` and, where known, their camera."""
+
+    xrays: dict[str, Tensor]
+    seen: dict[str, Tensor]
+    camera: Camera | None
+    grid: dict[str, Any]
+
+
+def _model_inputs(dataset: DictConfig, views: _Views, spacing: Any, origin: Sequence[float] | None) -> _ModelInputs:
+    grid = _grid(dataset, views.cameras, spacing, origin and list(origin))
+    grid["notes"] = [*(note for image in views.images.values() for note in image.meta.get("notes", ())), *grid["notes"]]
+    xrays = prepare_xrays(views.images, grid["size"], dataset.xray_normalization)
+    camera = _camera(dataset, views.cameras, grid)
+    side = grid["size"] * grid["spacing"][0]
+    seen = xrays | ({} if camera is None else {"camera": torch.tensor([camera.panel_map(side)])})
+    return _ModelInputs(xrays, seen, camera, grid)
 
 
 def _loaded(ckpt: str | Path | Reconstructor, device: str | None, weights: str | None) -> tuple[load.LoadedRun, str]:
@@ -291,29 +300,32 @@ def _loaded(ckpt: str | Path | Reconstructor, device: str | None, weights: str |
 
 def _sample(
     run: load.LoadedRun, xrays: Mapping[str, Tensor], seed: int, precision: str, sampling: Mapping[str, Any]
-) -> Float[Tensor, "d h w"]:
-    """The model's volume in its own range, float32 on the CPU. Raises UserError where it is not finite."""
+) -> tuple[Int16[np.ndarray, "d h w"], float]:
+    """The model's volume in HU, and the seconds that it took. Raises UserError where it is not finite."""
     # The generator stays on the CPU, so that a seed gives the same noise on every device.
     generator = torch.Generator().manual_seed(seed)
     device = _device(run.reconstructor)
+    start = time.perf_counter()
     with torch.inference_mode(), autocast(precision, device):
         volume = run.reconstructor.reconstruct(on_device(xrays, device), generator=generator, **sampling)
     volume = volume[0, 0].float().cpu()
     if not torch.isfinite(volume).all():
         raise UserError(f"{run.path}: the reconstruction holds NaN or infinite values; use another checkpoint")
-    return volume
+    hu = to_hu(volume[None], tuple(run.cfg.dataset.window))
+    return hu, round(time.perf_counter() - start, 3)
 
 
 def _uncertainty(
-    run: load.LoadedRun, draws: "Draws", xrays: Mapping[str, Tensor], camera: Camera | None, grid: Mapping[str, Any]
+    run: load.LoadedRun, draws: "Draws", given: _ModelInputs
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Maps by name, and their entries of ``reconstruct.json``."""
     from diffux2ct.evaluation.uncertainty.maps import uncertainty_maps
 
     calibration, note = run.calibration(draws)
-    window, step = tuple(run.cfg.dataset.window), triple(grid["spacing"])
-    maps = uncertainty_maps(run.reconstructor, xrays, draws, window, camera, step, calibration)
-    return maps, {"uncertainty": draws.about(calibration, note), "notes": [*grid["notes"], *filter(None, [note])]}
+    window, step = tuple(run.cfg.dataset.window), triple(given.grid["spacing"])
+    maps = uncertainty_maps(run.reconstructor, given.seen, draws, window, given.camera, step, calibration)
+    notes = [*given.grid["notes"], *filter(None, [note])]
+    return maps, {"uncertainty": draws.about(calibration, note), "notes": notes}
 
 
 def _trained_camera(dataset: DictConfig) -> tuple[str | None, Mapping[str, Any] | None]:
@@ -368,9 +380,7 @@ def _grid(
     return {"size": size, "spacing": steps, "origin": origin, "origin_source": source, "notes": notes}
 
 
-def _record(
-    run: load.LoadedRun, weights: str, images: Mapping[str, XrayImage], hashes: Mapping[str, str]
-) -> dict[str, Any]:
+def _record(run: load.LoadedRun, weights: str, views: _Views) -> dict[str, Any]:
     """The model and the X-rays of a reconstruction, for ``reconstruct.json``."""
     dataset = run.cfg.dataset
     return {
@@ -381,12 +391,12 @@ def _record(
         "xrays": {
             view: image.meta
             | {
-                "sha256": hashes[view],
+                "sha256": views.hashes[view],
                 "shape": list(image.values.shape),
                 "pixel_pitch": list(image.pixel_pitch) if image.pixel_pitch else None,
                 "line_integrals": image.is_line_integral,
             }
-            for view, image in images.items()
+            for view, image in views.images.items()
         },
         "xray_normalization": dataset.xray_normalization,
         "window": list(dataset.window),

@@ -84,16 +84,15 @@ def evaluate(
     that holds something else than an evaluation.
     """
     out_dir = Path(out_dir)
-    if not isinstance(metrics, MetricSet):
-        metrics = MetricSet.of_functions(metrics)
+    metrics = metrics if isinstance(metrics, MetricSet) else MetricSet.of_functions(metrics)
     _check(dataset, out_dir, xray_source, context or {})
     if metrics.planted and xray_source != "paired":
         raise UserError(f"xray_source={xray_source}: planted objects show in a case's own X-rays; use paired")
     job = _Job(reconstructor, dataset, dict(sampling), seed, xray_source, batch_size, device, precision)
     with _eval_mode(reconstructor), replaced_folder(out_dir) as folder:
         rows = _score_cases(job, metrics, mean_volume, folder, uncertainty)
-        summary = summarize(rows, metrics) | job.settings() | metrics.context | dict(context or {})
-        summary |= {} if uncertainty is None else {"uncertainty": uncertainty.about()}
+        spread = {} if uncertainty is None else {"uncertainty": uncertainty.about()}
+        summary = summarize(rows, metrics) | job.settings() | metrics.context | dict(context or {}) | spread
         _write_tables(folder, summary, rows)
         chosen = [
             (label, partial(_report_case, dataset, index, folder, xray_source))

@@ -16,7 +16,7 @@ from diffux2ct.training.divergence import Diverged
 from diffux2ct.training.loggers import Loggers
 from diffux2ct.training.processes import distributed
 from diffux2ct.training.progress import Progress, profiled
-from diffux2ct.training.run import start
+from diffux2ct.training.run import Run, start
 from diffux2ct.training.settings import TrainerSettings
 from diffux2ct.training.state import OptimizerFactory
 from diffux2ct.training.validation import Validator
@@ -90,13 +90,18 @@ def train(
             run.save(best=True)
     distributed.barrier()
     distributed.stop()
+    return _ended(run, saved, stopped_by)
+
+
+def _ended(run: Run, saved: bool, stopped_by: int) -> Ended:
+    """The end of a run whose processes have parted; Stopped after a signal."""
+    step, most = run.state.step, run.settings.max_steps
     if stopped_by:
-        stop.pass_on()
+        run.stop.pass_on()
         where = "there" if saved else "the last checkpoint, for the loss is no longer good"
-        place = f"stopped at step {state.step} of {settings.max_steps}; the same command goes on from {where}"
-        raise Stopped(place if rank == 0 else "", stopped_by)
-    by = "max_steps" if state.step >= settings.max_steps else "max_minutes"
-    return Ended(run_dir / "checkpoints" / "last.pt", by, state.step)
+        place = f"stopped at step {step} of {most}; the same command goes on from {where}"
+        raise Stopped(place if run.rank == 0 else "", stopped_by)
+    return Ended(run.run_dir / "checkpoints" / "last.pt", "max_steps" if step >= most else "max_minutes", step)
 
 
 def stepping_back(attempt: Callable[[int], Ended], settings: TrainerSettings) -> Ended:
