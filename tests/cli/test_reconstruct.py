@@ -36,9 +36,10 @@ def test_a_ct_its_record_and_the_xrays_are_written(run_folder, xrays, tmp_path):
     assert record["xrays"]["lateral"]["path"] == str(xrays / "lateral.npy")
     assert record["xrays"]["lateral"]["shape"] == [2 * SIZE, 2 * SIZE]
     picture = np.asarray(Image.open(out / "xrays_used.png"))
-    assert picture.shape == (20 + 256, 512)
+    assert picture.shape == (20 + 256, 256 + 4 + 256)
+    assert (picture[:, 256:260] == 96).all()  # a gutter
     # A strip tells view and sides; then head up: the frontal ramp, which rises toward superior, is bright at the top.
-    assert [bool((picture[:20, x : x + 16] > 200).any()) for x in (0, 64, 112, 240, 256, 368, 496)] == [
+    assert [bool((picture[:20, x : x + 16] > 200).any()) for x in (0, 64, 112, 240, 260, 372, 500)] == [
         True, False, True, True, True, True, True
     ]  # fmt: skip
     assert picture[20, 100] > 240

@@ -40,6 +40,7 @@ ERROR_COLOURS = (*_BLUES, (255, 255, 255), *_REDS)
 BONE_HU = 200.0
 
 _STRIP = 20  # pixels above a picture for its name
+_GUTTER, _BETWEEN = 4, 96  # pixels from picture to picture, and their grey: air is black at a picture's edge
 
 
 def bone_centre(hu: Num[np.ndarray, "d h w"]) -> tuple[int, int, int]:
@@ -122,7 +123,9 @@ def with_sides(image: UInt8[np.ndarray, "r c"], plane: str) -> UInt8[np.ndarray,
 
 def strip(pictures: Mapping[str, UInt8[np.ndarray, "..."]]) -> UInt8[np.ndarray, "..."]:
     """Grey slices and X-rays of one shape side by side, each 256 pixels or larger, under its name and sides."""
-    return np.concatenate([with_sides(upscale(image, 256), name) for name, image in pictures.items()], axis=1)
+    tiles = [with_sides(upscale(image, 256), name) for name, image in pictures.items()]
+    gutter = np.full((len(tiles[0]), _GUTTER, *tiles[0].shape[2:]), _BETWEEN, np.uint8)
+    return np.concatenate([part for tile in tiles for part in (gutter, tile)][1:], axis=1)
 
 
 def png_bytes(image: UInt8[np.ndarray, "..."]) -> bytes:
@@ -165,6 +168,7 @@ def save_png(path: Path, image: UInt8[np.ndarray, "..."]) -> None:
 def _framed(panel: np.ndarray, side: int) -> np.ndarray:
     """Pad a panel to a square of ``side`` and a one-pixel margin, so that panels of any shape form a grid."""
     frame = np.zeros((side + 2, side + 2, 3), np.uint8)
+    frame[[0, -1]] = frame[:, [0, -1]] = _BETWEEN
     top, left = (side + 2 - panel.shape[0]) // 2, (side + 2 - panel.shape[1]) // 2
     frame[top : top + panel.shape[0], left : left + panel.shape[1]] = panel
     return frame
