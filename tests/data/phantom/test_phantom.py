@@ -200,10 +200,16 @@ def test_generated_folder_is_readable_resumes_and_is_left_alone(tmp_path: Path) 
     assert kept.stat().st_mtime_ns == stamp[kept]
     assert len(PreparedDataset(root, "train")[1]) == 5
 
+    generate_dataset(root, 3, 2, 2, size=16, extent_mm=256.0, seed=5)  # a longer split is completed
+    assert kept.stat().st_mtime_ns == stamp[kept]
+    assert [len(PreparedDataset(root, split)) for split in ("train", "val", "test")] == [3, 2, 2]
+    with pytest.raises(UserError, match=r"other settings \(num_val=2\)"):
+        generate_dataset(root, 3, 1, 2, size=16, extent_mm=256.0, seed=5)
+
     with pytest.raises(UserError, match=r"other settings \(seed=5\)"):
-        generate_dataset(root, 3, 1, 2, size=16, extent_mm=256.0, seed=6)
+        generate_dataset(root, 3, 2, 2, size=16, extent_mm=256.0, seed=6)
     with pytest.raises(UserError, match=r"other settings \(region=lumbar\)"):
-        generate_dataset(root, 3, 1, 2, size=16, extent_mm=256.0, seed=5, region="thorax")
+        generate_dataset(root, 3, 2, 2, size=16, extent_mm=256.0, seed=5, region="thorax")
 
 
 def test_one_process_at_a_time_writes_phantoms(tmp_path: Path) -> None:

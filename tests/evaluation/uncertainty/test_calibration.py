@@ -55,6 +55,19 @@ def test_each_rule_needs_the_patients_that_its_bound_needs():
         assert rule.smallest_scale(curves(exact[1:])) is None
 
 
+def test_too_few_patients_get_the_smallest_alpha_that_they_serve():
+    with pytest.raises(UserError, match=r"8 patients; .* or give interval.alpha=0.12 or more$"):  # 1 / 9 = .111
+        Rule("crc").check_patients(8)
+    Rule("crc", alpha=0.12).check_patients(8)
+    with pytest.raises(
+        UserError, match=r"21 patients; .* or give interval.alpha=0.11 or more$"
+    ):  # 1 - .1^(1/21) = .104
+        Rule("rcps").check_patients(21)
+    Rule("rcps", alpha=0.11).check_patients(21)
+    with pytest.raises(UserError, match=r"1 patient; .*use interval.method=crc$"):
+        Rule("rcps", delta=0.001).check_patients(1)
+
+
 def test_hoeffding_bentkus_is_the_chance_of_a_binomial_and_never_more_than_hoeffding():
     np.testing.assert_allclose(hoeffding_bentkus(np.zeros(1), 22, 0.1), 0.9**22)
     assert hoeffding_bentkus(np.array([0.1]), 50, 0.1) == 1

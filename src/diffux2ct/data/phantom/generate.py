@@ -27,7 +27,7 @@ VERSION = 2  # raise it when the voxels of a seed change
 def generate_dataset(
     root: str | Path,
     num_train: int = 96,
-    num_val: int = 8,
+    num_val: int = 10,
     num_test: int = 12,
     size: int = 32,
     extent_mm: float | int = 256.0,
@@ -39,9 +39,9 @@ def generate_dataset(
     """Write a prepared folder of phantoms, every case its own patient, and return it.
 
     size: voxels per side, over ``extent_mm``. region: see ``make_phantom``. workers: processes; None decides from cores
-    and work. A finished folder of the same settings is left alone and an interrupted one is completed. UserError where
-    `root` holds anything else, on another region, and when the disk is full or another process writes there: under
-    torchrun, rank 0 alone calls it.
+    and work. A finished folder of the same settings is left alone; an interrupted one, or one of fewer phantoms, is
+    completed. UserError where `root` holds anything else, on another region, and when the disk is full or another
+    process writes there: under torchrun, rank 0 alone calls it.
     """
     root = Path(root)
     check_choice("dataset.generate.region", region, REGIONS)
@@ -61,6 +61,7 @@ def _write_missing(root: Path, settings: Mapping[str, Any], workers: int | None)
     """Write the phantoms that a prepared folder has not yet, then its tables."""
     if _finished(root, settings):  # by another process meanwhile
         return
+    (root / "dataset.json").unlink(missing_ok=True)  # of fewer phantoms
     write_text(root / "phantom.json", json.dumps(settings, indent=1) + "\n")
     counts = {part: settings[f"num_{part}"] for part in FIRST_INDEX}
     split = {part: [f"phantom_{part}_{i:05d}" for i in range(n)] for part, n in counts.items()}
@@ -89,7 +90,7 @@ def _write_missing(root: Path, settings: Mapping[str, Any], workers: int | None)
 
 
 def _finished(root: Path, settings: Mapping[str, Any]) -> bool:
-    """True if all phantoms of these settings are there. UserError if `root` holds anything else."""
+    """True if all phantoms of these settings are there. UserError if `root` holds anything else than some of them."""
     try:
         stored = json.loads((root / "phantom.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -98,13 +99,12 @@ def _finished(root: Path, settings: Mapping[str, Any]) -> bool:
         return False
     except ValueError:
         stored = {}
-    if stored != settings:
-        stored = stored if isinstance(stored, dict) else {}
-        other = ", ".join(f"{k}={stored.get(k)}" for k in settings if stored.get(k) != settings[k])
-        raise UserError(
-            f"{root}: holds phantoms of other settings ({other}); remove it, or choose another dataset.root"
-        )
-    return (root / "dataset.json").exists()
+    stored = stored if isinstance(stored, dict) else {}
+    other = {key: stored.get(key) for key in settings if stored.get(key) != settings[key]}
+    if all(key.startswith("num_") and isinstance(n, int) and n < settings[key] for key, n in other.items()):
+        return not other and (root / "dataset.json").exists()
+    shown = ", ".join(f"{key}={value}" for key, value in other.items())
+    raise UserError(f"{root}: holds phantoms of other settings ({shown}); remove it, or choose another dataset.root")
 
 
 def _write_phantom(root: Path, settings: Mapping[str, Any], case: tuple[str, int]) -> None:

@@ -9,7 +9,7 @@ share 1 - ``delta`` of them. Voxels of a patient are not independent: patients a
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,6 +23,7 @@ from diffux2ct.arguments import Count, Positive, Precision, Range, Seed, read
 from diffux2ct.command_line import command
 from diffux2ct.data.prepared.writer import read_case
 from diffux2ct.errors import UserError
+from diffux2ct.evaluation.metric import plural
 from diffux2ct.files.atomic import sha256_of, write_text
 
 SCALES = np.geomspace(1e-3, 1e4, 8060)
@@ -65,10 +66,17 @@ class Rule:
             remedy = "calibrate on more (root=, see docs/evaluation.md)" + (
                 "" if self.method == "crc" else ", use interval.method=crc"
             )
+            if level := self.least_alpha(num_patients):
+                remedy += f", or give interval.alpha={level:g} or more"
             raise UserError(
-                f"uncertainty=calibrate: {num_patients} patients; {self.method} at {about} needs {least}, since with "
-                f"fewer even intervals that miss nothing prove no coverage; {remedy}, or raise interval.alpha"
+                f"uncertainty=calibrate: {plural(num_patients, 'patient')}; {self.method} at {about} needs {least}, "
+                f"since with fewer even intervals that miss nothing prove no coverage; {remedy}"
             )
+
+    def least_alpha(self, num_patients: int) -> float | None:
+        """The smallest alpha, in whole per cent, at which so many patients are enough; None: none is."""
+        rules = (replace(self, alpha=percent / 100) for percent in range(1, 100))
+        return next((rule.alpha for rule in rules if rule.accepts(np.zeros(1), num_patients)[0]), None)
 
     def smallest_scale(self, losses: Float[np.ndarray, "patients scales"]) -> float | None:
         """The smallest of `SCALES` that is accepted, from each patient's `loss_curve`; None: none is."""
