@@ -277,6 +277,7 @@ def test_a_run_writes_the_size_of_its_folder(phantoms, tmp_path):
     ("word", "message"),
     [
         ("size=huge", "size=huge: choose one of paper, small, tiny"),
+        ("size=32", "choose one of paper, small, tiny for the network, or dataset.size=32 for voxels a side"),
         ("loss=snr", "loss=snr: is no choice; choose objective=epsilon, v or x0"),
         ("trainer=laptop", r"trainer=laptop: is no choice; give one of its keys as trainer\.KEY=VALUE"),
     ],

@@ -53,7 +53,8 @@ def resolved(cfg: DictConfig) -> DictConfig:
             choice = "choose objective=epsilon, v or x0, or give" if key in ("diffusion", "loss") else "give"
             raise UserError(f"{key}={cfg.get(key)}: is no choice; {choice} one of its keys as {key}.KEY=VALUE")
     if cfg.size not in cfg.sizes:
-        raise UserError(f"size={cfg.size}: choose one of {', '.join(cfg.sizes)}")
+        voxels = f" for the network, or dataset.size={cfg.size} for voxels a side" if isinstance(cfg.size, int) else ""
+        raise UserError(f"size={cfg.size}: choose one of {', '.join(cfg.sizes)}{voxels}")
     unused = {"sizes", "recipe", *unused_parts(cfg)}
     return OmegaConf.create(
         {str(key): plain(cfg[key]) if OmegaConf.is_config(cfg[key]) else cfg[key] for key in cfg if key not in unused}

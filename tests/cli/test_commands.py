@@ -192,5 +192,5 @@ def test_a_score_no_better_than_the_floor_is_marked_by_its_direction():
     assert psnr.split() == ["PSNR", "(dB)", "20.000", "19.000"]
     assert " ".join(ssim.split()) == "SSIM 0.400 0.500 no better than the floor"
     # Of fewer cases than the floor may be, so neither better nor worse.
-    assert " ".join(mae.split()) == "MAE (HU) 90.000 80.000 of 2 cases, floor of 3"
+    assert " ".join(mae.split()) == "MAE (HU) 90.000 80.000 2 of 3 cases (floor: 3)"
     assert lpips == "lpips: unavailable: no weights; get them"

@@ -22,14 +22,14 @@ def table_line(rows):
 def test_metrics_json_and_console_state_the_cases_of_an_error():
     rows = rows_of([9.0, 9.0], [5.0, 5.0])
     assert summarize(rows, MetricSet([]))["num_scored"] == {"hd95_bone": 2, "floor_hd95_bone": 2}
-    assert table_line(rows) == "HD95 bone (mm) 9.000 5.000 of 2 cases no better than the floor"
+    assert table_line(rows) == "HD95 bone (mm) 9.000 5.000 2 of 2 cases no better than the floor"
 
 
 def test_an_error_is_not_judged_by_a_floor_of_other_cases():
     rows = rows_of([9.0, None, 9.0], [5.0, 5.0, None])
-    assert table_line(rows) == "HD95 bone (mm) 9.000 5.000 of 2 cases"
+    assert table_line(rows) == "HD95 bone (mm) 9.000 5.000 2 of 3 cases"
     rows = rows_of([9.0, 9.0, 9.0], [5.0, None, None])
-    assert table_line(rows) == "HD95 bone (mm) 9.000 5.000 of 3 cases, floor of 1"
+    assert table_line(rows) == "HD95 bone (mm) 9.000 5.000 3 of 3 cases (floor: 1)"
     line = compare_with_floor(metric_of("hd95_bone"), summarize(rows, MetricSet([])), rows)
     assert (line["side"], line["cases"]) == ("", "3 (floor: 1)")
 

@@ -107,31 +107,27 @@ def test_outputs_are_the_mean_samples_their_mean_and_blends(model):
     assert not torch.equal(ct(num_inference_steps=1), sample)
 
 
-def constant(model, value: float) -> None:
-    """Let the flow's network give this value everywhere."""
+def draws_of_a_constant(model, value: float, *steps: int) -> list[torch.Tensor]:
+    """The mean, the noise on it and a draw for each number of steps, where the flow's network gives ``value``."""
+    xrays, model.sigma = xrays_of(batch(1)), 0.02
     for parameter in (*model.flow.unet.out.parameters(), *model.flow.fine.parameters()):
         nn.init.zeros_(parameter)
     nn.init.constant_(model.flow.unet.out.bias, value)
+    with torch.no_grad():
+        mean = model._mean(xrays).clamp(-0.9, 0.9)
+        noise = 0.02 * torch.randn(mean.shape, generator=torch.Generator().manual_seed(1))
+        draws = [model.samples(xrays, mean, 1, n, torch.Generator().manual_seed(1))[0] for n in steps]
+    return [mean, noise, *draws]
 
 
 def test_without_a_network_residuals_end_as_large_as_the_noise(model):
     """The best linear guess carries N(0, sigma^2) into N(0, sigma^2): each voxel's noise comes back at t = 1."""
-    xrays, model.sigma = xrays_of(batch(1)), 0.02
-    constant(model, 0.0)
-    with torch.no_grad():
-        mean = model._mean(xrays).clamp(-0.9, 0.9)
-        noise = 0.02 * torch.randn(mean.shape, generator=torch.Generator().manual_seed(1))
-        made = model.samples(xrays, mean, 1, 40, torch.Generator().manual_seed(1))[0]
-        torch.testing.assert_close(made, mean + noise, rtol=0, atol=0.04 * float(noise.abs().max()))
+    mean, noise, made = draws_of_a_constant(model, 0.0, 40)
+    torch.testing.assert_close(made, mean + noise, rtol=0, atol=0.04 * float(noise.abs().max()))
 
 
 def test_steps_are_euler_s_at_even_times(model):
-    xrays, model.sigma = xrays_of(batch(1)), 0.02
-    constant(model, 0.5)
-    with torch.no_grad():
-        mean = model._mean(xrays).clamp(-0.9, 0.9)
-        noise = 0.02 * torch.randn(mean.shape, generator=torch.Generator().manual_seed(1))
-        one, two = (model.samples(xrays, mean, 1, n, torch.Generator().manual_seed(1))[0] for n in (1, 2))
+    mean, noise, one, two = draws_of_a_constant(model, 0.5, 1, 2)
     torch.testing.assert_close(one, mean + 0.02 * 0.5, rtol=0, atol=1e-5)  # at t = 0: v = -noise + sigma * output
     half = noise + 0.5 * (-noise + 0.02 * 0.5)  # at t = 1/2: v = 0 d + sigma sqrt(2) * output
     torch.testing.assert_close(two, mean + half + 0.5 * 0.02 * 2**0.5 * 0.5, rtol=0, atol=1e-5)

@@ -187,8 +187,9 @@ def test_a_changed_config_is_refused_and_the_run_left_alone(go):
 def test_a_run_says_first_what_it_is_and_where_it_goes_on(go, capsys):
     go("told", "trainer.max_steps=1", "model=x_ctrsnet_like")
     opening = next(line for line in capsys.readouterr().err.splitlines() if "told: " in line)
-    words = f"6 cases, batch 4, {effective('bf16', 'cpu')} on cpu (one process); starting from step 0 of 1"
-    assert re.search(rf"told: \d\.\d\d M parameters, {re.escape(words)}$", opening), opening
+    words = f"{effective('bf16', 'cpu')} on cpu (one process); starting from step 0 of 1"
+    recipe = r"batch 4, Adam at lr [\d.e-]+ \(\w+\)"
+    assert re.search(rf"told: \d\.\d\d M parameters, 6 cases, {recipe}, {re.escape(words)}$", opening), opening
     go("told", "trainer.max_steps=2", "model=x_ctrsnet_like")
     assert "continuing from step 1 of 2" in capsys.readouterr().err
     go("told", "trainer.max_steps=2", "model=x_ctrsnet_like")

@@ -61,8 +61,8 @@ def score_table(summary: Mapping[str, Any]) -> str:
         total = summary["num_cases"]
         counts = [scored.get(name, total) for name in (key, f"floor_{key}")]
         if key in scored or (floor is not None and counts[1] < total):
-            line += f"   of {plural(counts[0], 'case')}"
-            line += f", floor of {counts[1]}" if floor is not None and counts[1] != counts[0] else ""
+            line += f"   {counts[0]} of {plural(total, 'case')}"
+            line += f" (floor: {counts[1]})" if floor is not None and counts[1] != counts[0] else ""
         if floor is not None and counts == [total, total] and metric.sign and not metric.better(summary[key], floor):
             line += "   no better than the floor"
         lines.append(line)

@@ -62,11 +62,16 @@ class Run:
         machines = f"{self.world} processes, {settings.strategy}" if self.world > 1 else "one process"
         what = (
             f"{self.run_dir}: {parameters:.2f} M parameters, {cases} cases, batch {settings.batch_size}, "
-            f"{effective(settings.precision, self.device)} on {self.device} ({machines})"
+            f"{self.recipe()}, {effective(settings.precision, self.device)} on {self.device} ({machines})"
         )
         if step >= settings.max_steps:
             return f"{what}; at step {step} of {settings.max_steps} already: raise trainer.max_steps to continue"
         return f"{what}; {'continuing' if step else 'starting'} from step {step} of {settings.max_steps}"
+
+    def recipe(self) -> str:
+        """Optimiser, rate and schedule: "Muon at lr 0.002 (cosine)"."""
+        optimizer = next(iter(self.state.optimizers.values()))
+        return f"{type(optimizer).__name__} at lr {optimizer.defaults['lr']:g} ({self.settings.lr_schedule})"
 
     def next_parts(self) -> list[dict[str, Tensor]]:
         """This rank's share of the next global batch, in ``accumulate`` parts."""

@@ -126,9 +126,11 @@ def fit_xray(image: XrayImage, rows: int, cols: int) -> XrayImage:
     pitch = image.pixel_pitch or (1.0, 1.0)
     stretch = (have_cols * pitch[1] / cols) / (have_rows * pitch[0] / rows)
     if abs(np.log(stretch)) > _ASPECT_TOLERANCE:
+        size = f"{have_cols * pitch[1]:g} x {have_rows * pitch[0]:g} mm" if image.pixel_pitch else "width x height"
+        shape = "as wide as high" if cols == rows else f"{cols / rows:.3g} times as wide as high"
         raise UserError(
-            f"{image.meta.get('path', 'X-ray')}: {have_cols} x {have_rows} pixels (width x height) do not fit the "
-            f"model's panel of {cols} x {rows} without stretching; crop or pad the image to that shape first"
+            f"{image.meta.get('path', 'X-ray')}: {have_cols} x {have_rows} pixels ({size}) would be stretched on the "
+            f"model's panel of {cols} x {rows}; crop or pad the image until it is {shape}"
         )
     values = resampling(have_rows, rows) @ image.values.astype(np.float64) @ resampling(have_cols, cols).T
     if image.pixel_pitch is not None:
