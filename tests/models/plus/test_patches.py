@@ -63,6 +63,7 @@ def test_coordinates_tell_places_apart():
     assert spreads[0] > 1.5 * spreads[1]
 
 
-def test_odd_sides_get_one_line():
+@pytest.mark.parametrize("shape", [(15, 15, 15), (14, 15, 14), (14, 14, 15)])
+def test_odd_sides_get_one_line(shape):
     with pytest.raises(UserError, match="dataset.size=15: choose a size divisible by 2"):
-        unet()(torch.zeros(1, 1, 15, 15, 15), torch.zeros(1), [torch.zeros(1, 4, 15, 15, 15)])
+        unet()(torch.zeros(1, 1, *shape), torch.zeros(1), [torch.zeros(1, 4, *shape)])

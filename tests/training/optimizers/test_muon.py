@@ -44,12 +44,29 @@ def test_narrow_weights_are_stepped_as_by_adam():
     theirs = [nn.Parameter(p.detach().clone()) for p in ours]
     first, second = Muon(ours, lr=0.01, weight_decay=0.1), torch.optim.AdamW(theirs, lr=0.01, weight_decay=0.1)
     for _ in range(4):
-        for a, b in zip(ours, theirs, strict=True):
-            a.grad = torch.randn_like(a)
+        for a, b, scale in zip(ours, theirs, (1.0, 1e-8), strict=True):  # one so small that eps counts
+            a.grad = scale * torch.randn_like(a)
             b.grad = a.grad.clone()
         first.step()
         second.step()
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_matrices_have_eight_rows_and_columns_or_more():
+    shapes = [(8, 8), (8, 1, 2, 2, 2), (7, 30), (30, 7), (64,)]
+    assert [is_matrix(torch.zeros(shape)) for shape in shapes] == [True, True, False, False, False]
+
+
+def test_a_step_returns_the_loss_of_its_closure_with_new_gradients():
+    weight = nn.Parameter(torch.ones(3))
+
+    def closure() -> float:
+        loss = weight.sum()
+        weight.grad = torch.autograd.grad(loss, weight)[0]
+        return float(loss)
+
+    assert Muon([weight], lr=0.5).step(closure) == 3
+    torch.testing.assert_close(weight.detach(), torch.full((3,), 0.5))
 
 
 def test_a_convolution_is_a_matrix_of_its_outputs_and_its_step_is_as_large_as_adam_s():
