@@ -101,10 +101,22 @@ def test_outputs_are_the_mean_samples_their_mean_and_blends(model):
     with torch.no_grad():
         draws = model.samples(xrays, model._mean(xrays), 3, 2, torch.Generator().manual_seed(3))
     torch.testing.assert_close(draws[0], sample)
+    assert (draws[0] - draws[1]).abs().max() > 0.01  # each has its own noise
     torch.testing.assert_close(ct(output="ensemble", num_samples=3), draws.mean(0))
     assert torch.equal(ct(blend=0), mean)
     torch.testing.assert_close(ct(blend=0.25), 0.75 * mean + 0.25 * sample)
     assert not torch.equal(ct(num_inference_steps=1), sample)
+
+
+def test_a_sample_of_one_step_is_the_velocity_at_the_noisy_mean_by_the_flow_s_own_features(model):
+    xrays = xrays_of(batch(1))
+    with torch.no_grad():
+        mean = model._mean(xrays) + 0.5  # some voxels leave [-1, 1]
+        x = mean + 0.06 * torch.randn(mean.shape, generator=torch.Generator().manual_seed(1))
+        moved = x + model._velocity(x, torch.zeros(1), mean, model.flow_conditioning(xrays))
+        made = model.samples(xrays, mean, 1, 1, torch.Generator().manual_seed(1))[0]
+    assert moved.max() > 1
+    torch.testing.assert_close(made, moved.clamp(-1, 1))
 
 
 def draws_of_a_constant(model, value: float, *steps: int) -> list[torch.Tensor]:
