@@ -101,7 +101,9 @@ class LoadedRun:
         from diffux2ct.evaluation.uncertainty.spread import Draws
 
         known = self.reconstructor.settings()
-        wanted = {"perturbation": perturbation} | ({"output": "sample"} if "output" in known else {})
+        wanted: dict[str, Any] = {"perturbation": perturbation}
+        if "output" in known:
+            wanted["output"] = "sample"
         settings = self.sampling(changes, warn, **wanted)
         number = num_samples or getattr(self.reconstructor, "num_samples", _NUM_SAMPLES)
         if number < _FEW_SAMPLES:
