@@ -276,7 +276,7 @@ class _ModelInputs:
 
 
 def _model_inputs(dataset: DictConfig, views: _Views, spacing: Any, origin: Sequence[float] | None) -> _ModelInputs:
-    grid = _grid(dataset, views.cameras, spacing, origin and list(origin))
+    grid = _grid(dataset, views.cameras, spacing, None if origin is None else list(origin))
     grid["notes"] = [*(note for image in views.images.values() for note in image.meta.get("notes", ())), *grid["notes"]]
     xrays = prepare_xrays(views.images, grid["size"], dataset.xray_normalization)
     camera = _camera(dataset, views.cameras, grid)
