@@ -25,6 +25,7 @@ from diffux2ct.intensity import normalize_xray
 from diffux2ct.types import VIEWS
 from diffux2ct.viz.slices import WINDOWS, bone_centre, grey
 from diffux2ct.xray.camera import camera_preset
+from diffux2ct.xray.drr import render_pair
 
 run_folder, xrays, scan = cli.run_folder, cli.xrays, cli.scan
 
@@ -75,6 +76,28 @@ def test_the_pitch_of_an_array_counts_where_pixels_are_not_square(model, xrays):
         diffux2ct.reconstruct(model, *wide)
     ct = diffux2ct.reconstruct(model, *wide, precision="fp32", pixel_pitch=(4, 2))
     np.testing.assert_array_equal(ct.hu, reconstruct(model, xrays).hu)
+
+
+def test_consistency_brings_a_ct_s_own_xrays_to_those_given(run_folder, scan, xrays):
+    model = diffux2ct.load_model(run_folder, device="cpu")
+    with pytest.raises(UserError, match="consistency=4: .*xray_normalization=fixed"):
+        reconstruct(model, scan / "drr", consistency=4)
+    vars(model)["loaded_from"][0].cfg.dataset.xray_normalization = "fixed"
+    plain, consistent = (reconstruct(model, scan / "drr", consistency=steps) for steps in (0, 4))
+    assert consistent.record["sampler"]["consistency"] == 4
+    assert "consistency" not in plain.record["sampler"]
+
+    def residual(ct) -> float:
+        camera = camera_preset("lumbar", SIZE, ct.spacing[0])
+        images = render_pair(ct.hu, ct.spacing, camera, SIZE)
+        return sum(
+            float(np.abs(np.load(scan / "drr" / f"{v}.npy").reshape(SIZE, 2, SIZE, 2).mean((1, 3)) - images[v]).mean())
+            for v in VIEWS
+        )
+
+    assert residual(consistent) < 0.3 * residual(plain)
+    with pytest.raises(UserError, match=r"consistency=4: the camera .* unknown"):
+        reconstruct(model, xrays, consistency=4)
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".mha", ".nrrd"])

@@ -16,13 +16,14 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from diffux2ct import __version__, load
-from diffux2ct.arguments import Positive, Precision, Seed, Three, Weights, convert
+from diffux2ct.arguments import Positive, Precision, Seed, Three, Weights, Whole, convert
 from diffux2ct.build import plain
 from diffux2ct.data.io.camera_file import CameraFile, check_extent, geometry_differs, place, read_camera_files
 from diffux2ct.data.io.ct_image import triple
 from diffux2ct.data.io.volume import write_nifti
 from diffux2ct.data.io.xray_file import XrayImage, fit_xray, read_xray, xray_from_array
 from diffux2ct.data.prepared.dataset import read_description
+from diffux2ct.diffusion.consistency import Consistency
 from diffux2ct.diffusion.samplers.sampling import Sampler, sampling_record
 from diffux2ct.errors import UserError
 from diffux2ct.files.atomic import replaced_files, sha256_of, write_text
@@ -128,6 +129,7 @@ def reconstruct(
     output: str | None = None,
     num_samples: int | None = None,
     blend: float | int | None = None,
+    consistency: int | None = None,
     uncertainty: bool = False,
     line_integrals: bool = True,
     pixel_pitch: float | int | Sequence[float | int] | None = None,
@@ -148,9 +150,9 @@ def reconstruct(
     mm, which matters where pixels are not square.
     head_up: whether row 0 shows the head; None: in pictures and DICOM it does, in arrays and .npy it does not.
     sampler: another one, such as ``Ddim(20)``, or settings of the run's own, such as ``{"num_inference_steps": 20}``.
-    perturbation: z of Eq. 5, ``random`` or ``zero``; None: as the run was configured.
-    output: of a method that has them, ``mean``, ``sample`` or ``ensemble`` (of ``num_samples`` samples); blend:
-    between the mean (0) and the sample or ensemble (1). None: as the run was configured.
+    perturbation: z of Eq. 5, ``random`` or ``zero``. output: of a method that has them, ``mean``, ``sample`` or
+    ``ensemble`` (of ``num_samples``). blend: between the mean (0) and the sample or ensemble (1). None: as configured.
+    consistency: steps that move each estimate of the CT toward X-rays with camera.json beside them; None or 0: none.
     uncertainty: draw ``num_samples`` (None: the model's own number, or 8) CTs more, for ``Reconstruction.uncertainty``.
     spacing: mm a voxel, one number or (x, y, z); None: as the training data.
     origin: (x, y, z) mm LPS of the first voxel; None: from the camera.json beside both files, else centred at 0.
@@ -160,20 +162,20 @@ def reconstruct(
     """
     # Read everything that is cheap before the checkpoint is loaded, so that a wrong file name costs no time.
     kinds = ((Precision, precision, "precision"), (Weights | None, weights, "weights"), (Seed, seed, "seed"))
-    for kind, value, key in kinds:
+    for kind, value, key in (*kinds, (Whole | None, consistency, "consistency")):
         convert(kind, value, key)
     first_voxel = convert(Three | None, _plain_numbers(origin), "origin")
     views = _read_views({"frontal": frontal, "lateral": lateral}, line_integrals, _pitch(pixel_pitch), head_up)
 
-    # Load the model, and check the X-rays and the settings against it.
+    # Load the model, and check X-rays and settings against it.
     run, weights = _loaded(ckpt, device, weights)
     given = _model_inputs(run.cfg.dataset, views, spacing, first_voxel)
     settings = {"perturbation": perturbation, "output": output, "blend": blend, "num_samples": num_samples}
-    sampling = run.sampling(sampler or {}, uncertainty=uncertainty, **settings)
+    correction = Consistency.wanted(consistency)
+    sampling = run.sampling(sampler or {}, uncertainty=uncertainty, consistency=correction, **settings)
     draws = run.draws(sampler or {}, num_samples, perturbation, seed, precision, warn=False) if uncertainty else None
-    hu, seconds = _sample(run, given.seen, seed, precision, sampling)
-    record = _record(run, weights, views) | {"seed": seed, "sampler": sampling_record(sampling), **given.grid}
-    record |= {"precision": effective(precision, _device(run.reconstructor)), "seconds": seconds}
+    hu, made = _sample(run, given.seen, seed, precision, _bound(sampling, run.cfg.dataset, views.cameras, given))
+    record = _record(run, weights, views) | {"seed": seed, "sampler": sampling_record(sampling), **given.grid, **made}
     maps, about = ({}, {}) if draws is None else _uncertainty(run, draws, given)
     return Reconstruction(hu, given.grid["spacing"], given.grid["origin"], given.xrays, record | about, maps)
 
@@ -285,6 +287,18 @@ def _model_inputs(dataset: DictConfig, views: _Views, spacing: Any, origin: Sequ
     return _ModelInputs(xrays, seen, camera, grid)
 
 
+def _bound(
+    sampling: Mapping[str, Any], dataset: DictConfig, cameras: Mapping[str, CameraFile], given: _ModelInputs
+) -> dict[str, Any]:
+    """``sampling`` with its consistency, if any, bound to these X-rays."""
+    if "consistency" not in sampling:
+        return dict(sampling)
+    window, grid = tuple(dataset.window), (given.grid["size"], given.grid["spacing"][0])
+    wanted = sampling["consistency"]
+    correct = wanted.for_files(cameras, given.xrays, dataset.xray_normalization, window, *grid)
+    return {**sampling, "consistency": correct}
+
+
 def _loaded(ckpt: str | Path | Reconstructor, device: str | None, weights: str | None) -> tuple[load.LoadedRun, str]:
     """The run of a path or of a loaded model, and which weights it has."""
     if isinstance(ckpt, str | Path):
@@ -300,8 +314,8 @@ def _loaded(ckpt: str | Path | Reconstructor, device: str | None, weights: str |
 
 def _sample(
     run: load.LoadedRun, xrays: Mapping[str, Tensor], seed: int, precision: str, sampling: Mapping[str, Any]
-) -> tuple[Int16[np.ndarray, "d h w"], float]:
-    """The model's volume in HU, and the seconds that it took. Raises UserError where it is not finite."""
+) -> tuple[Int16[np.ndarray, "d h w"], dict[str, Any]]:
+    """The model's volume in HU, its precision and the seconds that it took. UserError where it is not finite."""
     # The generator stays on the CPU, so that a seed gives the same noise on every device.
     generator = torch.Generator().manual_seed(seed)
     device = _device(run.reconstructor)
@@ -312,7 +326,7 @@ def _sample(
     if not torch.isfinite(volume).all():
         raise UserError(f"{run.path}: the reconstruction holds NaN or infinite values; use another checkpoint")
     hu = to_hu(volume[None], tuple(run.cfg.dataset.window))
-    return hu, round(time.perf_counter() - start, 3)
+    return hu, {"precision": effective(precision, device), "seconds": round(time.perf_counter() - start, 3)}
 
 
 def _uncertainty(

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from diffux2ct.arguments import read
 from diffux2ct.cli.evaluate import _RECONSTRUCTION, _SAYS_NOTHING, Evaluation, changes, default_folder, default_settings
+from diffux2ct.diffusion.consistency import Consistency
 from diffux2ct.diffusion.samplers.ddim import Ddim
 from diffux2ct.diffusion.samplers.ddpm import Ddpm
 
@@ -101,7 +102,9 @@ def test_long_names_are_cut_and_stay_apart():
         ({"output": "sample", "num_inference_steps": 5}, "sample-steps5"),
         ({"output": "ensemble", "num_inference_steps": 2, "num_samples": 8}, "ensemble-samples8-steps2"),
         ({"output": "sample", "num_inference_steps": 5, "blend": 0.5}, "sample-steps5-blend0.5"),
+        ({"output": "mean", "consistency": Consistency(3, "siddon")}, "mean-consistency3-siddon"),
+        (SAMPLING | {"consistency": Consistency(3)}, "ddim50-consistency3"),
     ],
 )
-def test_the_output_of_a_method_without_a_sampler_is_named(sampling, name):
+def test_the_output_and_consistency_are_named(sampling, name):
     assert folder(sampling=sampling) == f"phantom-test-{name}"

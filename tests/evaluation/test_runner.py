@@ -9,10 +9,11 @@ from torch import nn
 from torch.testing import assert_close
 
 from diffux2ct.data.prepared.dataset import PreparedDataset
+from diffux2ct.diffusion.consistency import Consistency
 from diffux2ct.errors import UserError
 from diffux2ct.evaluation.fidelity import distortion
 from diffux2ct.evaluation.metric import metric
-from diffux2ct.evaluation.metric_set import DEFAULT_NAMES
+from diffux2ct.evaluation.metric_set import DEFAULT_NAMES, MetricSet
 from diffux2ct.evaluation.runner import evaluate
 from diffux2ct.evaluation.statistics import bootstrap_interval
 from diffux2ct.reconstructors.precision import effective
@@ -38,6 +39,34 @@ def test_writes_metrics_with_their_floor(dataset, mean_volume, tmp_path):
         assert_close([float(row[f"floor_{name}"]) for row in rows], floor)
         assert_close(metrics[name], float(np.mean([float(row[name]) for row in rows])))
     assert [(row["case_id"], row["patient"]) for row in rows] == [(name, f"p-{name}") for name in NAMES]
+
+
+@pytest.mark.parametrize("source", ["paired", "shuffled"])
+def test_consistency_is_with_the_xrays_that_each_case_is_given(phantoms, tmp_path, source):
+    class Blurred:
+        """The true CTs without detail, of the cases in their order."""
+
+        def __init__(self):
+            self.volumes = iter([dataset[index]["volume"] for index in range(3)])
+
+        def reconstruct(self, xrays, *, generator=None, consistency=None):
+            blurred = nn.functional.avg_pool3d(next(self.volumes)[None], 3, 1, 1)
+            return blurred if consistency is None else consistency(blurred)
+
+    dataset = PreparedDataset(phantoms, "test", xray_normalization="fixed")
+    mean, residuals = PreparedDataset(phantoms, "train").mean_volume(), {}
+    for sampling in ({}, {"consistency": Consistency(5)}):
+        out = tmp_path / f"{len(sampling)}"
+        metrics = MetricSet.make(["xrays"], functions=[])
+        made = evaluate(
+            Blurred(), dataset, out, sampling=sampling, mean_volume=mean, metrics=metrics, xray_source=source
+        )
+        residuals[len(sampling)] = made["xray_residual_frontal"]
+        assert made["sampling"] == ({"consistency": 5} if sampling else {})
+    if source == "paired":
+        assert residuals[1] < 0.3 * residuals[0]
+    else:
+        assert residuals[1] > residuals[0]
 
 
 def test_each_mean_has_its_interval_over_patients(dataset, mean_volume, tmp_path):

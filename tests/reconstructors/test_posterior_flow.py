@@ -119,6 +119,27 @@ def test_a_sample_of_one_step_is_the_velocity_at_the_noisy_mean_by_the_flow_s_ow
     torch.testing.assert_close(made, moved.clamp(-1, 1))
 
 
+def test_every_output_ends_where_consistency_puts_the_ct(model):
+    xrays, seen = xrays_of(batch()), []
+    model.flow_trained.fill_(True)
+
+    def correct(volume: torch.Tensor) -> torch.Tensor:
+        seen.append(volume)
+        return torch.full_like(volume, 0.25 * len(seen))
+
+    with torch.no_grad():
+        mean = model._mean(xrays)
+        torch.testing.assert_close(model.reconstruct(xrays, output="mean", consistency=correct), 0 * mean + 0.25)
+        torch.testing.assert_close(seen[0], mean)
+        made = model.reconstruct(xrays, num_inference_steps=2, consistency=correct)
+        torch.testing.assert_close(made, 0 * mean + 0.75)
+        made = model.reconstruct(xrays, num_inference_steps=1, blend=0.5, consistency=lambda volume: 0 * volume + 0.5)
+        torch.testing.assert_close(made, 0 * mean + 0.5)
+    assert len(seen) == 3
+    own = model.complete({"output": "mean", "blend": 0.5, "consistency": correct})
+    assert own == {"output": "mean", "consistency": correct}
+
+
 def draws_of_a_constant(model, value: float, *steps: int) -> list[torch.Tensor]:
     """The mean, the noise on it and a draw for each number of steps, where the flow's network gives ``value``."""
     xrays, model.sigma = xrays_of(batch(1)), 0.02

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffux2ct.arguments import Count, Device, Precision, Seed, Share, Split, Weights, Whole, read
+from diffux2ct.arguments import Count, Device, Positive, Precision, Seed, Share, Split, Weights, Whole, read
 from diffux2ct.cli.hydra_app import CONFIGS, hydra_app
 from diffux2ct.errors import UserError
 from diffux2ct.evaluation.planted.settings import Planting
@@ -57,6 +57,8 @@ class Evaluation:
     output: Literal["mean", "sample", "ensemble"] | None
     num_samples: Count | None
     blend: Share | None
+    consistency: Whole | None
+    consistency_mismatch: Literal["joseph", "siddon", "trilinear"] | Positive | None
     uncertainty: bool | Literal["calibrate"]
     interval: Mapping[str, Any]
 
@@ -66,7 +68,7 @@ class Evaluation:
         return None if self.split == "auto" else self.split
 
 
-_RECONSTRUCTION = ("perturbation", "output", "num_samples", "blend")
+_RECONSTRUCTION = ("perturbation", "output", "num_samples", "blend", "consistency", "consistency_mismatch")
 """Settings of a reconstruction; which of them count depends on the method."""
 
 _SAYS_NOTHING = {"ckpt", "run", "device", "num_report_cases", "out", "interval"}
@@ -159,6 +161,17 @@ def _dataset_name(trained: DictConfig, cfg: Evaluation) -> str:
     return cfg.root.name if cfg.root else trained.dataset.name
 
 
+def _sampling(loaded: Any, cfg: Evaluation) -> dict[str, Any]:
+    """Keyword arguments of ``reconstruct``."""
+    from diffux2ct.diffusion.consistency import Consistency
+
+    if not cfg.consistency:
+        _warn(cfg, Evaluation.__dataclass_fields__.keys() - {"consistency_mismatch"}, "without consistency=")
+    settings = {key: getattr(cfg, key) for key in _RECONSTRUCTION}
+    settings["consistency"] = Consistency.wanted(cfg.consistency, settings.pop("consistency_mismatch"))
+    return loaded.sampling(cfg.sampler, uncertainty=bool(cfg.uncertainty), **settings)
+
+
 def score_reconstructor(loaded: Any, cfg: Evaluation) -> None:
     """Reconstruct and score the cases of a split; writes metrics.json, tables, volumes and a report."""
     import torch
@@ -171,8 +184,7 @@ def score_reconstructor(loaded: Any, cfg: Evaluation) -> None:
 
     # Take the model from the run; the data set from the run, or from root=.
     trained, split = loaded.cfg, cfg.part or "test"
-    settings = {key: getattr(cfg, key) for key in _RECONSTRUCTION}
-    sampling = loaded.sampling(cfg.sampler, uncertainty=bool(cfg.uncertainty), **settings)
+    sampling = _sampling(loaded, cfg)
     load.check_phantoms(trained.dataset, loaded.path)
     dataset = build.build_dataset(trained.dataset, split, cfg.root)
     train_set = build.build_dataset(trained.dataset, "train")
@@ -360,13 +372,14 @@ def _sampling_marks(sampling: Mapping[str, Any]) -> list[str]:
     from diffux2ct.diffusion.samplers.sampling import changed_settings, sampling_record
 
     record, sampler = sampling_record(sampling), sampling.get("sampler")
+    consistent = [f"consistency{sampling['consistency']}"] if "consistency" in sampling else []
     if sampler is None:
         parts = {"num_samples": "samples", "num_inference_steps": "steps", "blend": "blend"}
         given = [f"{label}{record[key]:g}" for key, label in parts.items() if key in record]
-        return [record.get("output", "direct"), *given]
+        return [record.get("output", "direct"), *given, *consistent]
     marks = [f"{record['name']}{record.get('num_inference_steps') or ''}"]
     marks += [f"{key}{_as_mark(value)}" for key, value in changed_settings(sampler).items()]
-    return marks + (["z0"] if sampling.get("perturbation") == "zero" else [])
+    return marks + (["z0"] if sampling.get("perturbation") == "zero" else []) + consistent
 
 
 def _data_mark(root: Path | None, dataset: DictConfig) -> str:

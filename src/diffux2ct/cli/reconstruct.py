@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from omegaconf import DictConfig
 
-from diffux2ct.arguments import Count, Device, Positive, Precision, Seed, Share, Three, Weights, read
+from diffux2ct.arguments import Count, Device, Positive, Precision, Seed, Share, Three, Weights, Whole, read
 from diffux2ct.cli.hydra_app import hydra_app
 
 
@@ -30,6 +30,7 @@ class Request:
     output: Literal["mean", "sample", "ensemble"] | None = None
     num_samples: Count | None = None
     blend: Share | None = None
+    consistency: Whole | None = None
     uncertainty: bool = False
 
 

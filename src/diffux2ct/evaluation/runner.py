@@ -129,7 +129,7 @@ class _Job:
         """Volumes [B, 1, D, H, W] on the CPU, and seconds per volume (transfers included)."""
         xrays = _xrays(self.dataset, indices, self.xray_source)
         start = time.perf_counter()
-        volumes = self._volumes(xrays, indices[0], self.precision)
+        volumes = self._volumes(xrays, indices, self.precision)
         return volumes, (time.perf_counter() - start) / len(volumes)
 
     def reconstruct_pair(self, index: int, pair: Mapping[str, Tensor]) -> Tensor:
@@ -140,15 +140,17 @@ class _Job:
         sample, mode = self.dataset[index], getattr(self.dataset, "xray_normalization", "max")
         xrays = {view: normalize_xray(image, mode)[None, None] for view, image in pair.items()}
         xrays |= {"camera": sample["camera"][None]} if "camera" in sample else {}
-        volume = self._volumes(xrays, index, "fp32")[0]
+        volume = self._volumes(xrays, [index], "fp32")[0]
         return _checked(volume, sample["volume"], self.dataset.cases[index].case_id)
 
-    def _volumes(self, xrays: Mapping[str, Tensor], index: int, precision: str) -> Tensor:
-        generator = seeded_generator(CPU, self.seed, index)  # on the CPU: a seed gives the same noise everywhere
+    def _volumes(self, xrays: Mapping[str, Tensor], indices: Sequence[int], precision: str) -> Tensor:
+        settings, xrays = dict(self.sampling), on_device(xrays, self.device)
+        if (consistency := settings.get("consistency")) is not None:
+            shown = [_shown(self.dataset, index, self.xray_source) for index in indices]
+            settings["consistency"] = consistency.for_cases(self.dataset, shown, xrays)
+        generator = seeded_generator(CPU, self.seed, indices[0])  # on the CPU: a seed gives the same noise everywhere
         with torch.inference_mode(), autocast(precision, self.device):
-            volumes = self.reconstructor.reconstruct(
-                on_device(xrays, self.device), generator=generator, **self.sampling
-            )
+            volumes = self.reconstructor.reconstruct(xrays, generator=generator, **settings)
             return volumes.float().cpu()
 
 
@@ -195,7 +197,7 @@ def _check(dataset: EvaluationDataset, out_dir: Path, xray_source: str, context:
 
 
 def _xrays(dataset: EvaluationDataset, indices: Sequence[int], source: str) -> dict[str, Tensor]:
-    samples = [dataset[_other(dataset, index) if source == "shuffled" else index] for index in indices]
+    samples = [dataset[_shown(dataset, index, source)] for index in indices]
     keys = [key for key in (*VIEWS, "camera") if key in samples[0]]
     xrays = {key: torch.stack([sample[key] for sample in samples]) for key in keys}
     if source == "swapped":
@@ -203,6 +205,11 @@ def _xrays(dataset: EvaluationDataset, indices: Sequence[int], source: str) -> d
             raise UserError("xray_source: frontal and lateral differ in size here, so they cannot be swapped")
         xrays = xrays | {"frontal": xrays["lateral"], "lateral": xrays["frontal"]}
     return xrays
+
+
+def _shown(dataset: EvaluationDataset, index: int, source: str) -> int:
+    """The case whose X-rays are given in a case's place."""
+    return _other(dataset, index) if source == "shuffled" else index
 
 
 def _other(dataset: EvaluationDataset, index: int) -> int:

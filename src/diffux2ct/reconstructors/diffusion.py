@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffux2ct.diffusion.consistency import Correction
 from diffux2ct.diffusion.losses import DiffusionLoss
 from diffux2ct.diffusion.process import DiffusionProcess
 from diffux2ct.diffusion.samplers.ddim import Ddim
@@ -94,7 +95,8 @@ class DiffusionReconstructor(Reconstructor):
         settings = super().complete(settings)
         sampler = copy(settings["sampler"])
         sampler.num_inference_steps = len(inference_timesteps(self.process.timesteps, sampler.num_inference_steps))
-        return {"sampler": sampler, "perturbation": settings.get("perturbation") or self.perturbation}
+        own = {"sampler": sampler, "perturbation": settings.get("perturbation") or self.perturbation}
+        return own if settings.get("consistency") is None else own | {"consistency": settings["consistency"]}
 
     def reconstruct(
         self,
@@ -103,11 +105,13 @@ class DiffusionReconstructor(Reconstructor):
         generator: torch.Generator | None = None,
         sampler: Sampler | None = None,
         perturbation: str | None = None,
+        consistency: Correction | None = None,
     ) -> Volume:
         """Sample a volume [B, 1, D, H, W] in [-1, 1] given frontal and lateral X-rays [B, 1, D, *] in [-1, 1].
 
         ``sampler``: None is DDIM in 50 steps, or in as many as there are timesteps. ``perturbation``: ``random`` or
-        ``zero``; None: the model's own. The conditions depend neither on x_t nor on t, so they are computed once.
+        ``zero``; None: the model's own. ``consistency``: of each estimate of x_0 with the
+        X-rays. The conditions depend neither on x_t nor on t, so they are computed once.
         """
         self.check_xrays(xrays)
         perturbation = self.perturbation if perturbation is None else _checked_perturbation(perturbation)
@@ -124,7 +128,8 @@ class DiffusionReconstructor(Reconstructor):
         if z is not None and perturbation == "zero":
             z = torch.zeros_like(z)
         conditions = self.conditioning(xrays, z)
-        return sample(lambda x_t, t: self.denoiser(x_t, t, conditions), self.process, sampler, draw(), draw)
+        network = lambda x_t, t: self.denoiser(x_t, t, conditions)  # noqa: E731
+        return sample(network, self.process, sampler, draw(), draw, consistency)
 
 
 def _checked_perturbation(perturbation: str) -> str:

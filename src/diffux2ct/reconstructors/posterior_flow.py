@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffux2ct.arguments import check_choice
+from diffux2ct.diffusion.consistency import Correction
 from diffux2ct.errors import UserError
 from diffux2ct.models.conditioning import Conditioning, Conditions
 from diffux2ct.models.plus.patches import PatchUNet3d
@@ -139,15 +140,13 @@ class PosteriorFlow(Reconstructor):
         """``settings`` of `reconstruct` without None, and without those that the output does not use."""
         settings = super().complete(settings)
         output = settings.get("output") or self._default_output()
-        steps = settings.get("num_inference_steps") or self.num_inference_steps
-        if output == "mean":
-            return {"output": output}
-        complete: dict[str, Any] = {"output": output, "num_inference_steps": steps}
+        complete = {"output": output, "consistency": settings.get("consistency")}
+        if output != "mean":
+            complete["num_inference_steps"] = settings.get("num_inference_steps") or self.num_inference_steps
+            complete["blend"] = settings.get("blend")
         if output == "ensemble":
             complete["num_samples"] = settings.get("num_samples") or self.num_samples
-        if settings.get("blend") is not None:
-            complete["blend"] = settings["blend"]
-        return complete
+        return {key: value for key, value in complete.items() if value is not None}
 
     def reconstruct(
         self,
@@ -158,32 +157,41 @@ class PosteriorFlow(Reconstructor):
         num_inference_steps: int | None = None,
         num_samples: int | None = None,
         blend: float | int | None = None,
+        consistency: Correction | None = None,
     ) -> Volume:
         """A CT [B, 1, D, H, W] in [-1, 1].
 
         output: ``mean``, the posterior mean, nothing drawn; ``sample``, one draw of the posterior in
         ``num_inference_steps`` Euler steps; ``ensemble``, the mean of ``num_samples`` draws. None: a sample, or the
         mean while the flow is untrained. blend: 0 gives the mean, 1 (None) the sample or ensemble, linear between.
+        consistency: of the mean with the X-rays, and of each estimate of the CT along the flow.
         """
         self.check_xrays(xrays)
         output = output or self._default_output()
         if output not in OUTPUTS:
             raise UserError(f"output={output}: choose {', '.join(OUTPUTS)}")
         mean = self._mean(xrays)
+        finish = _clamped if consistency is None else consistency
         if output == "mean":
-            return mean.clamp(-1.0, 1.0)
+            return finish(mean)
         self._check_flow(f"output={output}", "use output=mean, or train on")
         steps = _count("num_inference_steps", num_inference_steps or self.num_inference_steps)
         count = 1 if output == "sample" else _count("num_samples", num_samples or self.num_samples)
-        volume = self.samples(xrays, mean, count, steps, generator).mean(0)
+        volume = self.samples(xrays, mean, count, steps, generator, consistency).mean(0)
         share = 1.0 if blend is None else float(blend)
         if not 0 <= share <= 1:
             raise UserError(f"blend={blend}: must lie between 0 (the mean) and 1")
-        return torch.lerp(mean.clamp(-1.0, 1.0), volume, share)
+        return volume if share == 1 else torch.lerp(finish(mean), volume, share)
 
     @torch.no_grad()
     def samples(
-        self, xrays: Xrays, mean: Volume, count: int, steps: int, generator: torch.Generator | None = None
+        self,
+        xrays: Xrays,
+        mean: Volume,
+        count: int,
+        steps: int,
+        generator: torch.Generator | None = None,
+        consistency: Correction | None = None,
     ) -> Float[Tensor, "n b 1 d h w"]:
         """``count`` draws [count, B, 1, D, H, W] in [-1, 1]; the features of the X-rays are computed once."""
         conditions = self.flow_conditioning(xrays)
@@ -195,8 +203,12 @@ class PosteriorFlow(Reconstructor):
             x = mean + self.sigma * noise
             for k in range(steps):
                 t = torch.full((len(x),), k / steps, device=x.device)
-                x = x + self._velocity(x, t, mean, conditions) / steps
-            draws.append(x.clamp(-1.0, 1.0))
+                velocity = self._velocity(x, t, mean, conditions)
+                if consistency is not None:
+                    left = 1 - k / steps
+                    velocity = (consistency(x + left * velocity) - x) / left
+                x = x + velocity / steps
+            draws.append(_clamped(x))
         return torch.stack(draws)
 
     def draws(
@@ -227,6 +239,10 @@ class PosteriorFlow(Reconstructor):
     def _samples_are_trained(self) -> bool:
         # On the meta device, where costs are counted, there are no values: a sample is counted.
         return self.flow_trained.is_meta or bool(self.flow_trained)
+
+
+def _clamped(volume: Volume) -> Volume:
+    return volume.clamp(-1.0, 1.0)
 
 
 def _count(name: str, value: int) -> int:

@@ -9,6 +9,7 @@ import torch
 from tests.diffusion.samplers import peers
 from tests.diffusion.samplers.draws import noises
 
+from diffux2ct.diffusion.consistency import Consistency
 from diffux2ct.diffusion.process import DiffusionProcess
 from diffux2ct.diffusion.samplers import sampling
 from diffux2ct.diffusion.samplers.ddim import Ddim
@@ -117,6 +118,21 @@ def test_whole_loops_keep_their_golden_sums(request, kind, name):
         assert found == pytest.approx(goldens[f"{kind} {name}"], rel=1e-4)
 
 
+@pytest.mark.parametrize("sampler", EVERY)
+def test_consistency_corrects_each_estimate_and_has_the_last_word(sampler):
+    estimates = []
+
+    def correct(x_0):
+        estimates.append(x_0)
+        return torch.full_like(x_0, 0.1 * len(estimates))
+
+    process = DiffusionProcess(num_train_timesteps=20, prediction_type="v")
+    out = sample(peers.network, process, sampler(3), noises(0)(), noises(1), correct)
+    assert len(estimates) == sampler(3).num_evaluations(3)
+    assert max(float(x_0.abs().max()) for x_0 in estimates) <= 1
+    torch.testing.assert_close(out, torch.full_like(out, 0.1 * len(estimates)))
+
+
 def test_none_takes_every_timestep_of_the_training():
     visited = []
 
@@ -144,6 +160,7 @@ def test_samplers_are_recorded_by_name_and_settings():
     settings = {"sampler": Ddim(5, eta=1), "perturbation": "zero"}
     ddim = {"name": "ddim", "num_inference_steps": 5, "eta": 1.0, "perturbation": "zero"}
     assert sampling_record(settings) == ddim
+    assert sampling_record(settings | {"consistency": Consistency(3)}) == ddim | {"consistency": 3}
     heun = {"name": "heun", "num_inference_steps": 5, "num_evaluations": 9}
     assert sampling_record({"sampler": Heun(5)}) == heun
     assert sampling_record({"sampler": DpmSolver(5)}) == {"name": "dpm_solver", "num_inference_steps": 5}

@@ -23,7 +23,7 @@ class CameraFile:
     view: of that X-ray. camera: the preset's name. geometry: ``Camera.to_dict`` of the camera then (a preset may have
     changed since), as far as it is declared. output: unit of the pixels (``encode_output``).
     size, spacing, origin: of the cube that was X-rayed, voxels per side, (x, y, z) mm and LPS mm of its first voxel.
-    moved: True if the patient was turned or shifted for either view. source: the CT.
+    moved: True if the patient was turned or shifted for either view. source: the CT. record: the whole file.
     """
 
     path: Path
@@ -36,6 +36,7 @@ class CameraFile:
     origin: Triple
     moved: bool
     source: str
+    record: Mapping[str, Any]
 
     @property
     def extent(self) -> Triple:
@@ -71,6 +72,7 @@ def read_camera_file(xray: str | Path) -> CameraFile | None:
             origin=triple(record["origin"]),
             moved=any(any(pose["rotation_deg"]) or any(pose["shift_mm"]) for pose in poses),
             source=str(record["source"]),
+            record=record,
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(

@@ -23,7 +23,7 @@ from diffux2ct.errors import UserError
 from diffux2ct.intensity import Window, denormalize_hu, normalize_xray
 from diffux2ct.seeding import derived_seed
 from diffux2ct.types import VIEWS, Volume
-from diffux2ct.xray.attenuation import ATTENUATIONS
+from diffux2ct.xray.attenuation import ATTENUATIONS, AttenuationModel
 from diffux2ct.xray.camera import Camera
 from diffux2ct.xray.drr import PROJECTORS, render_pair
 from diffux2ct.xray.effects import XrayRandomization
@@ -92,12 +92,12 @@ class Acquisition:
 
     camera: Camera
     projector: str
-    attenuation: str
+    attenuation: str | AttenuationModel
     poses: Mapping[str, Pose]
     spacing: float
 
     @classmethod
-    def of_case(cls, root: Path, case_id: str, spacing: float, purpose: str = "dataset.augment") -> "Acquisition":
+    def of_case(cls, root: Path, case_id: str, spacing: float, purpose: str) -> "Acquisition":
         """From case.json; UserError where the X-rays came with the scan, or their making is not described.
 
         purpose: the setting that projects anew, for that message.

@@ -150,9 +150,19 @@ class PreparedDataset(torch.utils.data.Dataset):
     def _augmenter(self, ranges: Augmentation) -> Augmenter:
         if any("left" in name or "right" in name for name in self.labels):
             ranges = replace(ranges, mirror=0.0)
-        acquisitions = [Acquisition.of_case(self.root, case.case_id, case.spacing[0]) for case in self.cases]
-        reduced, normalization = self._factor > 1, self.xray_normalization
-        return Augmenter(ranges, acquisitions, self.size, reduced, self.window, normalization, self.randomize)
+        acquisitions = [self.acquisition(index, "dataset.augment") for index in range(len(self))]
+        normalization = self.xray_normalization
+        return Augmenter(ranges, acquisitions, self.size, self.reduced, self.window, normalization, self.randomize)
+
+    @property
+    def reduced(self) -> bool:
+        """True if the cubes are smaller than the stored ones."""
+        return self._factor > 1
+
+    def acquisition(self, index: int, purpose: str) -> Acquisition:
+        """The projection of a case's X-rays, with the voxels of this size; see `Acquisition.of_case`."""
+        case = self.cases[index]
+        return Acquisition.of_case(self.root, case.case_id, case.spacing[0], purpose)
 
     def first(self, count: int) -> "PreparedDataset":
         """The same dataset cut to its first ``count`` cases."""

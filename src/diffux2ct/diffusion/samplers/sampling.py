@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from diffux2ct.diffusion.consistency import Consistency, Correction
 from diffux2ct.diffusion.process import DiffusionProcess
 from diffux2ct.diffusion.schedule import spaced_timesteps
 from diffux2ct.errors import UserError
@@ -88,18 +89,20 @@ def sample(
     sampler: Sampler,
     x_t: Volume,
     draw_noise: Callable[[], Tensor],
+    consistency: Correction | None = None,
 ) -> Volume:
     """Run the reverse process from ``x_t`` (pure noise) to a volume clipped to [-1, 1].
 
     ``network(x_t, t)`` is the denoiser with its conditions already bound (computed once per volume).
-    ``draw_noise()`` gives fresh Gaussian noise of x_t's shape.
+    ``draw_noise()`` gives fresh Gaussian noise of x_t's shape. ``consistency``: applied to each estimate of x_0.
     """
     timesteps = inference_timesteps(process.timesteps, sampler.num_inference_steps)
     pairs = list(zip(timesteps, [*timesteps[1:], None], strict=True))
 
     def predict_x0(x_t: Volume, t: int) -> Volume:
         batch_t = torch.full((x_t.shape[0],), t, device=x_t.device, dtype=torch.long)
-        return process.predict_x0(network(x_t, batch_t).to(x_t.dtype), x_t, batch_t).clamp(-1, 1)
+        x_0 = process.predict_x0(network(x_t, batch_t).to(x_t.dtype), x_t, batch_t).clamp(-1, 1)
+        return x_0 if consistency is None else consistency(x_0)
 
     earlier = None
     # On a terminal alone, and only where it takes a while.
@@ -147,6 +150,9 @@ def sampling_record(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     record: dict[str, Any] = {}
     for key, value in settings.items():
+        if isinstance(value, Consistency):
+            record |= value.record()
+            continue
         if not isinstance(value, Sampler):
             record[key] = value
             continue
