@@ -98,6 +98,12 @@ def test_a_step_is_that_of_the_dense_matrix():
     assert (expected - start).abs().max() > 0.02
     torch.testing.assert_close(made.double(), expected, rtol=0, atol=1e-4)
 
+    # Where attenuation does not end at -800 HU either, air stays.
+    start[:, :, :3] = normalize_hu(torch.tensor(-900.0))
+    made = correct(start[None, None])[0, 0]
+    assert torch.equal(made[:, :, :3], start[:, :, :3])
+    assert (made[:, :, 3:] != start[:, :, 3:]).all()
+
 
 @pytest.mark.parametrize("mismatch", ["siddon", 8.0])
 def test_a_mismatched_projector_is_less_consistent(cases, mismatch):

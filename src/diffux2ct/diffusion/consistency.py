@@ -138,7 +138,7 @@ class Consistency:
             return how
         if isinstance(self.mismatch, str):
             return replace(how, projector=self.mismatch)
-        farther = Pose(shift_mm=(self.mismatch,) * 3)
+        farther = Pose(shift_mm=(self.mismatch, self.mismatch, self.mismatch))
         return replace(how, poses={view: pose.moved(farther) for view, pose in how.poses.items()})
 
 
