@@ -4,10 +4,12 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 # The default of evaluate.py and reconstruct.py: the run's own sampler, of which any setting may be changed.
 ConfigStore.instance().store("own", OmegaConf.create({}, flags={"struct": False}), group="sampler")
@@ -61,5 +63,11 @@ def least(value: float | int | None, limit: float | int) -> float | int | None:
     return None if value is None else min(value, limit)
 
 
-for resolver in (run_name, stored_size, phantom_name, least):
+def of_views(channels: Sequence[int], views: Any) -> ListConfig:
+    """Channels of lifted features, given those of two views: a view has the same in every model."""
+    count = len(views) if OmegaConf.is_list(views) else 2  # its reader reports what is wrong with it
+    return OmegaConf.create([width // 2 * count for width in channels])
+
+
+for resolver in (run_name, stored_size, phantom_name, least, of_views):
     OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)

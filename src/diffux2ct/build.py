@@ -22,9 +22,11 @@ from diffux2ct.errors import UserError
 from diffux2ct.evaluation.metric import function_keys, measure
 from diffux2ct.reconstructors.base import Reconstructor, Trainable
 from diffux2ct.training.loggers import CsvLogger, Logger, Loggers, TensorBoardLogger, WandbLogger
-from diffux2ct.training.settings import TrainerSettings
+from diffux2ct.training.settings import TrainerSettings, resolve_device
 from diffux2ct.training.validation import Validator
+from diffux2ct.types import VIEWS
 from diffux2ct.xray.effects import XrayRandomization
+from diffux2ct.xray.pose import view_angle, view_names
 
 PARTS = ("conditioning", "diffusion", "loss")
 """Nodes that a model's YAML may refer to, as ``${loss}``; for a model that does not, they have no meaning."""
@@ -96,6 +98,26 @@ def check_sampler(cfg: DictConfig) -> None:
                 _instantiate(cfg.loss).check_fits(process)
 
 
+def check_views(cfg: DictConfig) -> None:
+    """UserError where ``dataset.views`` are not what the model takes."""
+    names = view_names(plain(cfg.dataset).get("views", (0, 90)))
+    if names == VIEWS or not reconstructs(cfg):
+        return
+    with torch.device("meta"):
+        takes = build_reconstructor(cfg).views
+    if set(takes) != set(names):
+        raise UserError(
+            f"dataset.views={list(cfg.dataset.views)}: model={cfg.method} takes {' and '.join(takes)} X-rays; leave "
+            "it out, or take model=posterior_flow"
+        )
+    turned = [angle for angle in map(view_angle, names) if angle % 90]
+    if turned and cfg.trainer.deterministic and resolve_device(cfg.trainer.device).type == "cuda":
+        raise UserError(
+            f"trainer.deterministic=true: a view at {turned[0]:g} degrees has no deterministic gradient on a GPU; "
+            "leave it out, or take views at multiples of 90"
+        )
+
+
 def check_metrics(cfg: DictConfig) -> None:
     """UserError for a name in ``metrics.names`` that is no metric, where training is validated."""
     if cfg.trainer.val_every and reconstructs(cfg):
@@ -142,6 +164,7 @@ def build_dataset(
         randomize=None if randomize is None else XrayRandomization.from_dict(randomize),
         labels=plain(cfg).get("labels"),
         augment=_augmentation(plain(cfg).get("augment")) if training else None,
+        views=plain(cfg).get("views", (0, 90)),
     )
 
 

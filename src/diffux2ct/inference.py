@@ -1,6 +1,7 @@
 """X-rays of a patient to a CT: the command ``reconstruct.py`` and ``diffux2ct.reconstruct`` both call this."""
 
 import hashlib
+import itertools
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,7 @@ from diffux2ct.reconstructors.precision import autocast, effective
 from diffux2ct.types import VIEWS
 from diffux2ct.viz import slices
 from diffux2ct.xray.camera import Camera, camera_preset, spacing_xyz
+from diffux2ct.xray.pose import at_angles
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -41,15 +43,16 @@ if TYPE_CHECKING:
 
 XrayInput = str | Path | np.ndarray | Tensor
 FORMATS = (".nii.gz", ".nii", ".mha", ".nrrd")
+_ONE_VIEW = "depth along its rays was not seen; it is what the training bodies suggest"
 UNCERTAINTY = ("std_hu", "interval_low", "interval_high", "ray_support")
 
 
 @dataclass(frozen=True, repr=False)
 class Reconstruction:
-    """A CT that a model made of two X-rays.
+    """A CT that a model made of X-rays.
 
     hu: int16 HU, [D, H, W] = (z toward superior, y toward posterior, x toward left). spacing: (x, y, z) mm.
-    origin: (x, y, z) mm LPS of the first voxel. xrays: the two images as the model saw them, [1, 1, rows, cols] in
+    origin: (x, y, z) mm LPS of the first voxel. xrays: the images as the model saw them, [1, 1, rows, cols] in
     [-1, 1], row 0 most inferior. record: what ``reconstruct.json`` holds: checkpoint, inputs, seed, sampler, notes.
     uncertainty: on the CT's grid, where asked for: "std_hu" of several draws; "interval_low" and "interval_high" (HU)
     of a calibrated model; "ray_support", 1 where rays of a view reach, where the camera is known.
@@ -83,7 +86,7 @@ class Reconstruction:
             raise UserError(f"{path}: cannot be written ({error.strerror}); choose another file or folder") from error
 
     def show(self) -> "Image":
-        """One picture of both X-rays and of three planes through the bone; a notebook displays it."""
+        """One picture of the X-rays and of three planes through the bone; a notebook displays it."""
         from PIL.Image import fromarray
 
         planes = slices.orthoslices(self.hu, slices.bone_centre(self.hu))
@@ -120,10 +123,11 @@ def load_model(ckpt: str | Path, device: str = "auto", weights: str = "ema") -> 
 
 def reconstruct(
     ckpt: str | Path | Reconstructor,
-    frontal: XrayInput,
-    lateral: XrayInput,
+    frontal: XrayInput | None = None,
+    lateral: XrayInput | None = None,
     seed: int = 0,
     *,
+    others: Mapping[float | int, XrayInput] | None = None,
     sampler: Sampler | Mapping[str, Any] | None = None,
     perturbation: str | None = None,
     output: str | None = None,
@@ -140,22 +144,21 @@ def reconstruct(
     device: str | None = None,
     precision: str = "bf16",
 ) -> Reconstruction:
-    """Reconstruct a CT from a frontal and a lateral X-ray; the same seed gives the same CT.
+    """Reconstruct a CT from a frontal and a lateral X-ray, or other views; the same seed gives the same CT.
 
     ckpt: a run folder, a checkpoint file, a model folder, or a model of ``load_model``, which saves loading it again.
     frontal, lateral: files (.npy line integrals, PNG, TIFF, JPEG, NIfTI, MHA, NRRD, DICOM), or arrays or tensors
     [rows, cols] with row 0 most inferior, columns toward the patient's left (frontal) or posterior (lateral), bone
-    bright. Both must show the field of view that the model was trained on.
+    bright; others: of other ``dataset.views``, by degrees. All must show the field of view of the training.
     line_integrals, pixel_pitch: of arrays: line integrals of attenuation (dimensionless), else grey levels; (row, col)
-    mm, which matters where pixels are not square.
-    head_up: whether row 0 shows the head; None: in pictures and DICOM it does, in arrays and .npy it does not.
+    mm of pixels. head_up: row 0 shows the head; None: it does in pictures and DICOM, not in arrays and .npy.
     sampler: another one, such as ``Ddim(20)``, or settings of the run's own, such as ``{"num_inference_steps": 20}``.
     perturbation: z of Eq. 5, ``random`` or ``zero``. output: of a method that has them, ``mean``, ``sample`` or
     ``ensemble`` (of ``num_samples``). blend: between the mean (0) and the sample or ensemble (1). None: as configured.
     consistency: steps that move each estimate of the CT toward X-rays with camera.json beside them; None or 0: none.
     uncertainty: draw ``num_samples`` (None: the model's own number, or 8) CTs more, for ``Reconstruction.uncertainty``.
-    spacing: mm a voxel, one number or (x, y, z); None: as the training data.
-    origin: (x, y, z) mm LPS of the first voxel; None: from the camera.json beside both files, else centred at 0.
+    spacing: mm a voxel, one number or (x, y, z); None: as the training data. origin: (x, y, z) mm LPS of the first
+    voxel; None: from the camera.json beside the files, else centred at 0.
     weights: "ema" (default) or "raw". device: "auto" (default), "cpu", "cuda" or "cuda:N". precision: "bf16" or "fp32".
 
     Raises UserError, one line, for a checkpoint or X-ray that cannot be used.
@@ -165,11 +168,11 @@ def reconstruct(
     for kind, value, key in (*kinds, (Whole | None, consistency, "consistency")):
         convert(kind, value, key)
     first_voxel = convert(Three | None, _plain_numbers(origin), "origin")
-    views = _read_views({"frontal": frontal, "lateral": lateral}, line_integrals, _pitch(pixel_pitch), head_up)
+    views = _read_views(_by_view(frontal, lateral, others), line_integrals, _pitch(pixel_pitch), head_up)
 
     # Load the model, and check X-rays and settings against it.
     run, weights = _loaded(ckpt, device, weights)
-    given = _model_inputs(run.cfg.dataset, views, spacing, first_voxel)
+    given = _model_inputs(run, views, spacing, first_voxel)
     settings = {"perturbation": perturbation, "output": output, "blend": blend, "num_samples": num_samples}
     correction = Consistency.wanted(consistency)
     sampling = run.sampling(sampler or {}, uncertainty=uncertainty, consistency=correction, **settings)
@@ -245,6 +248,13 @@ class _Views:
     cameras: dict[str, CameraFile]
 
 
+def _by_view(
+    frontal: XrayInput | None, lateral: XrayInput | None, others: Mapping[float | int, XrayInput] | None
+) -> dict[str, XrayInput]:
+    named = {view: given for view, given in zip(VIEWS, (frontal, lateral), strict=True) if given is not None}
+    return named | (at_angles(others, "others") if others else {})
+
+
 def _read_views(
     inputs: Mapping[str, XrayInput], line_integrals: bool, pitch: tuple[float, float] | None, head_up: bool | None
 ) -> _Views:
@@ -252,7 +262,8 @@ def _read_views(
     images, hashes = {}, {}
     for view, given in inputs.items():
         if isinstance(given, str | Path):
-            images[view], hashes[view] = read_xray(given, head_up, view), sha256_of(Path(given))
+            declared = view if view in VIEWS else None
+            images[view], hashes[view] = read_xray(given, head_up, declared), sha256_of(Path(given))
             continue
         values = given.detach().cpu() if isinstance(given, Tensor) else given
         values = np.asarray(values.float() if isinstance(values, Tensor) and values.is_floating_point() else values)
@@ -260,9 +271,10 @@ def _read_views(
             values, f"{view} X-ray", line_integrals=line_integrals, pixel_pitch=pitch, head_up=bool(head_up)
         )
         hashes[view] = hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
-    if np.array_equal(images["frontal"].values, images["lateral"].values):
-        paths = {view: image.meta["path"] for view, image in images.items()}
-        raise UserError(f"{paths['lateral']}: the same image as frontal={paths['frontal']}; give the other view")
+    for (one, image), (_, same) in itertools.combinations(images.items(), 2):
+        if np.array_equal(image.values, same.values):
+            path = image.meta["path"]
+            raise UserError(f"{same.meta['path']}: the same image as {one}={path}; give the other view")
     cameras = read_camera_files({view: Path(x) for view, x in inputs.items() if isinstance(x, str | Path)})
     return _Views(images, hashes, cameras)
 
@@ -277,9 +289,14 @@ class _ModelInputs:
     grid: dict[str, Any]
 
 
-def _model_inputs(dataset: DictConfig, views: _Views, spacing: Any, origin: Sequence[float] | None) -> _ModelInputs:
-    grid = _grid(dataset, views.cameras, spacing, None if origin is None else list(origin))
+def _model_inputs(run: load.LoadedRun, views: _Views, spacing: Any, origin: Sequence[float] | None) -> _ModelInputs:
+    """UserError unless the X-rays are those that the model takes."""
+    run.reconstructor.check_views(views.images)
+    dataset = run.cfg.dataset
+    grid = _grid(dataset, views.cameras, spacing, None if origin is None else list(origin), len(views.images))
     grid["notes"] = [*(note for image in views.images.values() for note in image.meta.get("notes", ())), *grid["notes"]]
+    if len(views.images) == 1:
+        grid["notes"].append(f"from one X-ray ({next(iter(views.images))}): {_ONE_VIEW}")
     xrays = prepare_xrays(views.images, grid["size"], dataset.xray_normalization)
     camera = _camera(dataset, views.cameras, grid)
     side = grid["size"] * grid["spacing"][0]
@@ -385,12 +402,12 @@ def _plain_numbers(value: Any) -> Any:
 
 
 def _grid(
-    dataset: DictConfig, cameras: Mapping[str, CameraFile], spacing: Any, given: list[float] | None
+    dataset: DictConfig, cameras: Mapping[str, CameraFile], spacing: Any, given: list[float] | None, count: int
 ) -> dict[str, Any]:
-    """Size, spacing and position of the CT, and notes on the cameras, as ``reconstruct.json`` has them."""
+    """Size, spacing and position of the CT of ``count`` X-rays, and notes on cameras, for ``reconstruct.json``."""
     size, steps = model_grid(dataset) if spacing is None else (int(dataset.size), list(spacing_xyz(spacing)))
     notes = check_cameras(cameras, size, steps, dataset)
-    origin, source = place(cameras, size, steps, given)
+    origin, source = place(cameras, size, steps, given, count)
     return {"size": size, "spacing": steps, "origin": origin, "origin_source": source, "notes": notes}
 
 
@@ -419,4 +436,4 @@ def _record(run: load.LoadedRun, weights: str, views: _Views) -> dict[str, Any]:
 
 
 def _xray_tiles(xrays: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    return {view: slices.grey(slices.display_xray(xrays[view][0, 0].numpy()), (-1.0, 1.0)) for view in VIEWS}
+    return {view: slices.grey(slices.display_xray(xrays[view][0, 0].numpy()), (-1.0, 1.0)) for view in xrays}

@@ -66,6 +66,26 @@ def test_the_folder_holds_both_views_and_how_to_read_them(scan, tmp_path):
         np.testing.assert_allclose(undone, image, atol=record["png_scale"][view])
 
 
+def test_other_angles_are_written_under_their_names_and_change_no_named_view(scan, tmp_path):
+    jitter = {"pose_jitter": {"degrees": 2.0, "mm": 3.0}}
+    for name, more in (("two", {}), ("three", {"views": [45, 0, 90, 180]}), ("one", {"views": [180]})):
+        run(configure(ct=str(scan), out=str(tmp_path / name), size=32, **jitter, **more))
+    assert {path.name for path in (tmp_path / "one").iterdir()} == {"angle_180.npy", "angle_180.png", "camera.json"}
+    for view in ("frontal", "lateral"):
+        two, three = (np.load(tmp_path / name / f"{view}.npy") for name in ("two", "three"))
+        np.testing.assert_array_equal(two, three)
+    # The ball is at the left, in front: from behind, at the left of the picture; between both views, in front.
+    from_behind = np.load(tmp_path / "one" / "angle_180.npy").sum(0)
+    assert from_behind[:16].sum() > 5 * from_behind[16:].sum()
+    turned = np.load(tmp_path / "three" / "angle_45.npy").sum(0)
+    assert turned[24:].sum() > 5 * turned[:24].sum()  # 18 cos 45 + 16 sin 45 = 24 mm across
+    assert set(json.loads((tmp_path / "three" / "camera.json").read_text())["pose"]) == {
+        "frontal", "lateral", "angle_45", "angle_180"
+    }  # fmt: skip
+    with pytest.raises(UserError, match=r"views=\[0.0, 0.0\]: give 1 to 8 different angles"):
+        run(configure(ct=str(scan), out=str(tmp_path / "no"), size=32, views=[0, 0]))
+
+
 @pytest.mark.parametrize("padding", [None, 0], ids=["whole", "padded with water"])
 def test_the_same_scan_gives_the_same_xrays_as_preparation(tmp_path, padding):
     """An odd number of voxels, and a cube of another spacing: a cube in whole voxels would lie half a voxel off."""

@@ -1,4 +1,4 @@
-"""``synthesize_drr.py``: one CT in, its frontal and lateral digitally reconstructed radiographs out."""
+"""``synthesize_drr.py``: one CT in, its digitally reconstructed radiographs out."""
 
 import json
 from collections.abc import Mapping
@@ -78,13 +78,14 @@ class Radiograph:
     output: Literal["line_integral", "transmission", "max"]
     rotation: Three
     shift: Three
+    views: list[float]
     pose_jitter: Jitter | None
     effects: Effects
     seed: Seed
 
 
 def run(config: DictConfig) -> None:
-    """Read ``ct``, render both views and write the folder ``out``, whole or not at all.
+    """Read ``ct``, render its views and write the folder ``out``, whole or not at all.
 
     Raises UserError for a setting or a CT that is not usable.
     """
@@ -129,7 +130,7 @@ def run(config: DictConfig) -> None:
         "png_scale": {view: float(image.max()) / _PNG_MAX or 1.0 for view, image in images.items()},
         "units": _units(cfg.output),
         "axes": {
-            "npy": "rows to Superior; columns to Left (frontal) or Posterior (lateral)",
+            "npy": "rows to Superior; columns to Left (frontal) or Posterior (lateral), else along (cos a, -sin a)",
             "png": "as npy with the rows reversed, so that the head is up",
         },
         "version": __version__,
@@ -153,7 +154,7 @@ def idle_settings(cfg: Radiograph) -> dict[str, str]:
 
 
 def _render(cfg: Radiograph, hu: np.ndarray, camera: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Line integrals of both views, [size, size], with the exposure's effects; and the settings for camera.json.
+    """Line integrals of each view, [size, size], with the exposure's effects; and the settings for camera.json.
 
     hu: [size, size, size], a cube of ``cfg.spacing`` mm a voxel.
     """
@@ -162,16 +163,25 @@ def _render(cfg: Radiograph, hu: np.ndarray, camera: Any) -> tuple[dict[str, np.
     from diffux2ct.xray.attenuation import ATTENUATIONS
     from diffux2ct.xray.drr import render_pair
     from diffux2ct.xray.effects import XrayEffects
-    from diffux2ct.xray.pose import Pose, random_poses
+    from diffux2ct.xray.pose import Pose, random_poses, view_names
 
     settings = {"water": {"kev": cfg.kev}, "two_material": {"kvp": cfg.kvp}}.get(cfg.attenuation, {})
     attenuation = ATTENUATIONS[cfg.attenuation](**settings)
     jitter = cfg.pose_jitter or Jitter(0.0, 0.0)
-    drawn = random_poses(np.random.default_rng(cfg.seed), jitter.degrees, jitter.mm)
-    poses = {view: Pose(cfg.rotation, cfg.shift).moved(pose) for view, pose in drawn.items()}
+    views, stream = view_names(cfg.views, "views"), np.random.default_rng(cfg.seed)
+    drawn = random_poses(stream, jitter.degrees, jitter.mm)  # first, so that no further view changes them
+    drawn |= random_poses(stream, jitter.degrees, jitter.mm, [view for view in views if view not in drawn])
+    poses = {view: Pose(cfg.rotation, cfg.shift).moved(drawn[view]) for view in views}
     effects = XrayEffects(**asdict(cfg.effects))
     pair = render_pair(
-        hu, (cfg.spacing,) * 3, camera, cfg.size, projector=cfg.projector, attenuation=attenuation, jitter=poses
+        hu,
+        (cfg.spacing,) * 3,
+        camera,
+        cfg.size,
+        projector=cfg.projector,
+        attenuation=attenuation,
+        jitter=poses,
+        views=views,
     )
     generator = torch.Generator().manual_seed(cfg.seed)
     images = {

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -73,6 +73,7 @@ class Dataset:
     generate: Mapping[str, Any] | None = None
     randomize: Mapping[str, Any] | None = None
     augment: Any = None
+    views: list[Annotated[float, Range(0, 360)]] = field(default_factory=lambda: [0.0, 90.0])
 
 
 @dataclass(frozen=True)

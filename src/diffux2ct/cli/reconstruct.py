@@ -1,5 +1,6 @@
-"""``python scripts/reconstruct.py ckpt= frontal= lateral= out=``: two X-ray files in, a CT out."""
+"""``python scripts/reconstruct.py ckpt= frontal= lateral= out=``: X-ray files in, a CT out."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,8 +16,9 @@ class Request:
     """Keys of ``configs/reconstruct.yaml``."""
 
     ckpt: Path
-    frontal: Path
-    lateral: Path
+    frontal: Path | None
+    lateral: Path | None
+    others: Mapping[Any, Path] | None
     out: Path
     head_up: bool | None
     sampler: Any
@@ -41,8 +43,8 @@ def run(config: DictConfig) -> None:
     from diffux2ct.inference import reconstruct
 
     cfg = read(Request, config)
-    others = ("ckpt", "out", "sampler")
-    settings = {key: getattr(cfg, key) for key in Request.__dataclass_fields__ if key not in others}
+    own = ("ckpt", "out", "sampler")
+    settings = {key: getattr(cfg, key) for key in Request.__dataclass_fields__ if key not in own}
     out = cfg.out
     made = reconstruct(cfg.ckpt, **settings, sampler=plain(cfg.sampler))
     made.write_folder(out)

@@ -31,6 +31,7 @@ def checked(cfg: DictConfig) -> tuple[DictConfig, bool]:
 
     cfg = build.resolved(cfg)
     check_nodes(cfg)
+    build.check_views(cfg)
     idle = [f"trainer.{key}" for key in cfg.trainer if key != "checkpoint_stages"]
     warn_idle(dict.fromkeys([*idle, "optim", "sampler", "metrics", "logger"], "it changes no cost that is counted"))
     return cfg, convert(bool, cfg.json, "json")
@@ -42,12 +43,13 @@ def summarize(cfg: DictConfig) -> dict[str, Any]:
 
     from diffux2ct import build
     from diffux2ct.reconstructors.cost import meta_xrays, part_cost
+    from diffux2ct.types import VIEWS
 
     with torch.device("meta"):
         model = build.build_reconstructor(cfg)
         size = cfg.dataset.size
         batch = {"volume": torch.empty(1, 1, size, size, size), "seed": torch.zeros(1, dtype=torch.long)}
-        batch |= meta_xrays(size)
+        batch |= meta_xrays(size, getattr(model, "views", VIEWS))
         parts = {
             name: {"parameters": sum(p.numel() for p in part.parameters()), **part_cost(model, call)}
             for name, (part, call) in model.parts(batch).items()

@@ -165,6 +165,7 @@ def checked(cfg: DictConfig) -> tuple[DictConfig, TrainerSettings]:
     build.check_optimizer(cfg)
     build.check_sampler(cfg)
     build.check_metrics(cfg)
+    build.check_views(cfg)
     return cfg, settings
 
 
@@ -222,7 +223,14 @@ def idle_settings(cfg: DictConfig, unused: Sequence[str] = ()) -> dict[str, str]
     if selected("diffusion.schedule") != "linear":
         idle |= dict.fromkeys(("diffusion.beta_start", "diffusion.beta_end"), "they are of diffusion.schedule=linear")
     if not build.reconstructs(cfg):
-        keys = ("sampler", "metrics", "trainer.val_every", "trainer.num_val_cases", "dataset.randomize")
+        keys = (
+            "sampler",
+            "metrics",
+            "trainer.val_every",
+            "trainer.num_val_cases",
+            "dataset.randomize",
+            "dataset.views",
+        )
         return idle | dict.fromkeys(keys, f"{model} is no reconstructor")
     idle |= {} if build.samples(cfg) else {"sampler": f"{model} has no sampler"}
     idle |= {} if trainer.val_every else dict.fromkeys(("metrics", "trainer.num_val_cases"), "trainer.val_every=0")

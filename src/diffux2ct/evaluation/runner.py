@@ -30,10 +30,11 @@ from diffux2ct.evaluation.uncertainty.coverage import Uncertainty
 from diffux2ct.evaluation.uncertainty.fit import spread_of_case
 from diffux2ct.files.atomic import replaced_folder
 from diffux2ct.intensity import normalize_xray, to_hu
-from diffux2ct.reconstructors.base import on_device
+from diffux2ct.reconstructors.base import on_device, xrays_of
 from diffux2ct.reconstructors.precision import autocast, effective
 from diffux2ct.seeding import CPU, seeded_generator
 from diffux2ct.types import VIEWS
+from diffux2ct.xray.pose import is_view
 
 XRAY_SOURCES = ("paired", "shuffled", "swapped")
 
@@ -165,9 +166,10 @@ def _score_cases(
         indices = range(first, min(first + job.batch_size, len(dataset)))
         volumes, seconds = job.reconstruct(indices)
         for place, index in enumerate(indices):
-            case, truth = dataset.cases[index], dataset[index]["volume"]
+            case, sample = dataset.cases[index], dataset[index]
+            truth = sample["volume"]
             volume = _checked(volumes[place], truth, case.case_id)
-            scored = ScoredCase.of(case, truth, dataset.window)
+            scored = ScoredCase.of(case, truth, dataset.window, [*filter(is_view, sample)])
             row = {"case_id": case.case_id, "patient": case.patient} | metrics.score(scored, volume, mean_volume)
             row |= metrics.plant(scored, partial(job.reconstruct_pair, index))
             if uncertainty is not None:
@@ -198,9 +200,10 @@ def _check(dataset: EvaluationDataset, out_dir: Path, xray_source: str, context:
 
 def _xrays(dataset: EvaluationDataset, indices: Sequence[int], source: str) -> dict[str, Tensor]:
     samples = [dataset[_shown(dataset, index, source)] for index in indices]
-    keys = [key for key in (*VIEWS, "camera") if key in samples[0]]
-    xrays = {key: torch.stack([sample[key] for sample in samples]) for key in keys}
+    xrays = {key: torch.stack([sample[key] for sample in samples]) for key in xrays_of(samples[0])}
     if source == "swapped":
+        if not xrays.keys() >= set(VIEWS):
+            raise UserError("xray_source=swapped: exchanges frontal and lateral, and this model does not take both")
         if xrays["frontal"].shape != xrays["lateral"].shape:
             raise UserError("xray_source: frontal and lateral differ in size here, so they cannot be swapped")
         xrays = xrays | {"frontal": xrays["lateral"], "lateral": xrays["frontal"]}
@@ -249,7 +252,7 @@ def _report_case(dataset: EvaluationDataset, index: int, folder: Path, source: s
     truth = to_hu(dataset[index]["volume"], dataset.window)
     made = read_own_ct(folder / "reconstructions" / f"{case.case_id}.nii.gz").hu
     given = _xrays(dataset, [index], source)
-    xrays = {view: given[view][0, 0].numpy() for view in VIEWS}
+    xrays = {view: given[view][0, 0].numpy() for view in filter(is_view, given)}
     again = _reprojections(case, made) if source == "paired" else {}
     width = folder / "half_width" / f"{case.case_id}.nii.gz"
     half_width = read_own_ct(width).hu if width.is_file() else None

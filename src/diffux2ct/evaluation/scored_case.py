@@ -1,5 +1,6 @@
 """A case as metrics take it: the true volume, labels, implants and X-rays of its prepared folder."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,7 @@ from diffux2ct.evaluation.anatomy.implants import Implants, true_implants
 from diffux2ct.evaluation.fidelity.xray_consistency import CaseXrays
 from diffux2ct.evaluation.perception.weights import Unavailable
 from diffux2ct.intensity import Window, to_hu
+from diffux2ct.types import VIEWS
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,8 @@ class ScoredCase:
     """A case to score reconstructions against. Costly properties are computed once, on first use.
 
     volume: the truth in [-1, 1] of ``window`` (HU). spacing: (x, y, z) mm of its voxels. path: the prepared case's
-    folder, None where the data come from elsewhere: metrics that need labels or X-rays then have no value.
+    folder, None where the data come from elsewhere: metrics that need labels or X-rays then have no value. views:
+    names of the X-rays that the method is given.
     """
 
     case_id: str
@@ -28,11 +31,12 @@ class ScoredCase:
     window: Window
     spacing: tuple[float, float, float]
     path: Path | None = None
+    views: tuple[str, ...] = VIEWS
 
     @classmethod
-    def of(cls, record: Any, volume: Tensor, window: Window) -> "ScoredCase":
+    def of(cls, record: Any, volume: Tensor, window: Window, views: Sequence[str] = VIEWS) -> "ScoredCase":
         """From a dataset's case record and its volume."""
-        return cls(record.case_id, volume, window, record.spacing, getattr(record, "path", None))
+        return cls(record.case_id, volume, window, record.spacing, getattr(record, "path", None), tuple(views))
 
     @cached_property
     def hu(self) -> Int16[np.ndarray, "d h w"]:

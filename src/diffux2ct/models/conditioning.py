@@ -12,7 +12,7 @@ from diffux2ct.errors import UserError
 from diffux2ct.models.implicit_decoder import ImplicitDecoder
 from diffux2ct.models.layers.blocks import conv_norm_act
 from diffux2ct.models.triplane import PlaneDecoder, PlaneEncoder, TriplaneGenerator
-from diffux2ct.types import Plane, Xrays
+from diffux2ct.types import VIEWS, Plane, Xrays
 
 Conditions = list[Float[Tensor, "b _ _ _ _"]]  # every scale has its own channels and sides
 
@@ -24,10 +24,11 @@ class Conditioning(nn.Module, ABC):
     """
 
     channels: tuple[int, ...]
+    takes: tuple[str, ...] = VIEWS  # names of the views of the X-rays
 
     @abstractmethod
     def forward(self, xrays: Xrays, z: Plane | None = None) -> Conditions:
-        """X-rays "frontal" [b, 1, D, W] and "lateral" [b, 1, D, H] in [-1, 1] -> h^(1..N).
+        """X-rays "frontal" [b, 1, D, W] and "lateral" [b, 1, D, H] in [-1, 1], or other views -> h^(1..N).
 
         z: see `sample_perturbation`. None draws a fresh one while training, and is 0 in evaluation.
         """

@@ -2,7 +2,7 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from diffux2ct.errors import UserError
 from diffux2ct.seeding import CPU, seeded_generator
 from diffux2ct.types import VIEWS, Volume, Xrays
+from diffux2ct.xray.pose import is_view
 
 Batch = Mapping[str, Tensor]
 Losses = dict[str, Tensor]
@@ -60,6 +61,7 @@ class Reconstructor(Trainable):
     size: int | tuple[int, int, int] | None = (
         None  # voxels, where the networks take this size only: one side, or D, H, W
     )
+    views: tuple[str, ...] = VIEWS  # of the X-rays that ``reconstruct`` takes
 
     @abstractmethod
     def reconstruct(self, xrays: Xrays, *, generator: torch.Generator | None = None) -> Volume:
@@ -89,28 +91,34 @@ class Reconstructor(Trainable):
         """Those of ``settings`` that `reconstruct` takes, with the model's own value where one is None."""
         return {key: value for key, value in settings.items() if key in self.settings()}
 
+    def check_views(self, given: Collection[str]) -> None:
+        """UserError unless the views are those that the model takes."""
+        if set(given) != set(self.views):
+            raise UserError(f"xrays: views {', '.join(map(str, given)) or 'none'}; give {' and '.join(self.views)}")
+
     def check_xrays(self, xrays: Xrays) -> None:
-        """UserError unless ``xrays`` holds float images of both views, of the model's size, one pair per sample."""
-        if set(xrays) - {"camera"} != set(VIEWS):
-            raise UserError(f"xrays: views {', '.join(map(str, xrays)) or 'none'}; give {' and '.join(VIEWS)}")
-        frontal, lateral = (xrays[view] for view in VIEWS)
-        for view, image in (("frontal", frontal), ("lateral", lateral)):
+        """UserError unless ``xrays`` holds float images of the model's views, of its size, one of each per sample."""
+        self.check_views([key for key in xrays if key != "camera"])
+        images = {view: xrays[view] for view in self.views}
+        for view, image in images.items():
             if image.ndim != 4 or image.shape[1] != 1 or not image.is_floating_point():
                 kind = f"{image.dtype} {list(image.shape)}"
                 raise UserError(f"xrays: {view} is {kind}; give floats [batch, 1, rows, columns] in [-1, 1]")
-        if self.size is None:
-            depth, height, width = frontal.shape[2], lateral.shape[3], frontal.shape[3]
-        else:
-            depth, height, width = (self.size,) * 3 if isinstance(self.size, int) else self.size
-        for view, image, columns in (("frontal", frontal, width), ("lateral", lateral, height)):
-            expected = [len(frontal), 1, depth, columns]
+        first = images[self.views[0]]
+        for view, image in images.items():
+            if self.size is None:
+                depth, columns = first.shape[2], image.shape[3]
+            else:
+                depth, height, width = (self.size,) * 3 if isinstance(self.size, int) else self.size
+                columns = height if view == "lateral" else width
+            expected = [len(first), 1, depth, columns]
             if list(image.shape) != expected:
                 raise UserError(f"xrays: {view} is {list(image.shape)}; this model needs {expected}")
 
 
 def xrays_of(batch: Batch) -> Xrays:
     """The X-ray entries of a batch, with their camera where it is known."""
-    return {key: batch[key] for key in (*VIEWS, "camera") if key in batch}
+    return {key: value for key, value in batch.items() if key == "camera" or is_view(key)}
 
 
 def on_device(batch: Mapping[str, Tensor], device: torch.device | str) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """Parameters, FLOP and activation memory, counted on the meta device, where nothing is allocated."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -57,7 +57,7 @@ def _flop(model: Reconstructor, size: int, **settings: Any) -> tuple[int, set[nn
         for child in children
         for module in child.modules()
     ]
-    xrays = meta_xrays(size)
+    xrays = meta_xrays(size, model.views)
     counter = FlopCounterMode(display=False)
     was_training = model.training
     model.eval()
@@ -73,9 +73,9 @@ def _flop(model: Reconstructor, size: int, **settings: Any) -> tuple[int, set[nn
     return counter.get_total_flops(), {model} if own or not ran else ran
 
 
-def meta_xrays(size: int) -> dict[str, Tensor]:
+def meta_xrays(size: int, views: Sequence[str] = VIEWS) -> dict[str, Tensor]:
     """X-rays to count with, of a cone camera, since parallel rays cost a model that follows them nothing."""
-    xrays = {view: torch.empty(1, 1, size, size, device="meta") for view in VIEWS}
+    xrays = {view: torch.empty(1, 1, size, size, device="meta") for view in views}
     return xrays | {"camera": torch.tensor([[1.0, 0.1, 1.0, 0.1]], device="cpu")}
 
 

@@ -1,4 +1,4 @@
-"""The posterior of a CT given two X-rays: its mean by regression, and samples by a flow that starts at the mean.
+"""The posterior of a CT given its X-rays: its mean by regression, and samples by a flow that starts at the mean.
 
 After PMRF (Ohayon et al. 2024, arXiv 2410.00418): the mean squared error has its least at the posterior mean, and a
 rectified flow from that mean (with a little noise) to the true CTs gives samples that stay close to it.
@@ -67,6 +67,7 @@ class PosteriorFlow(Reconstructor):
             raise UserError(f"model.sigma={sigma}: must be positive")
         self.mean_conditioning, self.mean = conditioning, mean
         self.flow_conditioning, self.flow = flow_conditioning, flow
+        self.views = conditioning.takes
         self.size, self.sigma, self.flow_after, self.norm = size, float(sigma), float(flow_after), norm
         self.num_inference_steps = _count("num_inference_steps", num_inference_steps)
         self.num_samples = _count("num_samples", num_samples)

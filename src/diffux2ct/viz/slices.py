@@ -16,6 +16,7 @@ from jaxtyping import Num, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from diffux2ct.files.atomic import replaced_file
+from diffux2ct.xray.pose import view_angle
 
 PLANES = ("axial", "coronal", "sagittal")
 
@@ -41,6 +42,23 @@ BONE_HU = 200.0
 
 _STRIP = 20  # pixels above a picture for its name
 _GUTTER, _BETWEEN = 4, 96  # pixels from picture to picture, and their grey: air is black at a picture's edge
+
+
+def edges(plane: str) -> tuple[str, str]:
+    """Sides at the left and right edge of a picture of ``EDGES``, or of an X-ray at another angle: RA LP, say."""
+    if plane in EDGES:
+        return EDGES[plane]
+    angle = math.radians(view_angle(plane))
+    across = sorted(((math.cos(angle), "L", "R"), (-math.sin(angle), "P", "A")), key=lambda part: -abs(part[0]))
+    # A direction has its larger part first, and a second one from 22.5 degrees on.
+    parts = [part for part in across if abs(part[0]) > math.sin(math.pi / 8) - 1e-9]
+    right = "".join(plus if part > 0 else minus for part, plus, minus in parts)
+    return "".join(minus if part > 0 else plus for part, plus, minus in parts), right
+
+
+def named(plane: str) -> str:
+    """Name of a plane or view under a picture."""
+    return plane.capitalize() if plane in EDGES else f"{view_angle(plane):g}°"
 
 
 def bone_centre(hu: Num[np.ndarray, "d h w"]) -> tuple[int, int, int]:
@@ -114,9 +132,9 @@ def with_sides(image: UInt8[np.ndarray, "r c"], plane: str) -> UInt8[np.ndarray,
     """A picture under a strip that names it and the patient's sides at its edges: R Frontal L."""
     strip = Image.new("L", (image.shape[1], _STRIP), 0)
     draw, font = ImageDraw.Draw(strip), ImageFont.load_default(size=13)
-    left, right = EDGES[plane]
+    left, right = edges(plane)
     places = ((4, "lm"), (strip.width // 2, "mm"), (strip.width - 4, "rm"))
-    for text, (x, anchor) in zip((left, plane.capitalize(), right), places, strict=True):
+    for text, (x, anchor) in zip((left, named(plane), right), places, strict=True):
         draw.text((x, _STRIP // 2), text, fill=255, font=font, anchor=anchor)
     return np.concatenate([np.asarray(strip), image])
 

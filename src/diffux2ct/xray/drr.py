@@ -13,7 +13,7 @@ from diffux2ct.types import VIEWS, Volume, Xray
 from diffux2ct.xray.attenuation import AttenuationModel, attenuation_model
 from diffux2ct.xray.camera import Array, Camera, Real
 from diffux2ct.xray.joseph import project_joseph
-from diffux2ct.xray.pose import Pose
+from diffux2ct.xray.pose import Pose, in_named_view
 from diffux2ct.xray.siddon import project_siddon
 from diffux2ct.xray.trilinear import project_trilinear
 
@@ -39,7 +39,7 @@ def render_view(
 
     Args:
         hu: [B, 1, D, H, W] LPS, HU as the X-rays see them; its centre is the isocentre. Outside is air.
-        spacing, camera, view, pose: as in ``project_rays``.
+        spacing, camera, pose: as in ``project_rays``. view: "frontal", "lateral" or at another angle (`xray.pose`).
         projector: "joseph" (one sample a slab; fast), "siddon" (exact for uniform voxels) or "trilinear" (half a
             voxel's steps through the interpolated volume).
         attenuation: "plastimatch", "water" or "two_material", or a model with settings of your own.
@@ -53,6 +53,7 @@ def render_view(
     if projector not in PROJECTORS:
         raise UserError(f"projector {projector!r} is unknown; use {', '.join(PROJECTORS)}")
     maps = model.materials(hu)
+    view, pose = in_named_view(view, pose)
     paths = PROJECTORS[projector](maps.flatten(0, 1)[:, None], spacing, camera, view, pose=pose)
     return model.line_integral(paths[:, 0].unflatten(0, maps.shape[:2]))
 
@@ -66,25 +67,27 @@ def render_pair(
     projector: str = "joseph",
     attenuation: str | AttenuationModel = "plastimatch",
     jitter: Pose | Mapping[str, Pose] | None = None,
+    views: Sequence[str] = VIEWS,
 ) -> dict[str, Array]:
-    """Frontal and lateral digitally reconstructed radiographs of one CT.
+    """Frontal and lateral digitally reconstructed radiographs of one CT, or those of other ``views``.
 
     Args:
         hu: [D, H, W] LPS, HU of any numeric type, as the X-rays see them (clip metal before).
         spacing, camera, projector, attenuation: as for ``render_view``.
         size: pixels per side of the result; a panel with another pixel count is resampled with anti-aliasing.
-        jitter: the patient's pose, for both views or for each (``random_poses``); None: straight.
+        jitter: the patient's pose, for all views or for each (``random_poses``); None: straight.
+        views: names of views at any angles (`xray.pose`).
 
     Returns:
-        {"frontal", "lateral"}: float32 line integrals [size, size], dimensionless; tensors (differentiable) for
-        a tensor, arrays for an array.
+        A mapping by view: float32 line integrals [size, size], dimensionless; tensors (differentiable) for a tensor,
+        arrays for an array.
 
     UserError as for ``render_view``.
     """
     as_tensor = isinstance(hu, Tensor)
     volume = hu.float() if as_tensor else torch.from_numpy(np.ascontiguousarray(hu, dtype=np.float32))
     images: dict[str, Any] = {}
-    for view in VIEWS:
+    for view in views:
         pose = jitter.get(view) if isinstance(jitter, Mapping) else jitter
         image = render_view(
             volume[None, None], spacing, camera, view, projector=projector, attenuation=attenuation, pose=pose

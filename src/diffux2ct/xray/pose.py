@@ -1,4 +1,9 @@
-"""The patient's pose in front of the camera: turned about the isocentre, then shifted."""
+"""The patient's pose in front of the camera: turned about the isocentre, then shifted. Views at any angle are poses.
+
+A view has an azimuth a in degrees: its source stands at (-SAD sin a, -SAD cos a) in (x, y), that of a reversed camera
+opposite. "frontal" is 0, "lateral" 90; a view at another angle is called after it, as "angle_45", and is the frontal
+view of the patient turned by a about z: its columns run along (cos a, -sin a), where the lateral's run along +y.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +14,9 @@ import numpy as np
 from diffux2ct.errors import UserError
 from diffux2ct.types import VIEWS
 from diffux2ct.xray.camera import Real, finite
+
+MAX_VIEWS = 8
+_PREFIX = "angle_"
 
 
 @dataclass(frozen=True)
@@ -83,6 +91,51 @@ def random_pose(generator: np.random.Generator, degrees: Real, mm: Real) -> Pose
     return Pose(tuple((draw[:3] * degrees).tolist()), tuple((draw[3:] * mm).tolist()))
 
 
-def random_poses(generator: np.random.Generator, degrees: Real, mm: Real) -> dict[str, Pose]:
+def random_poses(
+    generator: np.random.Generator, degrees: Real, mm: Real, views: Sequence[str] = VIEWS
+) -> dict[str, Pose]:
     """A random pose for each view: between two exposures the patient, or the C-arm, has moved a little."""
-    return {view: random_pose(generator, degrees, mm) for view in VIEWS}
+    return {view: random_pose(generator, degrees, mm) for view in views}
+
+
+def view_name(angle: Real) -> str:
+    """Name of the view at an azimuth in degrees."""
+    # A dot would part the names of a module's parameters.
+    return {0.0: VIEWS[0], 90.0: VIEWS[1]}.get(angle) or f"{_PREFIX}{angle:g}".replace(".", "p")
+
+
+def view_angle(view: str) -> float:
+    """Azimuth in degrees of a view by its name."""
+    return 90.0 * VIEWS.index(view) if view in VIEWS else float(view.removeprefix(_PREFIX).replace("p", "."))
+
+
+def is_view(key: str) -> bool:
+    """True of names of views, among the keys of a batch."""
+    return key in VIEWS or key.startswith(_PREFIX)
+
+
+def view_names(angles: Any, key: str = "dataset.views") -> tuple[str, ...]:
+    """Names of views at these azimuths. UserError unless they are 1 to 8 different numbers from 0 to below 360."""
+    given = list(angles) if isinstance(angles, Sequence) and not isinstance(angles, str) else []
+    names = tuple(view_name(angle) for angle in given if finite(angle) and 0 <= angle < 360)
+    if not len(given) == len(names) == len(set(names)) or not 1 <= len(names) <= MAX_VIEWS:
+        raise UserError(f"{key}={angles}: give 1 to {MAX_VIEWS} different angles in degrees, from 0 to below 360")
+    return names
+
+
+def at_angles(by_angle: Mapping[Any, Any], key: str) -> dict[str, Any]:
+    """Values by azimuth in degrees, keyed by the names of the views. UserError for 0 and 90, and for no angle."""
+    names = view_names(list(by_angle), key)
+    if named := [view for view in names if view in VIEWS]:
+        raise UserError(f"{key}={list(by_angle)}: 0 and 90 are frontal and lateral; give {' and '.join(named)}=")
+    return dict(zip(names, by_angle.values(), strict=True))
+
+
+def in_named_view(view: str, pose: Pose | None) -> tuple[str, Pose | None]:
+    """A view at any angle as a named one, and the patient's pose in it. pose: of the patient before the turn."""
+    if view in VIEWS:
+        return view, pose
+    turn, pose = Pose((0.0, 0.0, view_angle(view))), pose or Pose()
+    shift = turn.to_room(np.asarray(pose.shift_mm, dtype=np.float64)).tolist()
+    rx, ry, rz = pose.rotation_deg
+    return VIEWS[0], Pose((rx, ry, rz + view_angle(view)), tuple(shift))

@@ -101,6 +101,27 @@ def test_the_xrays_are_those_of_the_deformed_cube_by_the_moved_camera(tmp_path: 
             assert (new[view][k] - batch[view][k]).abs().mean() > 0.01
 
 
+def test_views_at_other_angles_are_taken_of_the_same_body(tmp_path: Path) -> None:
+    """With a pose of their own, and without a change of what frontal and lateral show."""
+    root, angles = written(tmp_path, "lumbar"), [0, 90, 45, 250]
+    still = PreparedDataset(root, augment=NOTHING, xray_normalization="fixed", views=angles)
+    batch = batch_of(still)
+    same = still.augment(batch)
+    for view in still.views:
+        torch.testing.assert_close(same[view], batch[view], rtol=0, atol=1e-5)
+    data = PreparedDataset(root, augment=Augmentation(), xray_normalization="fixed", views=angles)
+    two = PreparedDataset(root, augment=Augmentation(), xray_normalization="fixed")
+    new, biplanar = data.augment(batch), two.augment(batch_of(two))
+    for key in ("volume", *VIEWS, "camera"):
+        assert torch.equal(new[key], biplanar[key])
+    draw = Augmentation().draw(5, data.views)
+    assert len({pose.shift_mm for pose in draw.poses.values()}) == 4
+    how = data.augment.acquisitions[0].moved(draw)
+    hu = denormalize_hu(new["volume"][0, 0], data.window).round().numpy()
+    seen = render_pair(hu, SIDE / SIZE, how.camera, SIZE, jitter=draw.poses, views=["angle_250"])["angle_250"]
+    torch.testing.assert_close((new["angle_250"][0, 0] + 1) * 4, torch.from_numpy(seen), rtol=0, atol=1e-4)
+
+
 def test_a_finer_panel_may_be_thinned_for_a_patient_who_lies_askew(tmp_path: Path) -> None:
     data = PreparedDataset(
         written(tmp_path, "x2ct"), augment=replace(NOTHING, pose_mm=1e-6), xray_normalization="fixed"

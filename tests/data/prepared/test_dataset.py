@@ -18,7 +18,9 @@ from diffux2ct.training.checkpoints import file as checkpoint
 from diffux2ct.training.settings import TrainerSettings
 from diffux2ct.training.steps import endless_batches
 from diffux2ct.xray.camera import camera_preset
+from diffux2ct.xray.drr import render_pair
 from diffux2ct.xray.effects import XrayRandomization
+from diffux2ct.xray.pose import Pose, is_view
 
 SIZE = 16
 
@@ -74,6 +76,43 @@ def test_items_are_in_model_range_and_shape(root: Path) -> None:
     assert data.cases[1].patient == "p1"
     assert data.cases[1].origin == (1.0, 2.0, 3.0)
     assert [i["index"] for i in PreparedDataset(root, cache=True)] == [0, 1]
+
+
+def test_other_views_are_projected_as_a_preparation_would(root: Path) -> None:
+    """From the whole cube at its stored size, in whole HU, with the case's own camera; then averaged."""
+    settings = {"xray_normalization": "fixed", "views": [135, 0, 22.5]}
+    data, half = PreparedDataset(root, **settings), PreparedDataset(root, size=SIZE // 2, cache=True, **settings)
+    assert data.views == ("angle_135", "frontal", "angle_22p5")
+    item, small = data[1], half[1]
+    assert [key for key in item if is_view(key)] == list(data.acquisition(1, "").poses) == list(data.views)
+    torch.testing.assert_close(item["frontal"], PreparedDataset(root, xray_normalization="fixed")[1]["frontal"])
+    hu = np.load(data.cases[1].path / "volume.npy")
+    camera = camera_preset("lumbar", SIZE, 4.0)
+    for angle, view in ((135, "angle_135"), (22.5, "angle_22p5")):
+        image = render_pair(hu, 4.0, camera, SIZE, jitter=Pose((0, 0, angle)), views=["frontal"])["frontal"]
+        torch.testing.assert_close((item[view][0] + 1) * 4, torch.from_numpy(image), rtol=0, atol=1e-5)
+        means = image.reshape(8, 2, 8, 2).mean((1, 3))
+        torch.testing.assert_close((small[view][0] + 1) * 4, torch.from_numpy(means), rtol=0, atol=1e-5)
+        assert torch.equal(half[1][view], small[view])
+    torch.testing.assert_close(data.mean_volume(), PreparedDataset(root).mean_volume(), rtol=0, atol=0)
+
+
+def test_xrays_that_cannot_be_projected_anew_leave_the_stored_views(root: Path) -> None:
+    path = root / "cases" / "b" / "case.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"xrays": "stored"}))
+    assert set(PreparedDataset(root, views=[90])[1]) == {"volume", "lateral", "camera", "index"}
+    with pytest.raises(UserError, match=r"dataset.views=\[0, 45\] projects X-rays anew .* those of b were stored"):
+        PreparedDataset(root, views=[0, 45])
+
+
+def test_each_view_at_an_angle_is_exposed_on_its_own(root: Path) -> None:
+    exposed = XrayRandomization(photons=(1e3, 1e3), probability=1.0)
+    data = PreparedDataset(root, views=[0, 90, 45], randomize=exposed)
+    biplanar = PreparedDataset(root, randomize=exposed)
+    seen, two = data[0, 5], biplanar[0, 5]
+    assert torch.equal(seen["frontal"], two["frontal"])
+    assert torch.equal(seen["lateral"], two["lateral"])
+    assert not torch.equal(seen["angle_45"], data[0]["angle_45"])
 
 
 def test_xrays_belong_to_the_volume(root: Path) -> None:

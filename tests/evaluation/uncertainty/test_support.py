@@ -35,6 +35,16 @@ def test_a_voxel_is_outside_where_changing_it_changes_no_pixel(camera, poses):
     assert 0 < mask.sum() < mask.size
 
 
+def test_the_mask_is_that_of_the_views_that_are_given():
+    camera = Camera("cone", 100.0, 150.0, **SMALL)
+    one, turned = (ray_support(camera, (SIZE,) * 3, (5.0,) * 3, views=[view]) for view in ("frontal", "angle_45"))
+    both = ray_support(camera, (SIZE,) * 3, (5.0,) * 3, views=["frontal", "angle_45"])
+    np.testing.assert_array_equal(both, one | turned)
+    same = ray_support(camera, (SIZE,) * 3, (5.0,) * 3, {"frontal": Pose((0, 0, 45))}, ["frontal"])
+    np.testing.assert_array_equal(turned, same)
+    assert one.sum() < both.sum()
+
+
 def test_a_case_has_the_mask_of_its_own_camera(phantoms):
     path = next((phantoms / "cases").iterdir())
     camera = Camera.from_dict(read_case(phantoms, path.name)["camera_geometry"])

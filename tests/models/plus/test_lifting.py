@@ -56,3 +56,21 @@ def test_settings_that_do_not_fit_are_refused_in_one_line():
     ):
         with pytest.raises(UserError, match=words):
             LiftedConditioning(**{"size": 16, "channels": (8, 8, 8), **THIN, **settings})
+
+
+def test_each_view_has_its_channels_and_is_lifted_along_its_own_rays():
+    torch.manual_seed(0)
+    lifting = LiftedConditioning(16, (6, 4, 4), **THIN, depth=False, xray=True, views=(45, 0, 90))
+    assert lifting.channels == (9, 6, 6)
+    assert lifting.takes == ("angle_45", "frontal", "lateral")
+    seen = xrays() | {"angle_45": torch.randn(1, 1, 16, 16)}
+    finest, *coarser = lifting(seen)
+    assert [tuple(h.shape[1:3]) for h in (finest, *coarser)] == [(9, 16), (6, 8), (6, 4)]
+    # Two learned channels a view, then each X-ray; along a ray they are constant.
+    for channels, axis in (((2, 3, 7), 3), ((4, 5, 8), 4)):
+        assert finest[:, channels].std(dim=axis).max() < 1e-6
+    diagonal = torch.stack([finest[:, [0, 1, 6], :, k, k] for k in range(5, 11)])
+    anti = torch.stack([finest[:, [0, 1, 6], :, k, 15 - k] for k in range(5, 11)])
+    assert diagonal.std(dim=0).max() < 1e-5 < anti.std(dim=0).min()
+    with pytest.raises(UserError, match="no angle_45, which this model lifts"):
+        lifting(xrays())

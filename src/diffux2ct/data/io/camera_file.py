@@ -1,5 +1,6 @@
 """camera.json: the geometry of the X-rays beside it, which scripts/synthesize_drr.py computed from a CT."""
 
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -96,10 +97,12 @@ def read_camera_files(xrays: Mapping[str, Path]) -> dict[str, CameraFile]:
                 f"{path}: transmission ({known.path}), not line integrals; write it again with output=line_integral"
             )
         cameras[view] = known
-    if len(cameras) == 2 and not _same_cube(*cameras.values()):
+    for pair in itertools.pairwise(cameras.values()):
+        if _same_cube(*pair):
+            continue
         first, second = (
             f"{known.path}: {known.extent[0]:g} mm around ({', '.join(f'{c:g}' for c in known.centre)})"
-            for known in cameras.values()
+            for known in pair
         )
         raise UserError(f"the two X-rays show different cubes ({first}; {second}); give two of one folder")
     return cameras
@@ -126,17 +129,22 @@ def geometry_differs(known: CameraFile, trained: Mapping[str, Any] | None) -> st
 
 
 def place(
-    cameras: Mapping[str, CameraFile], size: int, spacing: list[float], given: list[float] | None
+    cameras: Mapping[str, CameraFile],
+    size: int,
+    spacing: list[float],
+    given: list[float] | None,
+    count: int = len(VIEWS),
 ) -> tuple[list[float], str]:
     """Origin (x, y, z) in mm LPS of the CT's first voxel, and the source of that position.
 
-    With camera.json for both views the CT has the centre of the cube that was X-rayed, so that it overlays the scan.
+    With camera.json for all ``count`` views the CT has the centre of the cube that was X-rayed, so that it overlays the
+    scan.
     """
     if given is not None:
         return given, "given"
     # The isocentre, which both X-rays look at, is the middle of the volume.
     centre, source = (0.0, 0.0, 0.0), "arbitrary: centred at 0"
-    if len(cameras) == len(VIEWS):
+    if len(cameras) == count:
         centre, source = next(iter(cameras.values())).centre, "camera.json"
     return [c - (size - 1) / 2 * step for c, step in zip(centre, spacing, strict=True)], source
 

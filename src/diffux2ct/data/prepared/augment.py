@@ -1,4 +1,4 @@
-"""3D augmentation: a batch's cubes are deformed and both X-rays of each are taken anew, on the batch's device.
+"""3D augmentation: a batch's cubes are deformed and the X-rays of each are taken anew, on the batch's device.
 
 A deformed cube is treated as a preparation treats one: whole HU, air around it, the case's own projector, attenuation
 model and poses. Where the deformation reaches beyond the cube that was cut from the scan, the voxels of its faces go
@@ -27,7 +27,7 @@ from diffux2ct.xray.attenuation import ATTENUATIONS, AttenuationModel
 from diffux2ct.xray.camera import Camera
 from diffux2ct.xray.drr import PROJECTORS, render_pair
 from diffux2ct.xray.effects import XrayRandomization
-from diffux2ct.xray.pose import Pose, random_pose, random_poses
+from diffux2ct.xray.pose import Pose, random_pose, random_poses, view_angle
 
 _SALT = 8  # of a sample's deformation: noise and exposures come from the same seed
 
@@ -71,8 +71,8 @@ class Augmentation:
     pose_mm: NotNegative = 2.0
     camera: Annotated[float, Range(0, 0.5)] = 0.03
 
-    def draw(self, seed: int) -> Deformation:
-        """The deformation of a sample's seed; a setting changes no other's draw."""
+    def draw(self, seed: int, views: Sequence[str] = VIEWS) -> Deformation:
+        """The deformation of a sample's seed; a setting changes no other's draw. views: that need a pose."""
         stream = np.random.default_rng(derived_seed(seed, _SALT))
         turn = random_pose(stream, self.rotation, self.shift)
         size, *slants = stream.uniform(-1, 1, 4)
@@ -80,6 +80,8 @@ class Augmentation:
         poses = random_poses(stream, self.pose_degrees, self.pose_mm)
         sad, sid = (1 + self.camera * stream.uniform(-1, 1, 2)).tolist()
         knots = self.elastic * stream.uniform(-1, 1, (3, *(self.cells + 3,) * 3))
+        more = [view for view in views if view not in poses]
+        poses |= random_poses(stream, self.pose_degrees, self.pose_mm, more)
         shear = np.eye(3)
         shear[np.triu_indices(3, 1)] = self.shear * np.asarray(slants)
         matrix = (1 + self.scale) ** size * turn.rotation() @ shear @ np.diag((-1 if mirrored else 1, 1, 1))
@@ -88,7 +90,10 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Acquisition:
-    """The projection of a case's X-rays from its cube. spacing: mm a voxel of the cube that is projected."""
+    """The projection of a case's X-rays from its cube.
+
+    poses: of the patient in each view that is projected. spacing: mm a voxel of the cube that is projected.
+    """
 
     camera: Camera
     projector: str
@@ -97,10 +102,12 @@ class Acquisition:
     spacing: float
 
     @classmethod
-    def of_case(cls, root: Path, case_id: str, spacing: float, purpose: str) -> "Acquisition":
+    def of_case(
+        cls, root: Path, case_id: str, spacing: float, purpose: str, views: Sequence[str] = VIEWS
+    ) -> "Acquisition":
         """From case.json; UserError where the X-rays came with the scan, or their making is not described.
 
-        purpose: the setting that projects anew, for that message.
+        purpose: the setting that projects anew, for that message. views: to project; straight where the case has none.
         """
         record = read_case(root, case_id) or {}
         known = {"camera_geometry": None, "projector": PROJECTORS, "attenuation": ATTENUATIONS}
@@ -116,7 +123,7 @@ class Acquisition:
         poses = {view: Pose.from_dict(values) for view, values in (record.get("poses") or {}).items()}
         return cls(
             Camera.from_dict(record["camera_geometry"]), record["projector"], record["attenuation"],
-            {view: poses.get(view, Pose()) for view in VIEWS}, spacing,
+            {view: poses.get(view, Pose()) for view in views}, spacing,
         )  # fmt: skip
 
     def moved(self, draw: Deformation) -> "Acquisition":
@@ -126,8 +133,15 @@ class Acquisition:
         poses = {view: pose.moved(draw.poses[view]) for view, pose in self.poses.items()}
         return replace(self, camera=camera, poses=poses)
 
+    def prepared(self, hu: Float[Tensor, "n n n"]) -> dict[str, Tensor]:
+        """Line integrals [n, n] of a cube of whole HU, by view, as a preparation computes them."""
+        return render_pair(
+            hu, self.spacing, self.camera, len(hu),
+            projector=self.projector, attenuation=self.attenuation, jitter=self.poses, views=tuple(self.poses),
+        )  # fmt: skip
+
     def render(self, hu: Float[Tensor, "n n n"], reduced: bool) -> dict[str, Tensor]:
-        """Line integrals [n, n] of a cube of whole HU.
+        """Line integrals [n, n] of a cube of whole HU, by view, with no more rays than that takes.
 
         reduced: the cube is smaller than the one whose X-rays were prepared and averaged. One ray a pixel then comes
         nearest to those means, since more of them smooth over what the voxels have averaged already.
@@ -137,10 +151,7 @@ class Acquisition:
             camera = _coarser(camera, size)
         elif any(not pose.is_identity for pose in self.poses.values()):
             camera = _coarser(camera, 2 * size)  # rays through a patient who lies askew are summed one by one
-        return render_pair(
-            hu, self.spacing, camera, size,
-            projector=self.projector, attenuation=self.attenuation, jitter=self.poses,
-        )  # fmt: skip
+        return replace(self, camera=camera).prepared(hu)
 
 
 class Augmenter:
@@ -169,13 +180,14 @@ class Augmenter:
 
     @torch.no_grad()
     def __call__(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A batch of "volume", both views, "index", "seed" and perhaps "labels" -> the same keys, and "camera".
+        """A batch of "volume", X-rays, "index", "seed" and perhaps "labels" -> the same keys, and "camera".
 
         A sample is fixed by its seed. camera: of the X-rays as they are now, without the poses.
         """
         seeds, volume = batch["seed"].tolist(), batch["volume"]
-        draws = [self.ranges.draw(seed) for seed in seeds]
-        taken = [self.acquisitions[i].moved(draw) for i, draw in zip(batch["index"].tolist(), draws, strict=True)]
+        cases = [self.acquisitions[i] for i in batch["index"].tolist()]
+        draws = [self.ranges.draw(seed, tuple(case.poses)) for seed, case in zip(seeds, cases, strict=True)]
+        taken = [case.moved(draw) for case, draw in zip(cases, draws, strict=True)]
         size = volume.shape[-1]
 
         # Deform the cubes, and the labels with them.
@@ -193,7 +205,7 @@ class Augmenter:
         if self._randomize:
             shown = [{view: image.cpu() for view, image in pair.items()} for pair in pairs]
             pairs = [self._randomize.expose(pair, seed) for pair, seed in zip(shown, seeds, strict=True)]
-        for view in VIEWS:
+        for view in taken[0].poses:
             images = torch.stack([pair[view] for pair in pairs]).to(volume.device)
             result[view] = normalize_xray(images, self._normalization)[:, None]
         result["camera"] = torch.tensor([how.camera.panel_map(how.spacing * size) for how in taken])
@@ -245,8 +257,10 @@ def _check_room(ranges: Augmentation, how: Acquisition, side: float) -> None:
         return
     angle = max(sum(map(abs, pose.rotation_deg)) for pose in how.poses.values()) + 3 * ranges.pose_degrees
     shift = max(max(map(abs, pose.shift_mm)) for pose in how.poses.values()) + ranges.pose_mm
-    # A cube that is turned by an angle reaches so far along an axis.
+    # A cube that is turned by an angle reaches so far along an axis; then it is turned to the view.
     reach = side / 2 * (1 + math.sqrt(2) * math.sin(math.radians(min(angle, 90)))) + shift
+    turns = [math.radians(view_angle(view)) for view in how.poses]
+    reach *= max(abs(math.cos(turn)) + abs(math.sin(turn)) for turn in turns)
     room = min(camera.sad * (1 - share), camera.sid * (1 - share) - camera.sad * (1 + share))
     if reach >= room:
         raise UserError(

@@ -26,6 +26,7 @@ from diffux2ct.intensity import HU_WINDOW, normalize_hu, normalize_xray
 from diffux2ct.types import VIEWS
 from diffux2ct.xray.camera import Camera, spacing_xyz
 from diffux2ct.xray.effects import XrayRandomization
+from diffux2ct.xray.pose import view_names
 
 _SCANS = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".dcm", ".ima", ".dicom")
 PUBLIC_SETS = ("lumbarv", "lidc_idri", "ctspine1k", "ctpelvic1k")
@@ -50,7 +51,7 @@ class CaseRecord:
 
 
 class PreparedDataset(torch.utils.data.Dataset):
-    """Cases of one split: a volume [1, D, H, W] and its X-rays [1, D, W], [1, D, H], all in [-1, 1], float32.
+    """Cases of one split: a volume [1, D, H, W] and its X-rays [1, D, W] or (lateral) [1, D, H], in [-1, 1], float32.
 
     root, split: the prepared folder (docs/data.md), and "train", "val" or "test".
     size: voxels per side that the model sees, the stored size divided by a whole number (block means of HU and of
@@ -61,10 +62,12 @@ class PreparedDataset(torch.utils.data.Dataset):
     an item read by its index alone is as prepared.
     augment: ranges of deformations; ``augment`` then turns a batch of items into one of other bodies (docs/method.md),
     in which the exposures of ``randomize`` are drawn, too. Items stay as prepared.
+    views: azimuths of the X-rays in degrees, see `diffux2ct.xray.pose`; 0 and 90 are those that were stored, the others
+    are projected from the cube as a preparation would.
     labels: structures or groups of ``data/labels``; items then have "labels" [D, H, W], uint8, k where the k-th
     of them is and 0 elsewhere (at a smaller size: ``reduce_classes``), and cases without labels are left out.
     Raises UserError where the folder is missing, empty, unfinished or damaged (missing: three lines), was made for
-    another window, or has no such labels.
+    another window, has no such labels, or X-rays that cannot be projected.
     """
 
     def __init__(
@@ -79,8 +82,10 @@ class PreparedDataset(torch.utils.data.Dataset):
         randomize: XrayRandomization | None = None,
         labels: Sequence[str] | None = None,
         augment: Augmentation | None = None,
+        views: Sequence[float | int] = (0, 90),
     ) -> None:
         self.root = Path(root)
+        self.views = view_names(views)
         self.split = split
         self.window = (float(window[0]), float(window[1]))
         self.xray_normalization = xray_normalization
@@ -101,13 +106,21 @@ class PreparedDataset(torch.utils.data.Dataset):
         if self.labels:
             self._keep_labelled(description.get("label_names"))
         self._check_arrays()
+        missing = [view for view in self.views if view not in VIEWS]
+        self._projected: list[Acquisition] = []
+        if missing:
+            how = f"dataset.views={list(views)}", missing
+            self._projected = [
+                Acquisition.of_case(self.root, case.case_id, case.spacing[0] / self._factor, *how)
+                for case in self.cases
+            ]
         self.augment = None if augment is None else self._augmenter(augment)
 
     def __len__(self) -> int:
         return len(self.cases)
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict:
-        """{"volume", "frontal", "lateral", "camera", "index"}; X-ray rows are z, as the volume's first axis.
+        """{"volume", an entry a view, "camera", "index"}; X-ray rows are z, as the volume's first axis.
 
         camera [4]: ``Camera.panel_map`` of the case; missing where the folder does not describe its camera.
 
@@ -117,7 +130,7 @@ class PreparedDataset(torch.utils.data.Dataset):
         index = range(len(self))[index]  # IndexError past the end, so that plain iteration stops
         case = self._case(index)
         item: dict = {"volume": case["volume"]}
-        pair = {view: case[view] for view in VIEWS}
+        pair = {view: case[view] for view in self.views}
         if self.randomize and seed is not None and self.augment is None:
             pair = self.randomize.expose(pair, seed)
         item |= {view: normalize_xray(image, self.xray_normalization)[None] for view, image in pair.items()}
@@ -129,13 +142,16 @@ class PreparedDataset(torch.utils.data.Dataset):
         return item
 
     def _case(self, index: int) -> dict[str, Tensor]:
-        """The volume [1, D, H, W] in [-1, 1] and raw line integrals [D, W], [D, H], at the requested size."""
+        """The volume [1, D, H, W] in [-1, 1] and each view's raw line integrals, at the requested size."""
         if self._cache and index in self._cache:
             return self._cache[index]
-        hu = _block_mean(load_array(self.cases[index].path, "volume"), self._factor)
-        case = {"volume": torch.from_numpy(normalize_hu(hu, self.window).astype(np.float32))[None]}
-        for view in VIEWS:
-            case[view] = torch.from_numpy(_block_mean(load_array(self.cases[index].path, view), self._factor))
+        case, folder, projected = {"volume": self._volume(index)}, self.cases[index].path, {}
+        if self._projected:
+            hu = np.array(load_array(folder, "volume"), np.float32)
+            projected = self._projected[index].prepared(torch.from_numpy(hu))
+        for view in self.views:
+            image = projected[view].numpy() if view in projected else load_array(folder, view)
+            case[view] = torch.from_numpy(_block_mean(image, self._factor))
         if self.labels:
             classes = reduce_classes(self._classes[load_array(self.cases[index].path, "labels")], self._factor)
             case["labels"] = torch.from_numpy(classes)
@@ -146,6 +162,12 @@ class PreparedDataset(torch.utils.data.Dataset):
         if self._cache is not None:
             self._cache[index] = case
         return case
+
+    def _volume(self, index: int) -> Float[Tensor, "1 d h w"]:
+        if self._cache and index in self._cache:
+            return self._cache[index]["volume"]
+        hu = _block_mean(load_array(self.cases[index].path, "volume"), self._factor)
+        return torch.from_numpy(normalize_hu(hu, self.window).astype(np.float32))[None]
 
     def _augmenter(self, ranges: Augmentation) -> Augmenter:
         if any("left" in name or "right" in name for name in self.labels):
@@ -162,7 +184,7 @@ class PreparedDataset(torch.utils.data.Dataset):
     def acquisition(self, index: int, purpose: str) -> Acquisition:
         """The projection of a case's X-rays, with the voxels of this size; see `Acquisition.of_case`."""
         case = self.cases[index]
-        return Acquisition.of_case(self.root, case.case_id, case.spacing[0], purpose)
+        return Acquisition.of_case(self.root, case.case_id, case.spacing[0], purpose, self.views)
 
     def first(self, count: int) -> "PreparedDataset":
         """The same dataset cut to its first ``count`` cases."""
@@ -176,7 +198,7 @@ class PreparedDataset(torch.utils.data.Dataset):
         """Mean of the split's volumes in [-1, 1]: the floor that every score stands beside."""
         total = torch.zeros(1, self.size, self.size, self.size, dtype=torch.float64)
         for index in range(len(self)):
-            total += self[index]["volume"]
+            total += self._volume(index)
         return (total / len(self)).float()
 
     def _keep_labelled(self, names: dict[str, str] | None) -> None:

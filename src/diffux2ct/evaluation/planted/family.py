@@ -24,7 +24,7 @@ from diffux2ct.evaluation.scored_case import ScoredCase
 from diffux2ct.intensity import block_mean, denormalize_hu
 
 Reconstruct = Callable[[Mapping[str, Tensor]], Tensor]
-"""Line integrals {"frontal", "lateral"} [n, n] -> a volume [1, n, n, n] in [-1, 1], on the CPU, the draws the same."""
+"""Line integrals [n, n] of each view -> a volume [1, n, n, n] in [-1, 1], on the CPU, the draws the same."""
 
 Scores = dict[str, float | None]
 
@@ -135,7 +135,8 @@ class _Bench:
         factor = len(hu) // case.volume.shape[-1]
         step = case.spacing[0] / factor
         try:
-            acquisition = Acquisition.of_case(case.path.parent.parent, case.case_id, step, "metrics.families=[planted]")
+            root, purpose = case.path.parent.parent, "metrics.families=[planted]"
+            acquisition = Acquisition.of_case(root, case.case_id, step, purpose, case.views)
         except UserError as error:
             reason, _, remedy = str(error).rpartition("; ")
             raise Unavailable(NAME, reason, remedy) from error

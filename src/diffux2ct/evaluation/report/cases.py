@@ -17,14 +17,15 @@ from diffux2ct.evaluation.report.tables import number
 from diffux2ct.viz.rendering import METAL_HU, RenderingUnavailable, render_case
 from diffux2ct.viz.slices import (
     BONE_HU,
-    EDGES,
     ERROR_LIMIT,
     PLANES,
     WINDOWS,
     bone_centre,
     display_xray,
+    edges,
     error_colours,
     grey,
+    named,
     orthoslices,
     png_data_uri,
 )
@@ -65,7 +66,7 @@ class ReportCase:
     """One case to show.
 
     truth, reconstruction: HU [D, H, W] of any numeric type. spacing: (x, y, z) mm. xrays: the X-rays that the model was
-    given, {"frontal": [D, W], "lateral": [D, H]}, in [-1, 1]. reprojections: of views that were projected again.
+    given, by view, in [-1, 1]. reprojections: of views that were projected again.
     half_width: HU from the middle of the interval to its end, or the standard deviation of draws; None: unknown.
     """
 
@@ -177,9 +178,9 @@ def picture(
     spacing: tuple[float, float, float] | None = None,
     caption: str = "",
 ) -> Picture:
-    """A grey picture with the patient's sides marked. plane: of `EDGES`. spacing: (x, y, z) mm of a slice's volume."""
+    """A grey picture with the patient's sides marked. plane: see `edges`. spacing: (x, y, z) mm of a slice's volume."""
     aspect = pixel_aspect(plane, image.shape, spacing) if spacing else ""
-    return Picture(png_data_uri(image), alt, caption, EDGES[plane], aspect)
+    return Picture(png_data_uri(image), alt, caption, edges(plane), aspect)
 
 
 def error_picture(
@@ -226,14 +227,14 @@ def _scores(row: Mapping[str, Any], metrics: Sequence[str]) -> str:
 def _given(case: ReportCase, view: str, suffix: str = "") -> Picture:
     alt = f"{case.case_id}: {view} X-ray{suffix}"
     image = grey(display_xray(case.xrays[view]), (-1.0, 1.0))
-    return picture(image, view, alt, caption=f"{view.capitalize()} X-ray")
+    return picture(image, view, alt, caption=f"{named(view)} X-ray")
 
 
 def _xrays(case: ReportCase, view: str) -> list[Picture]:
     """The X-ray, and where it was re-projected also that and the difference, on one scale."""
     if view not in case.reprojections:
         return [_given(case, view)]
-    name, title, both = f"{case.case_id}: {view}", view.capitalize(), case.reprojections[view]
+    name, title, both = f"{case.case_id}: {view}", named(view), case.reprojections[view]
     given, made = display_xray(both.stored), display_xray(both.image)
     scale = (0.0, max(float(given.max()), 1e-6))
     difference = np.asarray(made, np.float32) - np.asarray(given, np.float32)

@@ -18,11 +18,12 @@ from diffux2ct.evaluation.uncertainty.spread import VOXELS, CaseSpread, Draws
 from diffux2ct.evaluation.uncertainty.support import case_support
 from diffux2ct.files.atomic import sha256_of
 from diffux2ct.reconstructors.base import xrays_of
+from diffux2ct.xray.pose import is_view
 
 
 def spread_of_case(reconstructor: Any, case: ScoredCase, xrays: Mapping[str, Tensor], draws: Draws) -> CaseSpread:
     """Draw for one case."""
-    support = case_support(case.path, case.volume.shape[1])
+    support = case_support(case.path, case.volume.shape[1], tuple(filter(is_view, xrays)))
     return CaseSpread.of(case, draws.of(reconstructor, xrays, case.case_id), support)
 
 

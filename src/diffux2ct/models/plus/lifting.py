@@ -1,4 +1,4 @@
-"""3D features from two X-rays: planes of a 2D encoder-decoder, lifted along the rays of the case's own camera."""
+"""3D features from X-rays: planes of a 2D encoder-decoder, lifted along the rays of the case's own camera."""
 
 from collections.abc import Sequence
 
@@ -8,9 +8,10 @@ from diffux2ct.errors import UserError
 from diffux2ct.models.conditioning import Conditioning, Conditions
 from diffux2ct.models.layers.blocks import conv_norm_act
 from diffux2ct.models.layers.layout import concatenate
-from diffux2ct.models.plus.rays import RAY_AXIS, along_rays
+from diffux2ct.models.plus.rays import along_rays, turned
 from diffux2ct.models.triplane import PlaneDecoder, PlaneEncoder
 from diffux2ct.types import Plane, Xray, Xrays
+from diffux2ct.xray.pose import view_names
 
 
 class PlaneLift(nn.Module):
@@ -34,7 +35,7 @@ class PlaneLift(nn.Module):
         if self.depth is not None:
             planes = self.depth(plane).unflatten(1, (-1, self.size))
             lifted.append(along_rays(planes, camera, self.view))
-        return concatenate(*lifted)
+        return turned(concatenate(*lifted), self.view)
 
 
 class ViewLift(nn.Module):
@@ -66,16 +67,20 @@ class ViewLift(nn.Module):
 
 
 class LiftedConditioning(Conditioning):
-    """Each view's planes lifted along its own rays, both views side by side: h^(1..N), finest first.
+    """Each view's planes lifted along its own rays, all views side by side: h^(1..N), finest first.
+
+    A view has the same width in every model: half of ``channels``, which are those of two views. N views have N / 2
+    times as many.
 
     Args:
         size: voxels per side, divisible by 2^(levels - 1).
-        channels: C_h of each scale, finest first; but for the X-rays themselves a multiple of 4 where both ways
-            are on, else of 2.
+        channels: C_h of each scale of two views, finest first; but for the X-rays themselves a multiple of 4 where both
+            ways are on, else of 2.
         plane_channels, encoder_channels, num_blocks, dropout: of each view's 2D encoder and decoder.
         along, depth: the two ways of lifting (``PlaneLift``); at least one.
-        xray: two channels of the finest scale are the X-rays themselves, lifted.
+        xray: one channel a view of the finest scale is the X-ray itself, lifted.
         cone: False lifts as if all cameras were parallel.
+        views: azimuths of the X-rays in degrees, see `diffux2ct.xray.pose`.
     """
 
     def __init__(
@@ -90,32 +95,37 @@ class LiftedConditioning(Conditioning):
         depth: bool = True,
         xray: bool = False,
         cone: bool = True,
+        views: Sequence[float | int] = (0, 90),
     ) -> None:
         super().__init__()
+        self.takes = view_names(views, "lifting.views")
         factor = 2 ** (len(encoder_channels) - 1)
         if size % factor:
             raise UserError(f"dataset.size={size}: {len(encoder_channels)} encoder levels need a multiple of {factor}")
         ways = along + depth
         if not ways:
             raise UserError("lifting.along=false and lifting.depth=false: leave one of them on")
-        learned = [channels[0] - len(RAY_AXIS) * xray, *channels[1:]]
+        learned = [channels[0] - 2 * xray, *channels[1:]]
         if any(width % (2 * ways) or width < 1 for width in learned) or len(channels) > len(encoder_channels):
             besides = " (the first: and 2 more)" if xray else ""
             raise UserError(
                 f"lifting.channels={list(channels)}: give multiples of {2 * ways}{besides}, at most "
                 f"{len(encoder_channels)} of them"
             )
-        self.channels, self.size, self.xray, self.cone = tuple(channels), size, xray, cone
+        self.channels = tuple(width // 2 * len(self.takes) for width in channels)
+        self.size, self.xray, self.cone = size, xray, cone
         each = [(width // (2 * ways) * along, width // (2 * ways) * depth) for width in learned]
         self.views = nn.ModuleDict(
             {
                 view: ViewLift(view, size, plane_channels, encoder_channels, num_blocks, each, dropout)
-                for view in RAY_AXIS
+                for view in self.takes
             }
         )
 
     def forward(self, xrays: Xrays, z: Plane | None = None) -> Conditions:
         """X-rays in [-1, 1], and their "camera" [b, 4] on the CPU (``Camera.panel_map``); UserError without it."""
+        if missing := [view for view in self.takes if view not in xrays]:
+            raise UserError(f"xrays: no {' or '.join(missing)}, which this model lifts; give dataset.views as trained")
         camera = xrays.get("camera") if self.cone else None
         if self.cone and camera is None:
             raise UserError(
@@ -125,5 +135,6 @@ class LiftedConditioning(Conditioning):
         lifted = [view(xrays[name], camera) for name, view in self.views.items()]
         finest, *coarser = [concatenate(*scale) for scale in zip(*lifted, strict=True)]
         if self.xray:
-            finest = concatenate(finest, *(along_rays(xrays[name][:, :, None], camera, name) for name in RAY_AXIS))
+            shown = [turned(along_rays(xrays[view][:, :, None], camera, view), view) for view in self.takes]
+            finest = concatenate(finest, *shown)
         return [finest, *coarser]

@@ -6,11 +6,15 @@ per depth for the rows and one for the columns, equal to ``grid_sample``. On a C
 (``benchmarks/lifting_cpu.csv``); on CUDA its gradient is deterministic, which that of ``grid_sample`` is not.
 """
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from diffux2ct.models.layers.blocks import without_autocast
+from diffux2ct.xray.pose import in_named_view, view_angle
 
 RAY_AXIS = {"frontal": 3, "lateral": 4}  # of [b, c, D, H, W]: y and x
 PARALLEL = (1.0, 0.0, 1.0, 0.0)
@@ -37,9 +41,10 @@ def along_rays(
     """A plane per depth [b, c, depths, rows, columns] at the voxels of the cube, as the view's rays reach them.
 
     ``depths`` is the number of voxels along the view, or 1 for the same plane at each. camera: ``panel_map`` of each
-    sample, on the CPU; None: parallel.
+    sample, on the CPU; None: parallel. A view that is neither frontal nor lateral is lifted as the frontal one of the
+    turned patient, which leaves it to `turned` to turn the result.
     """
-    axis = RAY_AXIS[view]
+    axis = RAY_AXIS[in_named_view(view, None)[0]]
     if camera is None or bool((camera == camera.new_tensor(PARALLEL)).all()):
         return planes.expand(-1, -1, planes.shape[3], -1, -1).movedim(2, axis)
     if bool((camera != camera[:1]).any()):
@@ -56,4 +61,24 @@ def along_rays(
     # Then columns: [depth, (z b c), u] @ [depth, u, across].
     sampled = torch.bmm(stacked.reshape(size, -1, size), cols.transpose(1, 2))
     volume = sampled.reshape(size, size, batch, channels, size)  # depth, z, b, c, across
-    return volume.permute(2, 3, 1, 0, 4) if view == "frontal" else volume.permute(2, 3, 1, 4, 0)
+    return volume.permute(2, 3, 1, 0, 4) if axis == RAY_AXIS["frontal"] else volume.permute(2, 3, 1, 4, 0)
+
+
+def turned(volume: Float[Tensor, "b c d h w"], view: str) -> Float[Tensor, "b c d h w"]:
+    """A volume that was lifted along a view's rays, on the axes of the patient: turned about z by the view's angle.
+
+    Frontal and lateral views lie on them already. Bilinear in each axial plane, and exact at multiples of 90 degrees.
+    The corners of the cube that the lifted one does not reach are 0.
+    """
+    if view in RAY_AXIS:
+        return volume
+    quarters, rest = divmod(view_angle(view), 90)
+    if not rest:
+        return torch.rot90(volume, int(quarters), (3, 4))
+    cosine, sine = math.cos(math.radians(view_angle(view))), math.sin(math.radians(view_angle(view)))
+    centre = (torch.arange(volume.shape[-1], device=volume.device, dtype=torch.float32) * 2 + 1) / volume.shape[-1] - 1
+    y, x = torch.meshgrid(centre, centre, indexing="ij")
+    places = torch.stack((cosine * x - sine * y, sine * x + cosine * y), -1).expand(len(volume), -1, -1, -1)
+    with without_autocast(volume.device.type):
+        planes = F.grid_sample(volume.flatten(1, 2).float(), places, align_corners=False)
+    return planes.to(volume.dtype).unflatten(1, volume.shape[1:3])
