@@ -53,6 +53,6 @@ def test_xrays_that_camera_json_tells_to_be_wrong_are_refused(run_folder, scan, 
 def test_another_camera_and_a_moved_patient_are_warned_of(run_folder, scan, tmp_path, capsys):
     reconstruct(run_folder, scan / "x2ct", tmp_path / "out")
     notes = json.loads((tmp_path / "out" / "reconstruct.json").read_text())["notes"]
-    assert [f"warning: {note}" for note in notes] == capsys.readouterr().out.splitlines()[-4:-2]
+    assert [f"warning: {note}" for note in notes] == capsys.readouterr().out.splitlines()[-5:-3]
     assert "camera x2ct, but the model was trained on lumbar" in notes[0]
     assert "turned or shifted" in notes[1]
