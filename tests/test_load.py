@@ -19,7 +19,8 @@ from diffux2ct.cli.train import export
 from diffux2ct.cli.train import run as train
 from diffux2ct.comparison.find_runs import read_runs
 from diffux2ct.errors import UserError
-from diffux2ct.inference import model_grid, reconstruct
+from diffux2ct.inference.inputs import model_grid
+from diffux2ct.inference.reconstruct import reconstruct
 from diffux2ct.load import export_model, load_run
 
 

@@ -104,7 +104,8 @@ def check_views(cfg: DictConfig) -> None:
     if names == VIEWS or not reconstructs(cfg):
         return
     with torch.device("meta"):
-        takes = build_reconstructor(cfg).views
+        model = build_reconstructor(cfg)
+    takes = model.views if isinstance(model, Reconstructor) else VIEWS
     if set(takes) != set(names):
         raise UserError(
             f"dataset.views={list(cfg.dataset.views)}: model={cfg.method} takes {' and '.join(takes)} X-rays; leave "

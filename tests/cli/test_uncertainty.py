@@ -18,7 +18,7 @@ from diffux2ct.evaluation.scored_case import ScoredCase
 from diffux2ct.evaluation.uncertainty.calibration import Calibration
 from diffux2ct.evaluation.uncertainty.fit import spread_of_case
 from diffux2ct.files.atomic import sha256_of
-from diffux2ct.inference import UNCERTAINTY
+from diffux2ct.inference.reconstruction import UNCERTAINTY
 from diffux2ct.load import export_model, load_run
 from diffux2ct.reconstructors.base import xrays_of
 from diffux2ct.training.checkpoints import file as checkpoint

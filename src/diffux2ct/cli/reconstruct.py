@@ -40,7 +40,7 @@ def run(config: DictConfig) -> None:
     """Reconstruct as ``config`` says; writes volumes, xrays_used.png and reconstruct.json to ``out``."""
     from diffux2ct.build import plain
     from diffux2ct.diffusion.samplers.sampling import sampling_words
-    from diffux2ct.inference import reconstruct
+    from diffux2ct.inference.reconstruct import reconstruct
 
     cfg = read(Request, config)
     own = ("ckpt", "out", "sampler")

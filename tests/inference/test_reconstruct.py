@@ -20,7 +20,7 @@ import diffux2ct
 from diffux2ct.data.io.camera_file import read_camera_files
 from diffux2ct.data.io.xray_file import read_xray
 from diffux2ct.errors import UserError
-from diffux2ct.inference import check_cameras, model_grid, prepare_xrays
+from diffux2ct.inference.inputs import check_cameras, model_grid, prepare_xrays
 from diffux2ct.intensity import normalize_xray
 from diffux2ct.types import VIEWS
 from diffux2ct.viz.slices import WINDOWS, bone_centre, grey
