@@ -101,7 +101,9 @@ def check_sampler(cfg: DictConfig) -> None:
 def check_views(cfg: DictConfig) -> None:
     """UserError where ``dataset.views`` are not what the model takes."""
     names = view_names(plain(cfg.dataset).get("views", (0, 90)))
-    if names == VIEWS or not reconstructs(cfg):
+    lifted = OmegaConf.select(cfg, "lifting.views")
+    own = names if lifted is None else view_names(list(lifted), "lifting.views")
+    if names == VIEWS == own or not reconstructs(cfg):
         return
     with torch.device("meta"):
         model = build_reconstructor(cfg)

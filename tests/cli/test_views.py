@@ -56,7 +56,7 @@ def test_all_that_an_evaluation_offers_takes_the_model_s_views(trained):
     assert ("45° X-ray" in page) == (45 in views)
     assert ("Lateral X-ray" in page) == (90 in views)
     if len(views) == 1:
-        with pytest.raises(UserError, match="xray_source=swapped: exchanges frontal and lateral, and this model"):
+        with pytest.raises(UserError, match="xray_source=swapped: this model does not take both"):
             evaluate(composed("evaluate", f"ckpt={folder / 'run'}", *TINY, "xray_source=swapped"))
 
 
@@ -73,7 +73,7 @@ def test_the_command_and_python_reconstruct_from_its_views(trained, capsys):
         path.stem for path in (*[files[a] for a in (0, 90) if a in files], *others.values())
     ]
     note = "from one X-ray (frontal): depth along its rays was not seen; it is what the training bodies suggest"
-    assert [note] == [line for line in record["notes"] if "X-ray" in line] or len(views) == 4
+    assert [line for line in record["notes"] if "X-ray" in line] == [note] * (len(views) == 1)
     assert (f"warning: {note}" in capsys.readouterr().out) == (len(views) == 1)
 
     model = export_model(folder / "run", folder / "model")
@@ -88,9 +88,7 @@ def test_the_command_and_python_reconstruct_from_its_views(trained, capsys):
         with pytest.raises(UserError, match=r"xrays: views frontal, lateral; give frontal$"):
             diffux2ct.reconstruct(model, files[0], wrong, **settings)
     else:
-        with pytest.raises(
-            UserError, match=r"views frontal, angle_45; give frontal and angle_45 and lateral and angle_135"
-        ):
+        with pytest.raises(UserError, match=r"views frontal, angle_45; give frontal, angle_45, lateral, angle_135"):
             diffux2ct.reconstruct(model, files[0], **(settings | {"others": {45: files[45]}}))
         with pytest.raises(UserError, match="the same image as frontal"):
             diffux2ct.reconstruct(model, files[0], files[90], **(settings | {"others": {45: files[0], 135: wrong}}))

@@ -113,6 +113,11 @@ def test_a_mismatched_projector_is_less_consistent(cases, mismatch):
     assert not torch.equal(other, start)
 
 
+def test_the_projector_of_the_xrays_is_no_control(cases):
+    with pytest.raises(UserError, match="consistency_mismatch=joseph: the projector of these X-rays"):
+        corrected(cases, truth(cases), 1, "joseph")
+
+
 def test_settings_name_their_control():
     assert Consistency.wanted(None) is Consistency.wanted(0, "siddon") is None
     assert Consistency.wanted(3) == Consistency(3)
@@ -131,5 +136,8 @@ def test_xrays_without_absolute_values_or_a_known_camera_are_refused(phantoms, c
         Path("camera.json"), "frontal", "lumbar", {}, "line_integral", SIZE, (16.0,) * 3, (0.0,) * 3, False, "x", {}
     )
     both = {view: replace(file, view=view) for view in VIEWS}
+    exposed = {view: replace(known, record={"effects": {"gamma": 0.5}}) for view, known in both.items()}
+    with pytest.raises(UserError, match=r"camera\.json: its X-rays have effects .*consistency=3"):
+        Consistency(3).for_files(exposed, given(cases), "fixed", HU_WINDOW, SIZE, 16.0)
     with pytest.raises(UserError, match=r"camera\.json: does not say how .*consistency=3"):
         Consistency(3).for_files(both, given(cases), "fixed", HU_WINDOW, SIZE, 16.0)

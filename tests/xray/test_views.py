@@ -21,7 +21,10 @@ def test_names_and_angles_are_each_others_inverse():
     assert not any(map(is_view, ("volume", "camera", "index", "seed", "labels")))
 
 
-@pytest.mark.parametrize("angles", [[], [0, 0.0], [360], [-1], list(range(9)), ["a"], "90", 0, [True], [float("nan")]])
+@pytest.mark.parametrize(
+    "angles",
+    [[], [0, 0.0], [90, 90.0000001], [360], [359.9999], [-1], list(range(9)), ["a"], "90", 0, [True], [float("nan")]],
+)
 def test_other_angles_are_refused_in_one_line(angles):
     with pytest.raises(UserError, match="dataset.views=.*give 1 to 8 different angles"):
         view_names(angles)

@@ -163,7 +163,7 @@ def _render(cfg: Radiograph, hu: np.ndarray, camera: Any) -> tuple[dict[str, np.
     from diffux2ct.xray.attenuation import ATTENUATIONS
     from diffux2ct.xray.drr import render_pair
     from diffux2ct.xray.effects import XrayEffects
-    from diffux2ct.xray.pose import Pose, random_poses, view_names
+    from diffux2ct.xray.pose import Pose, drawing_order, random_poses, view_names
 
     settings = {"water": {"kev": cfg.kev}, "two_material": {"kvp": cfg.kvp}}.get(cfg.attenuation, {})
     attenuation = ATTENUATIONS[cfg.attenuation](**settings)
@@ -185,7 +185,7 @@ def _render(cfg: Radiograph, hu: np.ndarray, camera: Any) -> tuple[dict[str, np.
     )
     generator = torch.Generator().manual_seed(cfg.seed)
     images = {
-        view: effects(torch.from_numpy(image)[None, None], generator)[0, 0].numpy() for view, image in pair.items()
+        view: effects(torch.from_numpy(pair[view])[None, None], generator)[0, 0].numpy() for view in drawing_order(pair)
     }
     return images, {
         "projector": cfg.projector,

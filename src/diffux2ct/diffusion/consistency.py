@@ -1,12 +1,13 @@
-"""Data consistency: an estimate of the CT is moved until its own X-rays are the measured ones, in a few steps.
+"""Data consistency: an estimate of the CT is moved toward one whose own X-rays are the measured ones, in a few steps.
 
 A step goes down the gradient of |A(x) - y|^2, A the projector that made the X-rays y, as far as is best if A is linear
 on the way. Two X-rays fix few of a CT's numbers: the others stay as the network gave them. Air stays air, as its
 voxels (below -800 HU) do not move.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +21,7 @@ from diffux2ct.intensity import AIR_BELOW_HU, Window, denormalize_hu, normalize_
 from diffux2ct.types import Volume
 from diffux2ct.xray.attenuation import ATTENUATIONS
 from diffux2ct.xray.camera import Camera
+from diffux2ct.xray.effects import XrayEffects
 from diffux2ct.xray.pose import Pose
 
 if TYPE_CHECKING:
@@ -67,7 +69,7 @@ class Consistency:
         size: int,
         spacing: float,
     ) -> Correction:
-        """The correction for two X-rays whose camera.json says how they were taken. Others: as of `bound`.
+        """The correction for X-rays whose camera.json says how they were taken. Others: as of `bound`.
 
         size, spacing: of the CT, voxels per side and mm. UserError for X-rays without that file.
         """
@@ -79,10 +81,15 @@ class Consistency:
             or len({file.path for file in cameras.values()}) > 1
         ):
             raise UserError(
-                f"consistency={self.steps}: the camera of these X-rays is unknown; put both beside the camera.json of "
-                "synthesize_drr.py, or leave it out"
+                f"consistency={self.steps}: the camera of these X-rays is unknown; put all of them beside the "
+                "camera.json of synthesize_drr.py, or leave it out"
             )
         record = known.record
+        if record.get("effects") not in (None, json.loads(json.dumps(asdict(XrayEffects())))):
+            raise UserError(
+                f"{known.path}: its X-rays have effects of an exposure, which consistency={self.steps} does not model; "
+                "write them again without effects, or leave it out"
+            )
         try:
             settings = dict(record["attenuation"])
             attenuation = ATTENUATIONS[settings.pop("name")](**settings)
@@ -136,6 +143,10 @@ class Consistency:
     def _mistaken(self, how: Acquisition) -> Acquisition:
         if self.mismatch is None:
             return how
+        if self.mismatch == how.projector:
+            raise UserError(
+                f"consistency_mismatch={self.mismatch}: the projector of these X-rays; choose another, or leave it out"
+            )
         if isinstance(self.mismatch, str):
             return replace(how, projector=self.mismatch)
         farther = Pose(shift_mm=(self.mismatch, self.mismatch, self.mismatch))

@@ -203,7 +203,7 @@ def _xrays(dataset: EvaluationDataset, indices: Sequence[int], source: str) -> d
     xrays = {key: torch.stack([sample[key] for sample in samples]) for key in xrays_of(samples[0])}
     if source == "swapped":
         if not xrays.keys() >= set(VIEWS):
-            raise UserError("xray_source=swapped: exchanges frontal and lateral, and this model does not take both")
+            raise UserError("xray_source=swapped: this model does not take both frontal and lateral; use shuffled")
         if xrays["frontal"].shape != xrays["lateral"].shape:
             raise UserError("xray_source: frontal and lateral differ in size here, so they cannot be swapped")
         xrays = xrays | {"frontal": xrays["lateral"], "lateral": xrays["frontal"]}

@@ -19,6 +19,7 @@ from diffux2ct.errors import UserError
 from diffux2ct.seeding import CPU, seeded_generator
 from diffux2ct.types import Xray
 from diffux2ct.xray.camera import Real, finite
+from diffux2ct.xray.pose import drawing_order
 
 Range = tuple[Real, Real]
 _SALT = 7  # of a sample's exposure: the model draws its noise from the same seed
@@ -263,7 +264,7 @@ class XrayRandomization:
     def expose(self, pair: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
         """Line integrals [V, U] of each view, on the CPU, in an exposure of its own; ``seed`` alone fixes them."""
         stream = seeded_generator(CPU, seed, _SALT)
-        return {view: self.draw(stream)(image[None, None], stream)[0, 0] for view, image in pair.items()}
+        return {view: self.draw(stream)(pair[view][None, None], stream)[0, 0] for view in drawing_order(pair)}
 
     def _ranges(self) -> dict[str, Range]:
         ranges = {field.name: getattr(self, field.name) for field in fields(self)}

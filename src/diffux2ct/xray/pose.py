@@ -5,7 +5,7 @@ opposite. "frontal" is 0, "lateral" 90; a view at another angle is called after 
 view of the patient turned by a about z: its columns run along (cos a, -sin a), where the lateral's run along +y.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,9 +99,16 @@ def random_poses(
 
 
 def view_name(angle: Real) -> str:
-    """Name of the view at an azimuth in degrees."""
+    """Name of the view at an azimuth in degrees, to a hundredth."""
+    angle = round(float(angle), 2)
     # A dot would part the names of a module's parameters.
     return {0.0: VIEWS[0], 90.0: VIEWS[1]}.get(angle) or f"{_PREFIX}{angle:g}".replace(".", "p")
+
+
+def drawing_order(views: Iterable[str]) -> list[str]:
+    """Frontal and lateral first: what is drawn for them then depends on no other view, nor on its place."""
+    given = list(views)
+    return [*(view for view in VIEWS if view in given), *(view for view in given if view not in VIEWS)]
 
 
 def view_angle(view: str) -> float:
@@ -117,7 +124,7 @@ def is_view(key: str) -> bool:
 def view_names(angles: Any, key: str = "dataset.views") -> tuple[str, ...]:
     """Names of views at these azimuths. UserError unless they are 1 to 8 different numbers from 0 to below 360."""
     given = list(angles) if isinstance(angles, Sequence) and not isinstance(angles, str) else []
-    names = tuple(view_name(angle) for angle in given if finite(angle) and 0 <= angle < 360)
+    names = tuple(view_name(angle) for angle in given if finite(angle) and 0 <= round(angle, 2) < 360)
     if not len(given) == len(names) == len(set(names)) or not 1 <= len(names) <= MAX_VIEWS:
         raise UserError(f"{key}={angles}: give 1 to {MAX_VIEWS} different angles in degrees, from 0 to below 360")
     return names

@@ -107,7 +107,7 @@ def test_xrays_that_cannot_be_projected_anew_leave_the_stored_views(root: Path) 
 
 def test_each_view_at_an_angle_is_exposed_on_its_own(root: Path) -> None:
     exposed = XrayRandomization(photons=(1e3, 1e3), probability=1.0)
-    data = PreparedDataset(root, views=[0, 90, 45], randomize=exposed)
+    data = PreparedDataset(root, views=[45, 0, 90], randomize=exposed)
     biplanar = PreparedDataset(root, randomize=exposed)
     seen, two = data[0, 5], biplanar[0, 5]
     assert torch.equal(seen["frontal"], two["frontal"])

@@ -140,7 +140,11 @@ def sampling_words(record: Mapping[str, Any]) -> str:
         "ensemble": f"mean of {record.get('num_samples')} posterior samples",
     }.get(str(record.get("output")), f"sample by {record['name']}" if "name" in record else "")
     words += "" if record.get("blend") is None else f", blend {record['blend']:g} (0 is the mean)"
-    return words + (f", {steps} step{'s' if steps > 1 else ''}" if words and steps else "")
+    words += f", {steps} step{'s' if steps > 1 else ''}" if words and steps else ""
+    if record.get("consistency"):
+        control = record.get("consistency_mismatch")
+        words += f", consistency {record['consistency']}" + (f" (a control: {control})" if control is not None else "")
+    return words
 
 
 def sampling_record(settings: Mapping[str, Any]) -> dict[str, Any]:
