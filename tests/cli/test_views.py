@@ -85,10 +85,14 @@ def test_the_command_and_python_reconstruct_from_its_views(trained, capsys):
     assert np.asarray(ct.show()).shape[1] // 256 == len(views) + 3
     wrong = np.full((16, 16), 1.0) * np.arange(16)
     if len(views) == 1:
-        with pytest.raises(UserError, match=r"xrays: views frontal, lateral; give frontal$"):
+        with pytest.raises(
+            UserError, match=r"xrays: views frontal, lateral; this model takes frontal: give these and no others$"
+        ):
             diffux2ct.reconstruct(model, files[0], wrong, **settings)
     else:
-        with pytest.raises(UserError, match=r"views frontal, angle_45; give frontal, angle_45, lateral, angle_135"):
+        with pytest.raises(
+            UserError, match=r"views frontal, angle_45; this model takes frontal, angle_45, lateral, angle_135"
+        ):
             diffux2ct.reconstruct(model, files[0], **(settings | {"others": {45: files[45]}}))
         with pytest.raises(UserError, match="the same image as frontal"):
             diffux2ct.reconstruct(model, files[0], files[90], **(settings | {"others": {45: files[0], 135: wrong}}))

@@ -22,7 +22,7 @@ def xrays(frontal=(1, 1, 8, 8), lateral=(1, 1, 8, 8)):
 @pytest.mark.parametrize(
     ("inputs", "words"),
     [
-        ({"front": torch.zeros(1, 1, 8, 8)}, "views front; give frontal, lateral"),
+        ({"front": torch.zeros(1, 1, 8, 8)}, "views front; this model takes frontal, lateral"),
         ({}, "views none"),
         (xrays(frontal=(8, 8)), r"frontal is torch.float32 \[8, 8\]; give floats \[batch, 1, rows, columns\]"),
         (xrays(lateral=(1, 3, 8, 8)), r"lateral is torch.float32 \[1, 3, 8, 8\]"),

@@ -94,7 +94,10 @@ class Reconstructor(Trainable):
     def check_views(self, given: Collection[str]) -> None:
         """UserError unless the views are those that the model takes."""
         if set(given) != set(self.views):
-            raise UserError(f"xrays: views {', '.join(map(str, given)) or 'none'}; give {', '.join(self.views)}")
+            raise UserError(
+                f"xrays: views {', '.join(map(str, given)) or 'none'}; this model takes {', '.join(self.views)}: give "
+                "these and no others"
+            )
 
     def check_xrays(self, xrays: Xrays) -> None:
         """UserError unless ``xrays`` holds float images of the model's views, of its size, one of each per sample."""

@@ -167,7 +167,7 @@ def test_size_32_is_the_block_average_of_size_128(large: Phantom) -> None:
     assert np.abs(other).mean() > 8 * difference.mean()
 
 
-def test_generated_folder_is_readable_resumes_and_is_left_alone(tmp_path: Path) -> None:
+def test_generated_folder_is_readable_resumes_and_is_left_alone(tmp_path: Path, capsys) -> None:
     root = tmp_path / "phantom"
     generate_dataset(root, 3, 1, 2, size=16, extent_mm=256.0, seed=5)
     sizes = {split: len(PreparedDataset(root, split)) for split in ("train", "val", "test")}
@@ -200,12 +200,16 @@ def test_generated_folder_is_readable_resumes_and_is_left_alone(tmp_path: Path) 
     assert kept.stat().st_mtime_ns == stamp[kept]
     assert len(PreparedDataset(root, "train")[1]) == 5
 
-    generate_dataset(root, 3, 2, 2, size=16, extent_mm=256.0, seed=5)  # a longer split is completed
+    assert not capsys.readouterr().err.count("note:")
+    generate_dataset(root, 3, 2, 2, size=16, extent_mm=256.0, seed=5)  # more validation cases are added
+    assert f"note: {root}: cases are added to it (num_val 1 -> 2)" in capsys.readouterr().err
     assert kept.stat().st_mtime_ns == stamp[kept]
     assert [len(PreparedDataset(root, split)) for split in ("train", "val", "test")] == [3, 2, 2]
     with pytest.raises(UserError, match=r"other settings \(num_val=2\)"):
         generate_dataset(root, 3, 1, 2, size=16, extent_mm=256.0, seed=5)
 
+    with pytest.raises(UserError, match=r"other settings \(num_train=3\)"):  # another training set
+        generate_dataset(root, 4, 2, 2, size=16, extent_mm=256.0, seed=5)
     with pytest.raises(UserError, match=r"other settings \(seed=5\)"):
         generate_dataset(root, 3, 2, 2, size=16, extent_mm=256.0, seed=6)
     with pytest.raises(UserError, match=r"other settings \(region=lumbar\)"):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Mapping
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
@@ -21,6 +22,7 @@ from diffux2ct.files.folder_lock import only_writer
 from diffux2ct.intensity import HU_WINDOW
 
 FIRST_INDEX = {"train": 0, "val": 1_000_000, "test": 2_000_000}  # so a longer training set keeps its test cases
+_GROWING = ("num_val", "num_test")  # those in a finished folder may grow; training cases make another data set
 VERSION = 2  # raise it when the voxels of a seed change
 
 
@@ -39,9 +41,9 @@ def generate_dataset(
     """Write a prepared folder of phantoms, every case its own patient, and return it.
 
     size: voxels per side, over ``extent_mm``. region: see ``make_phantom``. workers: processes; None decides from cores
-    and work. A finished folder of the same settings is left alone; an interrupted one, or one of fewer phantoms, is
-    completed. UserError where `root` holds anything else, on another region, and when the disk is full or another
-    process writes there: under torchrun, rank 0 alone calls it.
+    and work. A finished folder of the same settings is left alone; an interrupted one is completed, and so is one of
+    fewer validation or test cases, with a note. UserError where `root` holds anything else, on another region, and when
+    the disk is full or another process writes there: under torchrun, rank 0 alone calls it.
     """
     root = Path(root)
     check_choice("dataset.generate.region", region, REGIONS)
@@ -61,7 +63,11 @@ def _write_missing(root: Path, settings: Mapping[str, Any], workers: int | None)
     """Write the phantoms that a prepared folder has not yet, then its tables."""
     if _finished(root, settings):  # by another process meanwhile
         return
-    (root / "dataset.json").unlink(missing_ok=True)  # of fewer phantoms
+    if (root / "dataset.json").exists():
+        before = json.loads((root / "phantom.json").read_text(encoding="utf-8"))
+        added = [f"{key} {before[key]} -> {settings[key]}" for key in _GROWING if before[key] != settings[key]]
+        print(f"note: {root}: cases are added to it ({', '.join(added)})", file=sys.stderr)
+        (root / "dataset.json").unlink()
     write_text(root / "phantom.json", json.dumps(settings, indent=1) + "\n")
     counts = {part: settings[f"num_{part}"] for part in FIRST_INDEX}
     split = {part: [f"phantom_{part}_{i:05d}" for i in range(n)] for part, n in counts.items()}
@@ -101,7 +107,7 @@ def _finished(root: Path, settings: Mapping[str, Any]) -> bool:
         stored = {}
     stored = stored if isinstance(stored, dict) else {}
     other = {key: stored.get(key) for key in settings if stored.get(key) != settings[key]}
-    if all(key.startswith("num_") and isinstance(n, int) and n < settings[key] for key, n in other.items()):
+    if all(key in _GROWING and isinstance(n, int) and n < settings[key] for key, n in other.items()):
         return not other and (root / "dataset.json").exists()
     shown = ", ".join(f"{key}={value}" for key, value in other.items())
     raise UserError(f"{root}: holds phantoms of other settings ({shown}); remove it, or choose another dataset.root")
