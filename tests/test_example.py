@@ -26,7 +26,7 @@ def test_the_example_writes_a_ct_and_a_picture(run_folder, tmp_path):
     image = sitk.ReadImage(str(run / "example" / "ct.nii.gz"))
     assert image.GetSize() == (SIZE,) * 3
     assert image.GetSpacing() == (256 / SIZE,) * 3
-    assert Image.open(run / "example" / "ct.png").size == (5 * 256, 276)
+    assert Image.open(run / "example" / "ct.png").size == (5 * 256 + 4 * 4, 276)  # four gutters
     assert len(done.stdout.splitlines()) == 2
 
 

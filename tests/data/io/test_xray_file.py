@@ -268,7 +268,7 @@ def test_growing_interpolates_linearly():
 
 
 def test_a_field_of_another_shape_is_refused_not_stretched():
-    with pytest.raises(UserError, match="888 x 1027 pixels .* do not fit"):
+    with pytest.raises(UserError, match="888 x 1027 pixels .* would be stretched .*crop or pad"):
         fit_xray(image_of(np.ones((1027, 888))), 32, 32)
     # 2 : 1 in pixels, square in mm.
     assert fit_xray(image_of(ramp(8, 16, np.float32), (0.4, 0.2)), 4, 4).values.shape == (4, 4)

@@ -114,8 +114,8 @@ def test_a_view_turned_by_90_degrees_is_the_lateral_one_mirrored(name):
     # Opposite sides, exactly; and the bilinear turn next to them agrees.
     assert torch.equal(turned(frontal, "angle_180"), frontal.flip(3, 4))
     assert torch.equal(turned(frontal, "angle_270"), torch.rot90(frontal, 3, (3, 4)))
-    near = turned(frontal, view_name(90.001))
-    torch.testing.assert_close(near, quarter, rtol=0, atol=2e-3)
+    near = turned(frontal, view_name(90.01))
+    torch.testing.assert_close(near, quarter, rtol=0, atol=2e-2)
 
 
 def test_the_turn_is_computed_in_single_precision_under_autocast():
